@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Installs what the tests need, then runs everything: shellcheck, rustfmt, clippy and all tests.
+#
+#   mount-scripts/test.sh              the usual run, under 25 minutes on two cores
+#   CORFS_SOAK=1 mount-scripts/test.sh the full length of the long tests (see soak.sh)
+#   CORFS_REQUIRE_ALL=1 ...            what a test lacks is a failure, not a skip (as in .ci/run)
+#
+# Arguments go to cargo test (`mount-scripts/test.sh programs:: -- --show-output`).
+#
+# As root (or with a sudo that asks nothing) it installs Debian packages, opens /dev/fuse to ordinary
+# users and allows them allow_other in /etc/fuse.conf, which is what the tests as such a user need.
+# Otherwise it says what is missing, and the tests that need it are skipped.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=mount-scripts/lib.sh
+. mount-scripts/lib.sh
+
+# The foreign suites, as published; raise these by hand, their findings are part of the tests.
+SUITES="pjdfstest@0.2.2 fsx@0.3.2"
+
+export CORFS_SOAK="${CORFS_SOAK:-0.1}"
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+
+# Runs one class of checks; the first that fails ends the script, by name.
+check() {
+    local name=$1 began=$SECONDS
+    shift
+    say "$name"
+    if ! "$@" </dev/null; then
+        say "FAILED: $name, after $((SECONDS - began)) s" >&2
+        exit 1
+    fi
+    say "$name: well, $((SECONDS - began)) s"
+}
+
+install_tools() {
+    install_missing cc=gcc make=make git=git fusermount3=fuse3 setfattr=attr setfacl=acl \
+        mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs losetup=util-linux \
+        mount=mount ps=procps tar=tar diff=diffutils rsync=rsync sqlite3=sqlite3 fio=fio \
+        stress-ng=stress-ng dbench=dbench shellcheck=shellcheck strace=strace
+    if [ -n "$MISSING" ] && [ "${CORFS_REQUIRE_ALL:-}" = 1 ]; then
+        die "CORFS_REQUIRE_ALL=1, but these cannot be installed:$MISSING"
+    fi
+    have cargo || die "no cargo; see https://rustup.rs"
+    cargo fmt --version >/dev/null 2>&1 || die "no rustfmt; type: rustup component add rustfmt"
+    cargo clippy --version >/dev/null 2>&1 || die "no clippy; type: rustup component add clippy"
+}
+
+# pjdfstest and fsx, once, into target/suites, where the tests look for them.
+install_suites() {
+    local suite
+    for suite in $SUITES; do
+        grep -qs "\"${suite%@*} ${suite#*@} " target/suites/.crates.toml && continue
+        say "installing $suite"
+        cargo install --quiet --locked --root target/suites "$suite" </dev/null && continue
+        [ "${CORFS_REQUIRE_ALL:-}" != 1 ] || die "$suite cannot be installed"
+        echo "$suite cannot be installed; its tests are skipped" >&2
+    done
+}
+
+# What the tests as an ordinary user need of the machine.
+open_fuse() {
+    [ -e /dev/fuse ] || as_root modprobe fuse 2>/dev/null
+    if [ -e /dev/fuse ] && [ "$(stat -c %a /dev/fuse)" != 666 ]; then
+        # As Debian's own udev rule has it.
+        as_root chmod 666 /dev/fuse || echo "/dev/fuse is closed to ordinary users" >&2
+    fi
+    if ! grep -qsx user_allow_other /etc/fuse.conf; then
+        as_root sh -c 'echo user_allow_other >>/etc/fuse.conf' ||
+            echo "/etc/fuse.conf does not allow user_allow_other" >&2
+    fi
+}
+
+check_scripts() {
+    if ! have shellcheck; then
+        echo "shellcheck is not installed; skipped" >&2
+        return 0
+    fi
+    # Every script that git tracks, or would: named so, or with a shell's first line.
+    local file scripts=()
+    while IFS= read -r -d '' file; do
+        case $file in
+            *.sh | .ci/run) scripts+=("$file") ;;
+        esac
+    done < <(git ls-files -z --cached --others --exclude-standard)
+    shellcheck -x "${scripts[@]}"
+}
+
+install_tools
+install_suites
+open_fuse
+check "shellcheck" check_scripts
+check "cargo fmt" cargo fmt --check
+check "cargo clippy" cargo clippy --all-targets -- -D warnings
+check "cargo test" cargo test --no-fail-fast "$@"
+say "all well, $SECONDS s"
