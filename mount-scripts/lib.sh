@@ -38,16 +38,20 @@ install_missing() {
     done
     [ -n "$MISSING" ] || return 0
     say "missing packages:$MISSING"
-    if have apt-get && as_root true; then
-        # shellcheck disable=SC2086 # several words on purpose
-        if as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
-            --no-install-recommends $MISSING </dev/null ||
-            { as_root apt-get update -q </dev/null &&
-                as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q \
-                    --no-install-recommends $MISSING </dev/null; }; then
-            MISSING=
-            return 0
-        fi
+    if ! have apt-get || ! as_root true; then
+        echo "not root, or not Debian; as root type: apt-get install$MISSING" >&2
+        return 0
     fi
-    echo "not installed (needs root); as root type: apt-get install$MISSING" >&2
+    # A fresh system has no package lists yet; one that has them needs no refresh.
+    if apt_install 2>/dev/null || { as_root apt-get update -q </dev/null && apt_install; }; then
+        MISSING=
+    else
+        echo "these could not be installed:$MISSING" >&2
+    fi
+}
+
+apt_install() {
+    # shellcheck disable=SC2086 # several words on purpose
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        $MISSING </dev/null
 }

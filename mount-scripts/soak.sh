@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs all tests with the long ones at full length (CORFS_SOAK=1, or what is set), keeps the log in
-# target/soak.log with what each test printed, and ends with a summary. Hours, not minutes: not for every change.
+# target/soak.log with what each test printed, and ends with a summary. Long: not for every change.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=mount-scripts/lib.sh

@@ -34,13 +34,16 @@ check() {
 }
 
 install_tools() {
-    install_missing cc=gcc make=make git=git fusermount3=fuse3 setfattr=attr setfacl=acl \
+    install_missing "cc=gcc libc6-dev" make=make git=git fusermount3=fuse3 setfattr=attr setfacl=acl \
         mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs losetup=util-linux \
         mount=mount ps=procps tar=tar diff=diffutils rsync=rsync sqlite3=sqlite3 fio=fio \
-        stress-ng=stress-ng dbench=dbench shellcheck=shellcheck strace=strace
+        stress-ng=stress-ng dbench=dbench shellcheck=shellcheck
     if [ -n "$MISSING" ] && [ "${CORFS_REQUIRE_ALL:-}" = 1 ]; then
         die "CORFS_REQUIRE_ALL=1, but these cannot be installed:$MISSING"
     fi
+    # What rustup puts into a login shell's profile; other shells lack it.
+    # shellcheck source=/dev/null
+    have cargo || ! [ -r "$HOME/.cargo/env" ] || . "$HOME/.cargo/env"
     have cargo || die "no cargo; see https://rustup.rs"
     cargo fmt --version >/dev/null 2>&1 || die "no rustfmt; type: rustup component add rustfmt"
     cargo clippy --version >/dev/null 2>&1 || die "no clippy; type: rustup component add clippy"
@@ -76,13 +79,10 @@ check_scripts() {
         echo "shellcheck is not installed; skipped" >&2
         return 0
     fi
-    # Every script that git tracks, or would: named so, or with a shell's first line.
     local file scripts=()
     while IFS= read -r -d '' file; do
-        case $file in
-            *.sh | .ci/run) scripts+=("$file") ;;
-        esac
-    done < <(git ls-files -z --cached --others --exclude-standard)
+        scripts+=("$file")
+    done < <(find . -path ./target -prune -o \( -name '*.sh' -o -path ./.ci/run \) -type f -print0)
     shellcheck -x "${scripts[@]}"
 }
 
