@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
     ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -78,11 +78,13 @@ impl Adapter {
         let mirror = Arc::new(Mirror::new(source, descriptors, options, metrics.clone())?);
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
         let (of_jobs, known) = (notifier.clone(), Arc::downgrade(&mirror));
-        let published = Box::new(move |directory: std::os::fd::BorrowedFd<'_>, name: &OsStr| {
-            if let (Some(notifier), Some(mirror)) = (of_jobs.get(), known.upgrade()) {
-                name_changed(&mirror, notifier, directory, name);
-            }
-        });
+        let published = Box::new(
+            move |directory: std::os::fd::BorrowedFd<'_>, name: &OsStr| {
+                if let (Some(notifier), Some(mirror)) = (of_jobs.get(), known.upgrade()) {
+                    name_changed(&mirror, notifier, directory, name);
+                }
+            },
+        );
         let jobs = Jobs::new(jobs_options, metrics.clone(), published);
         let control = ControlFiles::new(mirror.clone(), metrics.clone(), jobs, config);
         Ok(Self {
@@ -154,11 +156,7 @@ impl Shared {
     }
 
     /// `virtual_ttl`: the kernel must ask again for a control file every time.
-    fn reply_entry(
-        &self,
-        reply: ReplyEntry,
-        found: Result<Attr, Errno>,
-    ) {
+    fn reply_entry(&self, reply: ReplyEntry, found: Result<Attr, Errno>) {
         let options = self.mirror.options();
         match found {
             Ok(attr) if InodeTable::is_virtual(attr.id) => {
@@ -277,9 +275,11 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let shared = &self.shared;
-        let found = shared.measured(Op::Lookup, || match shared.control.lookup(parent.0, name)? {
-            Some(attr) => Ok(attr),
-            None => shared.mirror.lookup(parent.0, name),
+        let found = shared.measured(Op::Lookup, || {
+            match shared.control.lookup(parent.0, name)? {
+                Some(attr) => Ok(attr),
+                None => shared.mirror.lookup(parent.0, name),
+            }
         });
         let negative = shared.mirror.options().negative_timeout;
         match found {
@@ -300,15 +300,8 @@ impl Filesystem for Adapter {
         self.shared.metrics.operation(Op::Forget, started, false);
     }
 
-    fn batch_forget(&self, req: &Request, nodes: &[ForgetOne]) {
-        let started = Instant::now();
-        for node in nodes {
-            self.forget(req, node.nodeid(), node.nlookup());
-        }
-        self.shared
-            .metrics
-            .operation(Op::BatchForget, started, false);
-    }
+    // batch_forget stays the library's own, which calls `forget` for each: its argument's type is
+    // not public in fuser 0.18.
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let shared = &self.shared;

@@ -218,8 +218,7 @@ impl ControlFiles {
         let copy = match self.node(id)? {
             Node::Folder => return Err(Fail::new(Errno::ISDIR, "open")),
             Node::Copy(directory) if writes => {
-                let opener =
-                    Credentials::of_request(request.uid(), request.gid(), request.pid());
+                let opener = Credentials::of_request(request.uid(), request.gid(), request.pid());
                 let directory = self.mirror.table().fd(&directory)?;
                 Some(ControlHandle::open(self.jobs.clone(), directory, opener))
             }

@@ -102,9 +102,6 @@ mod tests {
     #[test]
     fn what_the_library_decodes_wrongly_is_read_rightly() {
         let as_decoded = UNIX_EPOCH - Duration::new(5, 300);
-        assert_eq!(
-            time(TimeOrNow::SpecificTime(as_decoded)),
-            Time::At(-5, 300)
-        );
+        assert_eq!(time(TimeOrNow::SpecificTime(as_decoded)), Time::At(-5, 300));
     }
 }

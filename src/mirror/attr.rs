@@ -8,8 +8,8 @@ use rustix::fs::{
     UTIME_OMIT, Uid, XattrFlags,
 };
 
-use super::inode::{Inode, NodeId, ROOT};
 use super::Mirror;
+use super::inode::{Inode, NodeId, ROOT};
 use crate::sys::{Errno, Fail, OrFail, Result, procfd};
 
 /// The source's attributes of an inode, and the id by which the kernel knows it.
@@ -142,7 +142,11 @@ impl Mirror {
     pub fn access(&self, id: NodeId, mask: u32) -> Result<()> {
         let access = Access::from_bits_truncate(mask);
         let inode = self.table.get(id)?;
-        let kept = [FileType::RegularFile, FileType::Directory, FileType::Symlink];
+        let kept = [
+            FileType::RegularFile,
+            FileType::Directory,
+            FileType::Symlink,
+        ];
         if access.contains(Access::WRITE_OK) && kept.contains(&inode.kind) {
             self.writable("access")?;
         }

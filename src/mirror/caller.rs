@@ -23,11 +23,7 @@ impl Mirror {
     ///
     /// # Errors
     /// EPERM when this process may not act for that caller; those of `f`.
-    pub(super) fn create_as<R>(
-        &self,
-        caller: &Caller,
-        f: impl FnOnce() -> Result<R>,
-    ) -> Result<R> {
+    pub(super) fn create_as<R>(&self, caller: &Caller, f: impl FnOnce() -> Result<R>) -> Result<R> {
         umask::set(caller.umask)?;
         if !self.privileged {
             // Refused rather than done as ourselves: the file would belong to the wrong user.

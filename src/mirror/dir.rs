@@ -10,9 +10,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
 
+use super::Mirror;
 use super::attr::Attr;
 use super::inode::{Inode, Key, NodeId};
-use super::Mirror;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
 /// How much one getdents64(2) may return, in bytes.

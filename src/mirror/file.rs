@@ -111,7 +111,11 @@ impl Mirror {
         match self.proc.reopen(fd.as_fd(), flags) {
             // EPERM: O_NOATIME on a file of another; or one that may only be appended to.
             Err(fail) if fail.errno == Errno::PERM => {
-                let appending = if append { OFlags::APPEND } else { OFlags::empty() };
+                let appending = if append {
+                    OFlags::APPEND
+                } else {
+                    OFlags::empty()
+                };
                 self.proc
                     .reopen(fd.as_fd(), (flags - OFlags::NOATIME) | appending)
             }
@@ -231,13 +235,7 @@ impl Mirror {
     ///
     /// # Errors
     /// Those of pwrite(2), when nothing could be written.
-    pub fn write(
-        &self,
-        handle: u64,
-        offset: u64,
-        data: &[u8],
-        from_pages: bool,
-    ) -> Result<usize> {
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], from_pages: bool) -> Result<usize> {
         let file = self.file(handle)?;
         let flags = if file.append && !from_pages {
             ReadWriteFlags::APPEND
@@ -332,12 +330,7 @@ impl Mirror {
     ///
     /// # Errors
     /// Those of copy_file_range(2); EXDEV and EOPNOTSUPP make the kernel copy by itself.
-    pub fn copy_file_range(
-        &self,
-        from: (u64, u64),
-        to: (u64, u64),
-        length: u64,
-    ) -> Result<usize> {
+    pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
         self.writable("copy_file_range")?;
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let (mut at_source, mut at_target) = (from.1, to.1);

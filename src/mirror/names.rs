@@ -78,7 +78,10 @@ impl Mirror {
         self.writable("mknod")?;
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
-        let (kind, perm) = (FileType::from_raw_mode(mode), Mode::from_raw_mode(mode & 0o7777));
+        let (kind, perm) = (
+            FileType::from_raw_mode(mode),
+            Mode::from_raw_mode(mode & 0o7777),
+        );
         self.create_as(caller, || {
             rustix::fs::mknodat(&*dir, name, kind, perm, device(rdev)).or_fail("mknodat")
         })?;

@@ -32,9 +32,7 @@ const VIRTUAL: u64 = SYNTHETIC | 1 << 62;
 const DEEPEST: usize = 256;
 
 /// Flags for a descriptor that only names an inode.
-const NAME_ONLY: OFlags = OFlags::PATH
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
+const NAME_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// All inodes that the kernel knows.
 #[derive(Debug)]
