@@ -5,3 +5,4 @@ mod aside;
 mod control;
 mod convert;
 mod lock_waits;
+mod shared;
