@@ -323,7 +323,7 @@ impl Filesystem for Adapter {
                 let handle = shared.control.open(req, ino.0, flags.0)?;
                 return Ok((FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO));
             }
-            let opened = shared.mirror.open(ino.0, flags.0)?;
+            let opened = shared.mirror.open(req.uid(), ino.0, flags.0)?;
             Ok(open_reply(&opened))
         });
         match opened {
