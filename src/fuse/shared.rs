@@ -13,7 +13,7 @@ use super::control::{ControlFiles, name_changed};
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
 use crate::copy::{Jobs, JobsOptions};
-use crate::mirror::{Attr, InodeTable, Mirror, Options};
+use crate::mirror::{Attr, Control, InodeTable, Mirror, Options};
 use crate::observe::{Metrics, Op};
 use crate::sys::{self, OrFail};
 
@@ -44,6 +44,7 @@ impl Shared {
             root: Arc::new(root),
             mountpoint: mountpoint.to_owned(),
             read_only: options.read_only,
+            control_name: (options.control != Control::Off).then(|| options.control_name.clone()),
         };
         let mirror = Arc::new(Mirror::new(source, descriptors, options, metrics.clone())?);
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
