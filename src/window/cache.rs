@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::ahead::{Ahead, Job};
 use super::budget::{Budget, Reservation, Window};
 use super::options::{Geometry, Span, WindowOptions};
-use super::table::{Found, Key, Table};
+use super::table::{Found, Gone, Key, Table};
 use crate::observe::Metrics;
 use crate::sys::Errno;
 
@@ -143,8 +143,7 @@ impl WindowCache {
                 Found::Nothing(outgrown) => break (table.begin(key), outgrown),
             }
         };
-        drop(table);
-        drop(outgrown);
+        self.depart(table, outgrown.into_iter().collect());
         self.metrics.window_miss();
         self.map(key, ticket, span, fd, Duration::ZERO)
     }
@@ -180,20 +179,30 @@ impl WindowCache {
             let missing = self.budget.missing(len);
             let gone = table.evict(missing, idle, Instant::now());
             if !gone.is_empty() {
-                table.departing += 1;
-                drop(table);
                 gone.iter().for_each(|_| self.metrics.window_evicted());
-                drop(gone);
-                self.table.lock().departing -= 1;
-                self.changed.notify_all();
+                self.depart(table, gone);
             } else if table.departing > 0 {
                 // All that could go is on its way: its room is there in a moment.
                 self.changed.wait(&mut table);
             } else {
-                // Room may have come between the first look and the lock.
+                // Room may have come between the first try and the lock.
                 return self.budget.reserve(len);
             }
         }
+    }
+
+    /// Lets windows go that were taken out of the table: unmaps, without the lock, those that are
+    /// not pinned. Until that is done they count as departing, so that nobody who needs their room
+    /// takes it for lost.
+    fn depart(&self, mut table: MutexGuard<'_, Table>, gone: Gone) {
+        if gone.is_empty() {
+            return;
+        }
+        table.departing += 1;
+        drop(table);
+        drop(gone);
+        self.table.lock().departing -= 1;
+        self.changed.notify_all();
     }
 
     /// Maps the window at `start` for a reader that is about to reach it, if the window before it
@@ -222,21 +231,24 @@ impl WindowCache {
 
     /// Unmaps all of that file that is not in use; what is in use goes when it is released.
     pub fn forget(&self, file: FileId) {
-        let gone = self.table.lock().forget(file);
-        drop(gone);
+        let mut table = self.table.lock();
+        let gone = table.forget(file);
+        self.depart(table, gone);
     }
 
     /// Unmaps everything that is not in use.
     pub fn clear(&self) {
-        let gone = self.table.lock().clear();
-        drop(gone);
+        let mut table = self.table.lock();
+        let gone = table.clear();
+        self.depart(table, gone);
     }
 
     /// Unmaps windows that were not used for that long: as long as a deleted file is mapped, its
     /// space on disk does not come back.
     pub fn trim_idle(&self, idle: Duration) {
-        let gone = self.table.lock().evict(usize::MAX, idle, Instant::now());
-        drop(gone);
+        let mut table = self.table.lock();
+        let gone = table.evict(usize::MAX, idle, Instant::now());
+        self.depart(table, gone);
     }
 
     /// Bytes mapped now, those being mapped and being unmapped among them. Never above the budget.

@@ -122,7 +122,7 @@ impl Map {
     /// copied mean nothing. EINVAL for a range outside of a mapping, EACCES for a destination
     /// mapped to read.
     pub fn copy_to(&self, src: Range<usize>, dst: &Map, dst_at: usize) -> Result<()> {
-        let end = dst_at.checked_add(src.len()).unwrap_or(usize::MAX);
+        let end = dst_at.saturating_add(src.len());
         let dst_range = dst_at..end;
         self.raw.check(&src).or_fail("copy")?;
         dst.raw.check(&dst_range).or_fail("copy")?;
@@ -156,6 +156,12 @@ impl Map {
             // length. What may happen to the mapped bytes is said in `copy_to`.
             unsafe { copy(from, to, len) }
         })
+    }
+
+    /// For tests that die of it.
+    #[cfg(test)]
+    pub(super) fn raw_start(&self) -> *const u8 {
+        self.at(0)
     }
 
     fn at(&self, offset: usize) -> *mut u8 {
