@@ -3,32 +3,26 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags,
-    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::aside::Aside;
-use super::control::{ControlFiles, name_changed};
-use super::convert::{self, entry_attr, shown_attr};
-use super::lock_waits::{LockWaits, Waiter};
-use crate::copy::{Jobs, JobsOptions};
-use crate::mirror::{
-    Attr, Caller, InodeTable, LockOutcome, MAX_READ, Mirror, Opened, Options, SetAttr,
-};
+use super::convert::{self, entry_attr};
+use super::lock_waits::Waiter;
+pub use super::shared::Shared;
+use super::shared::{GENERATION, nameless_attr, negative_attr};
+use crate::mirror::{Attr, Caller, InodeTable, LockOutcome, MAX_READ, Opened, Options, SetAttr};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
 use crate::sys::{self, Fail};
-
-/// Ids of dead inodes are never given to another while the mount lives, so one will do.
-const GENERATION: Generation = Generation(0);
 
 /// How many background requests (readahead) may be under way; the kernel's default is 12.
 const MAX_BACKGROUND: u16 = 64;
@@ -41,16 +35,6 @@ const AFTER_CONTROL: u64 = (i64::MAX - 15) as u64;
 /// Serves a mirror to the kernel.
 pub struct Adapter {
     shared: Arc<Shared>,
-}
-
-/// What the session keeps of an adapter that the FUSE library has taken over.
-pub struct Shared {
-    mirror: Arc<Mirror>,
-    control: ControlFiles,
-    metrics: Arc<Metrics>,
-    notifier: Arc<OnceLock<Notifier>>,
-    aside: Aside,
-    lock_waits: LockWaits,
 }
 
 impl Adapter {
@@ -67,154 +51,15 @@ impl Adapter {
         config: String,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
-        let jobs_options = JobsOptions {
-            root: Arc::new(
-                rustix::io::fcntl_dupfd_cloexec(&source, 0)
-                    .map_err(|errno| Fail::new(errno, "dup"))?,
-            ),
-            mountpoint: mountpoint.to_owned(),
-            read_only: options.read_only,
-        };
-        let mirror = Arc::new(Mirror::new(source, descriptors, options, metrics.clone())?);
-        let notifier: Arc<OnceLock<Notifier>> = Arc::default();
-        let (of_jobs, known) = (notifier.clone(), Arc::downgrade(&mirror));
-        let published = Box::new(
-            move |directory: std::os::fd::BorrowedFd<'_>, name: &OsStr| {
-                if let (Some(notifier), Some(mirror)) = (of_jobs.get(), known.upgrade()) {
-                    name_changed(&mirror, notifier, directory, name);
-                }
-            },
-        );
-        let jobs = Jobs::new(jobs_options, metrics.clone(), published);
-        let control = ControlFiles::new(mirror.clone(), metrics.clone(), jobs, config);
+        let shared = Shared::new(source, mountpoint, descriptors, options, config, metrics)?;
         Ok(Self {
-            shared: Arc::new(Shared {
-                mirror,
-                control,
-                metrics,
-                notifier,
-                aside: Aside::default(),
-                lock_waits: LockWaits::default(),
-            }),
+            shared: Arc::new(shared),
         })
     }
 
     /// What the session needs to keep.
     pub fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
-    }
-}
-
-impl Shared {
-    /// Gives the way to notify the kernel, once the session has one.
-    pub fn attach(&self, notifier: Notifier) {
-        // A second one would be of the same session.
-        let _ = self.notifier.set(notifier);
-    }
-
-    /// Drops all windows, and all that the kernel caches of files. Not from a request's thread.
-    pub fn drop_caches(&self) {
-        self.mirror.drop_windows();
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        for id in self.mirror.table().ids() {
-            // ENOENT: forgotten meanwhile; ENOTCONN: unmounted. Nothing is left to drop then.
-            let _ = notifier.inval_inode(INodeNo(id), 0, 0);
-        }
-    }
-
-    /// Housekeeping, once a second.
-    pub fn tick(&self) {
-        self.mirror.tick();
-    }
-
-    /// Ends what still runs, after the last request.
-    pub fn shutdown(&self) {
-        self.control.shutdown();
-    }
-
-    fn measured<T>(&self, op: Op, work: impl FnOnce() -> sys::Result<T>) -> Result<T, Errno> {
-        let started = Instant::now();
-        let done = work();
-        self.metrics.operation(op, started, done.is_err());
-        done.map_err(|fail| {
-            if fail.errno == sys::Errno::IO {
-                log::warn!("{op:?}: {fail}");
-            } else {
-                log::debug!("{op:?}: {fail}");
-            }
-            convert::errno(&fail)
-        })
-    }
-
-    fn reply_empty(&self, op: Op, reply: ReplyEmpty, work: impl FnOnce() -> sys::Result<()>) {
-        match self.measured(op, work) {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    /// `virtual_ttl`: the kernel must ask again for a control file every time.
-    fn reply_entry(&self, reply: ReplyEntry, found: Result<Attr, Errno>) {
-        let options = self.mirror.options();
-        match found {
-            Ok(attr) if InodeTable::is_virtual(attr.id) => {
-                reply.entry(&Duration::ZERO, &entry_attr(&attr), GENERATION);
-            }
-            Ok(attr) => reply.entry_with_ttls(
-                &options.attr_timeout,
-                &options.entry_timeout,
-                &entry_attr(&attr),
-                GENERATION,
-            ),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn reply_attr(&self, reply: ReplyAttr, found: Result<Attr, Errno>) {
-        match found {
-            Ok(attr) => reply.attr(&self.attr_ttl(&attr), &shown_attr(&attr)),
-            Err(errno) => reply.error(errno),
-        }
-    }
-
-    fn attr_ttl(&self, attr: &Attr) -> Duration {
-        if InodeTable::is_virtual(attr.id) {
-            return Duration::ZERO;
-        }
-        self.mirror.options().attr_timeout
-    }
-}
-
-/// A name that does not exist, as a reply that the kernel remembers: node id 0.
-fn negative_attr() -> fuser::FileAttr {
-    fuser::FileAttr {
-        ino: INodeNo(0),
-        size: 0,
-        blocks: 0,
-        atime: std::time::UNIX_EPOCH,
-        mtime: std::time::UNIX_EPOCH,
-        ctime: std::time::UNIX_EPOCH,
-        crtime: std::time::UNIX_EPOCH,
-        kind: fuser::FileType::RegularFile,
-        perm: 0,
-        nlink: 0,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 0,
-        flags: 0,
-    }
-}
-
-/// An entry whose attributes can't be had: an id that nobody knows and a size that the kernel
-/// refuses (fuse_valid_size), so that it shows the name, and asks when somebody wants more.
-fn nameless_attr(id: u64) -> fuser::FileAttr {
-    fuser::FileAttr {
-        ino: INodeNo(id),
-        size: u64::MAX,
-        ..negative_attr()
     }
 }
 
@@ -244,9 +89,10 @@ fn open_reply(opened: &Opened) -> (FileHandle, FopenFlags) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Not ATOMIC_O_TRUNC: the kernel would send the truncating open before it finds that the
+        // file is a running program's (ETXTBSY), and the program would lose its pages.
         let mut wanted = InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO

@@ -86,13 +86,14 @@ impl Mirror {
         flags | OFlags::CLOEXEC
     }
 
-    /// Opens a file.
+    /// Opens a file. To truncate it is a `setattr` of its own, which the kernel asks for once it
+    /// knows that the file may be written: a running program may not.
     ///
     /// # Errors
     /// EROFS for writing on a read-only mirror; those of open(2).
     pub fn open(&self, id: NodeId, flags: i32) -> Result<Opened> {
         let asked = Asked::of(flags);
-        if asked.writes() || flags & libc::O_TRUNC != 0 {
+        if asked.writes() {
             self.writable("open")?;
         }
         let inode = self.table.get(id)?;
@@ -100,8 +101,7 @@ impl Mirror {
             // To open a device or a FIFO has effects of its own, and the kernel never asks.
             return Err(Fail::new(Errno::NXIO, "open"));
         }
-        let truncate = OFlags::from_bits_retain((flags & libc::O_TRUNC) as u32);
-        let file = self.reopen(&inode, self.open_flags(&asked) | truncate, asked.append)?;
+        let file = self.reopen(&inode, self.open_flags(&asked), asked.append)?;
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
         Ok(self.enter_file(inode, file, asked, &stat))
     }
