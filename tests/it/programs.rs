@@ -6,11 +6,14 @@ mod developers;
 mod loads;
 mod tree;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Mount, Need, Scratch, USER, apart, as_user, is_root, require, set_owner};
+use crate::support::{
+    Mount, Need, Scratch, USER, apart, as_user, is_root, require, set_owner, soak,
+};
 
 /// As whom the program and the daemon run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +73,7 @@ impl Who {
     /// Runs a shell script as that user in `folder`, with `arguments` as `$1` and so on.
     #[track_caller]
     fn script(self, folder: &Path, script: &str, arguments: &[&Path]) -> String {
-        let mut command = Command::new("sh");
+        let mut command = bounded("sh");
         command.args(["-euc", script, "sh"]).args(arguments);
         command.current_dir(folder);
         crate::support::run(self.command(&mut command))
@@ -80,6 +83,18 @@ impl Who {
     fn apart<T: Send>(self, work: impl FnOnce() -> T + Send) -> T {
         apart(self.ids(), work)
     }
+}
+
+/// A command that is ended when the mount makes it hang: a failure with words, not a test run that
+/// never ends. The limit grows with the size of the long tests and has nothing to do with speed.
+pub(crate) fn bounded(program: impl AsRef<OsStr>) -> Command {
+    let limit = 300 + soak(3000);
+    let mut command = Command::new("timeout");
+    command
+        .arg("--kill-after=10")
+        .arg(limit.to_string())
+        .arg(program);
+    command
 }
 
 /// Empties a folder that a test used natively before the mount has its turn.
