@@ -728,6 +728,7 @@ impl Filesystem for Adapter {
                     lock,
                     watch: CallerWatch::new(req.pid()),
                     reply,
+                    fresh: true,
                 };
                 self.shared.lock_waits.wait(&self.shared.mirror, waiter);
             }
