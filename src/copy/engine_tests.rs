@@ -34,7 +34,7 @@ fn tree(folder: &OwnedFd) -> Tree<'_> {
     Tree {
         root: folder.as_fd(),
         directory: folder.as_fd(),
-        mountpoint: Path::new("/mnt"),
+        mountpoints: &[],
         reserved: None,
     }
 }

@@ -6,7 +6,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::PathBuf;
 
 use rustix::fs::{
     Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, accessat, fstat, openat,
@@ -27,8 +27,8 @@ pub(super) struct Tree<'a> {
     pub(super) root: BorrowedFd<'a>,
     /// The directory that holds the `.copy`: a relative name's start.
     pub(super) directory: BorrowedFd<'a>,
-    /// What an absolute name must begin with.
-    pub(super) mountpoint: &'a Path,
+    /// What an absolute name must begin with: any of these.
+    pub(super) mountpoints: &'a [PathBuf],
     /// A name that the mount answers itself: no file is newly made under it.
     pub(super) reserved: Option<&'a OsStr>,
 }
@@ -166,7 +166,8 @@ impl Tree<'_> {
         match name {
             [] => Err(Fail::new(Errno::NOENT, "open").because("an empty name")),
             [b'/', ..] => {
-                let path = beneath(name, self.mountpoint.as_os_str().as_bytes());
+                let mut known = self.mountpoints.iter();
+                let path = known.find_map(|at| beneath(name, at.as_os_str().as_bytes()));
                 Ok(Place {
                     from_root: true,
                     path: path.ok_or_else(leaves)?.to_vec(),

@@ -13,6 +13,7 @@ struct World {
     folder: tempfile::TempDir,
     root: OwnedFd,
     directory: OwnedFd,
+    mountpoints: Vec<PathBuf>,
 }
 
 impl World {
@@ -29,6 +30,7 @@ impl World {
             folder,
             root,
             directory,
+            mountpoints: vec!["/some/mount point".into(), "/other".into()],
         }
     }
 
@@ -40,7 +42,7 @@ impl World {
         Tree {
             root: self.root.as_fd(),
             directory: self.directory.as_fd(),
-            mountpoint: Path::new("/some/mount point"),
+            mountpoints: &self.mountpoints,
             reserved: Some(OsStr::new(".copy")),
         }
     }
@@ -90,6 +92,7 @@ fn absolute_names_begin_with_the_mountpoint() {
         world.source("//some/./mount point//d/e/deep").unwrap(),
         b"deep"
     );
+    assert_eq!(world.source("/other/file").unwrap(), b"file");
     assert_eq!(world.source("/some/mount pointed/file"), Err(Errno::XDEV));
     assert_eq!(world.source("/some"), Err(Errno::XDEV));
     assert_eq!(world.source("/some/mount point/../x"), Err(Errno::XDEV));

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Both ends of a mount, found fit for it.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Prepared {
     pub(super) source: Place,
     /// The mountpoint as it is before the mount.
     pub(super) target: Place,
+    /// The mountpoint's path, absolute, as it was given.
+    pub(super) given: PathBuf,
     /// `/dev/fuse`, open for reading and writing.
     pub(super) device: OwnedFd,
 }
@@ -32,9 +34,13 @@ pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
         refuse_full(target.path())?;
     }
     let device = open_device()?;
+    // Now: a daemon's working directory is another.
+    let given =
+        std::path::absolute(&settings.mountpoint).unwrap_or_else(|_| target.path().to_owned());
     Ok(Prepared {
         source,
         target,
+        given,
         device,
     })
 }
