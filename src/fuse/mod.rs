@@ -1,1 +1,3 @@
-//! To be filled.
+//! The only rooms that know FUSE.
+
+pub mod session;

@@ -1,1 +1,3 @@
-//! To be filled.
+//! The mirrored tree, testable without FUSE.
+
+pub mod options;
