@@ -5,7 +5,7 @@ mod list;
 mod size;
 pub mod table;
 
-use crate::fuse::session::{Manner, Settings};
+use crate::fuse::session::{KEEPER_OPTION, Manner, Settings};
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use draft::{Draft, VALUED};
@@ -24,6 +24,13 @@ pub enum Command {
         mountpoint: PathBuf,
         /// Whether to wait for the users.
         manner: Manner,
+    },
+    /// What a daemon with `auto_unmount` starts: unmount when standard input has ended.
+    Keep {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Major and minor number of the mount's device: no other is touched.
+        device: (u32, u32),
     },
     /// `corfs stat MOUNTPOINT`
     Stat {
@@ -54,14 +61,7 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
         Err(error) => return Ok(Command::Print(error.render().to_string())),
     };
     match matches.subcommand() {
-        Some(("umount", words)) => Ok(Command::Umount {
-            mountpoint: path(words, "MOUNTPOINT"),
-            manner: if words.get_flag("lazy") {
-                Manner::Lazy
-            } else {
-                Manner::Plain
-            },
-        }),
+        Some(("umount", words)) => umount(words),
         Some(("stat", words)) => Ok(Command::Stat {
             path: path(words, "MOUNTPOINT"),
             json: words.get_flag("json"),
@@ -69,6 +69,22 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
         Some((_, words)) => mount(words),
         None => mount(&matches),
     }
+}
+
+fn umount(matches: &ArgMatches) -> Result<Command, String> {
+    let mountpoint = path(matches, "MOUNTPOINT");
+    if let Some(device) = matches.get_one::<String>(KEEPER_OPTION) {
+        let numbers = device.split_once(':');
+        let numbers = numbers.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        let device = numbers.ok_or("a device is MAJOR:MINOR")?;
+        return Ok(Command::Keep { mountpoint, device });
+    }
+    let manner = if matches.get_flag("lazy") {
+        Manner::Lazy
+    } else {
+        Manner::Plain
+    };
+    Ok(Command::Umount { mountpoint, manner })
 }
 
 fn mount(matches: &ArgMatches) -> Result<Command, String> {
@@ -126,6 +142,7 @@ fn clap() -> Clap {
     let umount = Clap::new("umount")
         .about("Unmount a corfs mount, a dead one too")
         .arg(flag("lazy", 'l', "Unmount when the last user has gone"))
+        .arg(Arg::new(KEEPER_OPTION).long(KEEPER_OPTION).hide(true))
         .arg(positional("MOUNTPOINT", "Where it is mounted"));
     let stat = Clap::new("stat")
         .about("Show the statistics of a mount")

@@ -18,19 +18,12 @@ use std::process::{Child, Command, Output, Stdio};
 
 const PROGRAM: &str = "fusermount3";
 
-/// A `fusermount3` that waits for our end of the socket to close, and then unmounts
-/// (`auto_unmount`).
-#[derive(Debug)]
-pub(super) struct Keeper {
-    _ours: OwnedFd,
-}
-
 /// Mounts on `target`, and returns the descriptor that the requests come through.
 pub(super) fn mount(
     settings: &Settings,
     fsname: &OsStr,
     target: &Path,
-) -> Result<(OwnedFd, Option<Keeper>), Refusal> {
+) -> Result<OwnedFd, Refusal> {
     let failed = |words: String| {
         let help = remedy(&words);
         Refusal::mount(format!("mount on {}: {words}{help}", shown(target)))
@@ -51,9 +44,8 @@ pub(super) fn mount(
         .map_err(|e| failed(format!("run {}: {}", shown(&program), said(e))))?;
     drop(theirs);
     match receive(&ours) {
-        Ok(Some(device)) if settings.auto_unmount => Ok((device, Some(Keeper { _ours: ours }))),
         Ok(Some(device)) => match finish(&mut child) {
-            Ok(()) => Ok((device, None)),
+            Ok(()) => Ok(device),
             Err(words) => Err(failed(words)),
         },
         Ok(None) => Err(failed(
@@ -83,7 +75,10 @@ pub(super) fn unmount(target: &Path, lazy: bool) -> Result<(), String> {
         .stdin(Stdio::null())
         .output()
         .map_err(|e| format!("run {}: {}", shown(&program), said(e)))?;
-    verdict(&output)
+    verdict(&output).map_err(|words| {
+        let help = remedy(&words);
+        words + help
+    })
 }
 
 fn verdict(output: &Output) -> Result<(), String> {
@@ -131,6 +126,8 @@ fn remedy(words: &str) -> &'static str {
         "; a user mounts on directories of his own"
     } else if words.contains("Operation not permitted") {
         "; fusermount3 must be set-user-id root: reinstall fuse3"
+    } else if words.contains("not found in") {
+        "; only root and the user who mounted it may unmount it"
     } else {
         ""
     }
@@ -175,7 +172,6 @@ fn options(settings: &Settings, fsname: &OsStr) -> OsString {
         (settings.options.noatime, "noatime"),
         (settings.options.default_permissions, "default_permissions"),
         (settings.access != Access::Owner, "allow_other"),
-        (settings.auto_unmount, "auto_unmount"),
     ] {
         if on {
             word(text.as_bytes());

@@ -7,6 +7,7 @@ mod attend;
 mod check;
 mod daemon;
 mod fusermount;
+mod keeper;
 mod logging;
 mod mount;
 mod mountinfo;
@@ -16,6 +17,7 @@ mod settings;
 mod stats;
 mod unmount;
 
+pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use settings::{Access, Flags, MAX_THREADS, Settings};
 pub use stats::read as read_stats;
@@ -28,6 +30,7 @@ use attend::Attendants;
 use check::Prepared;
 use daemon::{Child, Half};
 use fuser::{Config, Session, SessionACL};
+use keeper::Keeper;
 use logging::Sink;
 use mount::{Mounted, Site};
 use refusal::{said, shown};
@@ -84,7 +87,7 @@ fn serve(
         &target,
         settings.options.clone(),
         settings.config_text(&source, &target),
-        Arc::new(Metrics::default()),
+        Arc::new(Metrics::new()),
     )
     .map_err(|fail| Refusal::system(format!("open source {}: {fail}", shown(&source))))?;
     let shared = adapter.shared();
@@ -92,7 +95,11 @@ fn serve(
     let mounted = mount::mount(settings, fsname, &target, prepared.device)?;
     log::info!("mirroring {} on {}", shown(&source), shown(&target));
     let site = mounted.site.clone();
-    let end = run_session(settings, adapter, &shared, mounted, signals, waiting);
+    let end = start_keeper(settings, &site).and_then(|keeper| {
+        let end = run_session(settings, adapter, &shared, mounted, signals, waiting);
+        drop(keeper);
+        end
+    });
     let left = unmount::sweep(&site);
     shared.shutdown();
     end?;
@@ -106,6 +113,13 @@ fn serve(
     Ok(())
 }
 
+fn start_keeper(settings: &Settings, site: &Site) -> Result<Option<Keeper>, Refusal> {
+    if !settings.auto_unmount {
+        return Ok(None);
+    }
+    Keeper::start(site).map(Some)
+}
+
 /// Runs the event loops, and what stands beside them.
 fn run_session(
     settings: &Settings,
@@ -115,11 +129,7 @@ fn run_session(
     signals: Signals,
     waiting: Option<&mut Child>,
 ) -> Result<(), Refusal> {
-    let Mounted {
-        device,
-        site,
-        keeper,
-    } = mounted;
+    let Mounted { device, site } = mounted;
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
@@ -131,7 +141,6 @@ fn run_session(
         .map_err(|error| failed("start threads", error))?;
     let end = session.run();
     attendants.finish();
-    drop(keeper);
     end.map_err(|error| {
         Refusal::system(format!(
             "event loops of {}: {}",

@@ -1,6 +1,6 @@
 //! The mount itself: by mount(2) where we may, else by `fusermount3`.
 
-use super::fusermount::{self, Keeper};
+use super::fusermount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use super::settings::{Access, Settings};
@@ -21,8 +21,6 @@ pub(super) const MAX_READ: usize = 1 << 20;
 pub(super) struct Mounted {
     pub(super) device: OwnedFd,
     pub(super) site: Site,
-    /// Lives as long as the session: dropping it makes `fusermount3` unmount.
-    pub(super) keeper: Option<Keeper>,
 }
 
 /// Where our mount is, and how to know it from another one there.
@@ -50,25 +48,23 @@ impl Site {
 }
 
 /// Mounts on `target`, with `device` (`/dev/fuse`) where the kernel lets us.
-///
-/// `auto_unmount` needs a second process, and that is `fusermount3`.
 pub(super) fn mount(
     settings: &Settings,
     fsname: &OsStr,
     target: &Path,
     device: OwnedFd,
 ) -> Result<Mounted, Refusal> {
-    if !settings.auto_unmount && is_privileged() {
+    if is_privileged() {
         match directly(settings, fsname, target, &device) {
-            Ok(()) => return stood(target, device, None),
+            Ok(()) => return stood(target, device),
             // A capability of a user namespace that does not own this mount namespace.
             Err(Errno::PERM) => {}
             Err(error) => return Err(failed(target, error)),
         }
     }
     drop(device);
-    let (device, keeper) = fusermount::mount(settings, fsname, target)?;
-    stood(target, device, keeper)
+    let device = fusermount::mount(settings, fsname, target)?;
+    stood(target, device)
 }
 
 /// Whether mount(2) is ours to call.
@@ -77,18 +73,14 @@ pub(super) fn is_privileged() -> bool {
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
-fn stood(target: &Path, device: OwnedFd, keeper: Option<Keeper>) -> Result<Mounted, Refusal> {
+fn stood(target: &Path, device: OwnedFd) -> Result<Mounted, Refusal> {
     let site = Site::of(target).ok_or_else(|| {
         Refusal::mount(format!(
             "mount on {}: it is not there any more; somebody else mounts or unmounts there",
             shown(target)
         ))
     })?;
-    Ok(Mounted {
-        device,
-        site,
-        keeper,
-    })
+    Ok(Mounted { device, site })
 }
 
 fn directly(

@@ -32,7 +32,7 @@ pub struct Settings {
     pub access: Access,
     /// What the kernel is to forbid or force at this mount.
     pub flags: Flags,
-    /// `fusermount3` stays, and unmounts when this process dies, however it dies.
+    /// A second process unmounts when this one dies, however it dies.
     pub auto_unmount: bool,
     /// A mountpoint with something in it will do.
     pub nonempty: bool,
