@@ -3,7 +3,7 @@
 use super::list::Word;
 use super::size;
 use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
-use crate::mirror::options::{Control, Io, Options};
+use crate::mirror::{Control, Io, Options};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;

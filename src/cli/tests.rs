@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fuse::session::Access;
-use crate::mirror::options::{Control, Io};
+use crate::mirror::{Control, Io};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;

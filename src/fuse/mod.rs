@@ -1,3 +1,9 @@
-//! The only rooms that know FUSE.
+//! The only rooms that know FUSE: the adapter, the session, the control files.
 
+pub mod adapter;
+mod aside;
+mod control;
+mod convert;
+mod lock_waits;
 pub mod session;
+mod shared;

@@ -1,52 +1,52 @@
-//! How a mirror behaves: plain values, settled by the command line.
+//! How a mirror behaves: plain values, made by the command line.
 
 use std::ffi::OsString;
 use std::time::Duration;
 
-/// What is in force for one mirror.
+/// How a mirror behaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
-    /// Every change is answered EROFS.
+    /// Every changing operation is refused with EROFS.
     pub read_only: bool,
-    /// Reads leave the source's access times alone where the system allows it.
+    /// Files of the source are opened with O_NOATIME where that is allowed.
     pub noatime: bool,
-    /// How the bytes of a file reach the reply.
+    /// How reads are served.
     pub io: Io,
-    /// Bytes of one mapped window.
+    /// Size of a mapped window, in bytes.
     pub window: usize,
-    /// The most bytes that all windows may map at once.
+    /// The most that may be mapped for reading at any moment, in bytes.
     pub window_budget: usize,
-    /// How long the kernel may trust attributes.
+    /// How long the kernel may keep attributes.
     pub attr_timeout: Duration,
-    /// How long the kernel may trust that a name leads to its inode.
+    /// How long the kernel may keep names that exist.
     pub entry_timeout: Duration,
-    /// How long the kernel may trust that a name does not exist; zero asks every time.
+    /// How long the kernel may keep names that do not exist.
     pub negative_timeout: Duration,
-    /// Whether `.copy` and `.corfs` exist, and whether `.copy` is listed.
+    /// Whether and how the control files show.
     pub control: Control,
-    /// The name of the control file in every directory.
+    /// The name of the control file in each directory.
     pub control_name: OsString,
-    /// The kernel checks modes and owners.
+    /// The kernel checks permissions by mode and ACL.
     pub default_permissions: bool,
-    /// Users other than the mount's owner may come in.
+    /// Users other than the one who mounted may enter.
     pub allow_other: bool,
 }
 
 /// How reads are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Io {
-    /// From mapped windows.
+    /// From mapped windows of the source files.
     Mmap,
-    /// Through a buffer, by pread.
+    /// By pread(2) into a buffer of the serving thread, for comparison.
     Pread,
 }
 
-/// Where the control files show.
+/// Whether and how the control files show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Found by name, never listed.
+    /// Found by name, in no listing.
     Hidden,
-    /// Listed in the root directory, found by name everywhere.
+    /// As hidden, and listed in the root.
     Visible,
     /// There are none.
     Off,

@@ -24,7 +24,6 @@ labelled! {
     Op {
         Lookup = "lookup",
         Forget = "forget",
-        BatchForget = "batch_forget",
         Getattr = "getattr",
         Setattr = "setattr",
         Readlink = "readlink",

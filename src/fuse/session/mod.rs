@@ -85,6 +85,7 @@ fn serve(
     let adapter = Adapter::new(
         prepared.source.into_fd(),
         &target,
+        inode_descriptors(limit),
         settings.options.clone(),
         settings.config_text(&source, &target),
         Arc::new(Metrics::new()),
@@ -111,6 +112,13 @@ fn serve(
     }
     log::info!("ended");
     Ok(())
+}
+
+/// How many descriptors may hold inodes: half of what this process may have, the rest is for open
+/// files. Each also keeps an inode of the source in the kernel's memory, hence a ceiling.
+fn inode_descriptors(limit: u64) -> usize {
+    const MOST: u64 = 32 << 10;
+    (limit / 2).min(MOST) as usize
 }
 
 fn start_keeper(settings: &Settings, site: &Site) -> Result<Option<Keeper>, Refusal> {

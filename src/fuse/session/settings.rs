@@ -1,6 +1,6 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
-use crate::mirror::options::{Control, Io, Options};
+use crate::mirror::{Control, Io, Options};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
