@@ -9,4 +9,6 @@
     reason = "not every helper is used by every set of families"
 )]
 
+mod children;
+mod posix;
 mod support;
