@@ -267,7 +267,7 @@ impl Map {
         Self(at.expect("mmap").cast(), len)
     }
 
-    fn bytes(&self) -> &mut [u8] {
+    fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: mapped for `len` bytes until drop; the checks do not shrink a file that is
         // mapped, and only one thread looks.
         unsafe { std::slice::from_raw_parts_mut(self.0, self.1) }
@@ -287,7 +287,7 @@ fn a_private_mapping_shows_the_file(at: &Path) {
     crate::support::write_file(&path, &bytes);
     let fd = open(&path, OFlags::RDONLY);
     let both = ProtFlags::READ | ProtFlags::WRITE;
-    let map = Map::new(&fd, bytes.len(), both, MapFlags::PRIVATE);
+    let mut map = Map::new(&fd, bytes.len(), both, MapFlags::PRIVATE);
     assert_same_bytes(0, map.bytes(), &bytes);
     map.bytes()[0] ^= 1;
     assert_same_bytes(0, &read(&path), &bytes);
@@ -298,7 +298,7 @@ fn a_shared_mapping_writes_the_file(at: &Path) {
     let fd = open(&path, NEW);
     write_at(&fd, 0, &vec![b'.'; 300_000]);
     let both = ProtFlags::READ | ProtFlags::WRITE;
-    let map = Map::new(&fd, 300_000, both, MapFlags::SHARED);
+    let mut map = Map::new(&fd, 300_000, both, MapFlags::SHARED);
     map.bytes()[200_000..200_005].copy_from_slice(b"store");
     map.bytes()[7] = b'7';
     // SAFETY: the range is our mapping.
@@ -313,7 +313,7 @@ fn a_mapping_sees_later_writes(at: &Path) {
     let path = at.join("f");
     let fd = open(&path, NEW);
     write_at(&fd, 0, &[b'a'; 8192]);
-    let map = Map::new(&fd, 8192, ProtFlags::READ, MapFlags::SHARED);
+    let mut map = Map::new(&fd, 8192, ProtFlags::READ, MapFlags::SHARED);
     assert_eq!(map.bytes()[5000], b'a');
     write_at(&fd, 5000, b"b");
     assert_eq!(map.bytes()[5000], b'b');
