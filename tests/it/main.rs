@@ -11,4 +11,5 @@
 
 mod children;
 mod posix;
+mod stairs;
 mod support;
