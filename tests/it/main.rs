@@ -10,6 +10,9 @@
 )]
 
 mod children;
+mod inspect;
+mod mirror;
 mod posix;
+mod reads;
 mod stairs;
 mod support;
