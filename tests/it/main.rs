@@ -10,6 +10,7 @@
 )]
 
 mod children;
+mod control;
 mod inspect;
 mod mirror;
 mod posix;
