@@ -1,1 +1,20 @@
-//! To be filled.
+//! Copies within the source's own file system, asked for by a line in a `.copy`.
+//!
+//! The way of a copy: [`ControlHandle::write`] takes bytes, `lines` makes lines of them,
+//! [`language`] reads a line, `resolve` opens what it names beneath the mounted tree and under the
+//! opener's credentials, `engine` moves the bytes into a temporary file, `publish` puts that in its
+//! place. `jobs` keeps the list that `cat .copy` shows; `watchers` cancels for those who are told
+//! to stop. A new method is a variant of [`language::Method`] and a branch in the engine's chunk.
+
+mod control;
+mod engine;
+mod extents;
+mod jobs;
+pub mod language;
+mod lines;
+mod publish;
+mod resolve;
+mod watchers;
+mod words;
+
+pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};

@@ -1,1 +1,8 @@
-//! To be filled.
+//! The only rooms that know FUSE: the adapter, the session, the control files.
+
+pub mod adapter;
+mod aside;
+mod control;
+mod convert;
+mod lock_waits;
+mod shared;

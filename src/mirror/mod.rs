@@ -1,1 +1,132 @@
-//! To be filled.
+//! The mirrored tree, testable without FUSE.
+//!
+//! Operations keep their FUSE names. A name is always resolved one component at a time, on the
+//! descriptor of its directory and without following links, so that none leads out of the source.
+
+mod attr;
+mod caller;
+mod dir;
+mod file;
+mod inode;
+mod locks;
+mod names;
+mod options;
+mod table;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::RwLock;
+
+pub use attr::{Attr, SetAttr, Time};
+pub use caller::Caller;
+pub use dir::Entry;
+pub use file::Opened;
+pub use inode::{Inode, Key, NodeId, ROOT};
+pub use locks::LockOutcome;
+pub use options::{Control, Io, Options};
+pub use table::InodeTable;
+
+use crate::observe::Metrics;
+use crate::sys::procfd::ProcFd;
+use crate::sys::{Errno, Fail, Result};
+use crate::window::{WindowCache, WindowOptions};
+
+/// The largest read that the kernel asks for in one request, in bytes: `max_pages_limit` of
+/// 256 pages (fs/fuse/inode.c).
+pub const MAX_READ: usize = 1 << 20;
+
+/// Windows not used for this long are unmapped: a mapping keeps a deleted file's space.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// A source directory, served.
+///
+/// Order of locks: `files` and `dirs` are leaves, as are those of the parts; none is held across
+/// a system call, except a directory stream's own, which its readers share in turn.
+pub struct Mirror {
+    table: InodeTable,
+    options: Options,
+    metrics: Arc<Metrics>,
+    windows: Arc<WindowCache>,
+    proc: ProcFd,
+    files: RwLock<HashMap<u64, Arc<file::OpenFile>>>,
+    dirs: RwLock<HashMap<u64, Arc<dir::OpenDir>>>,
+    next_handle: AtomicU64,
+    locks: locks::Locks,
+    privileged: bool,
+}
+
+impl Mirror {
+    /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes.
+    ///
+    /// # Errors
+    /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root.
+    pub fn new(
+        source: OwnedFd,
+        descriptors: usize,
+        options: Options,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let windows = WindowOptions {
+            window: options.window,
+            budget: options.window_budget,
+            max_read: MAX_READ,
+        };
+        windows.check()?;
+        Ok(Self {
+            table: InodeTable::new(source, descriptors, metrics.clone())?,
+            windows: WindowCache::new(windows, metrics.clone()),
+            proc: ProcFd::open()?,
+            files: RwLock::default(),
+            dirs: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+            locks: locks::Locks::default(),
+            privileged: rustix::process::geteuid().is_root(),
+            options,
+            metrics,
+        })
+    }
+
+    /// What the kernel knows.
+    pub fn table(&self) -> &InodeTable {
+        &self.table
+    }
+
+    /// How this mirror behaves.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Drops every window that nobody is using at this moment.
+    pub fn drop_windows(&self) {
+        self.windows.clear();
+    }
+
+    /// Housekeeping, once a second.
+    pub fn tick(&self) {
+        self.windows.trim_idle(IDLE);
+    }
+
+    /// The kernel takes back `count` lookups of an inode.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        if let Some(inode) = self.table.forget(id, count) {
+            self.windows.forget(inode.file_id);
+        }
+    }
+
+    /// Refuses what changes something, on a read-only mirror.
+    fn writable(&self, operation: &'static str) -> Result<()> {
+        if self.options.read_only {
+            return Err(Fail::new(Errno::ROFS, operation));
+        }
+        Ok(())
+    }
+
+    fn new_handle(&self) -> u64 {
+        self.metrics.handle_opened();
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+}

@@ -1,1 +1,9 @@
-//! To be filled.
+//! Counters, gauges and latency histograms, as OpenMetrics text. Every floor counts here.
+
+mod metrics;
+pub mod names;
+mod op;
+pub mod text;
+
+pub use metrics::Metrics;
+pub use op::{CopyEnd, Fallback, Op, ReadMode};

@@ -3,7 +3,24 @@
 pub mod creds;
 mod fail;
 pub mod handle;
+pub mod ofd;
 pub mod process;
+pub mod procfd;
+pub mod umask;
 pub mod watch;
 
 pub use fail::{Errno, Fail, OrFail, Result};
+
+/// Closes a descriptor and tells what the file system had to say: network file systems report
+/// there what they could not write (close(2)).
+///
+/// # Errors
+/// EIO, ENOSPC, EDQUOT. The descriptor is closed all the same.
+pub fn close(fd: std::os::fd::OwnedFd) -> Result<()> {
+    use std::os::fd::IntoRawFd;
+    // SAFETY: we own the descriptor, and into_raw_fd gave up the only other claim to it.
+    match unsafe { libc::close(fd.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(handle::last_error("close")),
+    }
+}

@@ -1,0 +1,233 @@
+//! Two questions of the first floor, measured: do mapped windows read at least as fast as pread,
+//! and does a `.copy` beat cp?
+//!
+//! `mount-scripts/bench.sh [FOLDER]` runs it; FOLDER (default: a temporary one) says on which file
+//! system. Rounds are interleaved, their order rotates, native comes first and last in each; before
+//! every run as much memory as it needs is touched and freed, in every competitor alike, because a
+//! virtual machine gives idle memory back to its host. Printed are medians with their range, and
+//! ratios of medians; under 15 % is no difference.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const MIB: usize = 1 << 20;
+const ROUNDS: usize = 7;
+
+fn main() {
+    // `cargo test` runs benches too, with --test; that is not the time to measure.
+    if std::env::args().any(|word| word == "--test") {
+        return;
+    }
+    let size = megabytes() * MIB as u64;
+    let folder = scratch();
+    let source = folder.path().join("source");
+    std::fs::create_dir(&source).expect("make the source");
+    make_file(&source.join("big"), size);
+    let mmap = Mount::new(&source, &folder.path().join("mmap"), "io=mmap");
+    let pread = Mount::new(&source, &folder.path().join("pread"), "io=pread");
+
+    let file = source.join("big");
+    println!("file of {} MiB, warm, {ROUNDS} rounds", size >> 20);
+    compare(
+        "sequential reads of 1 MiB",
+        size,
+        &mut [
+            ("native, buffered", &mut || read_through(&file, false)),
+            ("io=mmap, O_DIRECT", &mut || {
+                read_through(&mmap.at.join("big"), true)
+            }),
+            ("io=pread, O_DIRECT", &mut || {
+                read_through(&pread.at.join("big"), true)
+            }),
+        ],
+        (1, 2),
+    );
+    let copy = source.join("copy");
+    compare(
+        "copy",
+        size,
+        &mut [
+            ("cp --reflink=never", &mut || cp(&file, &copy)),
+            (".copy, map-write", &mut || {
+                control(&mmap.at, "--method=map-write big copy")
+            }),
+            (".copy, map-map", &mut || {
+                control(&mmap.at, "--method=map-map big copy")
+            }),
+        ],
+        (1, 0),
+    );
+}
+
+/// Size of the file, in MiB.
+fn megabytes() -> u64 {
+    let asked = std::env::var("CORFS_BENCH_MIB").ok();
+    asked.and_then(|text| text.parse().ok()).unwrap_or(1024)
+}
+
+fn scratch() -> tempfile::TempDir {
+    let folder = std::env::args().skip(1).find(|word| !word.starts_with('-'));
+    match folder {
+        Some(folder) => tempfile::tempdir_in(folder),
+        None => tempfile::tempdir(),
+    }
+    .expect("make a temporary folder")
+}
+
+/// Bytes that no file system can compress or leave out.
+fn make_file(path: &Path, size: u64) {
+    let mut file = File::create(path).expect("create the file");
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut block = vec![0u8; MIB];
+    for _ in 0..size / MIB as u64 {
+        for word in block.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        file.write_all(&block).expect("fill the file");
+    }
+    file.sync_all().expect("write the file out");
+}
+
+fn read_through(path: &Path, direct: bool) {
+    let flags = if direct { libc::O_DIRECT } else { 0 };
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .expect("open");
+    let mut room = vec![0u8; MIB + 4096];
+    let start = room.as_ptr().align_offset(4096);
+    let buffer = &mut room[start..start + MIB];
+    let mut offset = 0;
+    loop {
+        let count = file.read_at(buffer, offset).expect("read");
+        if count == 0 {
+            return;
+        }
+        offset += count as u64;
+    }
+}
+
+fn cp(from: &Path, to: &Path) {
+    let status = Command::new("cp")
+        .args(["--reflink=never", "--sparse=never"])
+        .args([from, to])
+        .status()
+        .expect("run cp");
+    assert!(status.success(), "cp failed");
+}
+
+fn control(mount: &Path, line: &str) {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .open(mount.join(".copy"))
+        .expect("open .copy");
+    file.write_all(format!("{line}\n").as_bytes())
+        .expect("copy through .copy");
+}
+
+type Run<'a> = (&'a str, &'a mut dyn FnMut());
+
+/// Runs all competitors in turn, and prints how many times faster the first of `ratio` is than
+/// the second.
+fn compare(what: &str, size: u64, runs: &mut [Run<'_>], ratio: (usize, usize)) {
+    println!("\n{what}");
+    let mut times = vec![Vec::new(); runs.len()];
+    for (_, run) in runs.iter_mut() {
+        run();
+    }
+    for round in 0..ROUNDS {
+        for turn in order(runs.len(), round) {
+            touch(size);
+            let started = Instant::now();
+            runs[turn].1();
+            times[turn].push(started.elapsed());
+        }
+    }
+    for times in &mut times {
+        times.sort();
+    }
+    for ((name, _), times) in runs.iter().zip(&times) {
+        let rate = |time: Duration| size as f64 / 1e9 / time.as_secs_f64();
+        let (low, high) = (times[times.len() - 1], times[0]);
+        println!(
+            "  {name:22} {:5.2} GB/s  ({:.2} to {:.2})",
+            rate(median(times)),
+            rate(low),
+            rate(high)
+        );
+    }
+    let (fast, slow) = (median(&times[ratio.0]), median(&times[ratio.1]));
+    println!(
+        "  {} / {}: {:.2}",
+        runs[ratio.0].0,
+        runs[ratio.1].0,
+        slow.as_secs_f64() / fast.as_secs_f64()
+    );
+}
+
+/// The native competitor (0) first and last, the others in an order that rotates.
+fn order(count: usize, round: usize) -> Vec<usize> {
+    let others = count - 1;
+    let mut order = vec![0];
+    order.extend((0..others).map(|at| 1 + (at + round) % others));
+    order.push(0);
+    order
+}
+
+fn median(sorted: &[Duration]) -> Duration {
+    sorted[sorted.len() / 2]
+}
+
+/// Takes as much memory as a run will need, so that the host has it ready.
+fn touch(size: u64) {
+    let mut memory = vec![0u8; size as usize];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&memory);
+}
+
+/// A mount that goes with its value.
+struct Mount {
+    at: PathBuf,
+    child: Child,
+}
+
+impl Mount {
+    fn new(source: &Path, at: &Path, options: &str) -> Self {
+        std::fs::create_dir(at).expect("make the mountpoint");
+        let child = Command::new(env!("CARGO_BIN_EXE_corfs"))
+            .args(["-f", "-o", options])
+            .args([source, at])
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("start corfs");
+        let mount = Self {
+            at: at.to_owned(),
+            child,
+        };
+        for _ in 0..500 {
+            if at.join(".corfs/stats").exists() {
+                return mount;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("corfs did not mount {}", at.display());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.child.wait();
+    }
+}

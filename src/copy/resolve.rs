@@ -1,0 +1,593 @@
+//! From the names in a line to descriptors, without ever leaving the mounted tree.
+//!
+//! The kernel walks every name, with `openat2` and RESOLVE_BENEATH, under the credentials of the
+//! one who asks; nothing here compares or cleans paths to decide what may be reached.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, accessat, fstat, openat,
+    openat2, readlinkat, statat,
+};
+
+use crate::sys::{Errno, Fail, OrFail, Result};
+
+/// As many links as the kernel follows in one name (`path_resolution(7)`).
+const MOST_LINKS: usize = 40;
+/// `openat2` says EAGAIN when something was renamed meanwhile and it can't be sure of `..`.
+const TRIES: usize = 64;
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Where names begin and what they must not leave.
+pub(super) struct Tree<'a> {
+    /// The root of the mounted tree: an absolute name's start, a climb's end.
+    pub(super) root: BorrowedFd<'a>,
+    /// The directory that holds the `.copy`: a relative name's start.
+    pub(super) directory: BorrowedFd<'a>,
+    /// What an absolute name must begin with.
+    pub(super) mountpoint: &'a Path,
+    /// A name that the mount answers itself: no file is newly made under it.
+    pub(super) reserved: Option<&'a OsStr>,
+}
+
+/// A regular file, open for reading.
+pub(super) struct Source {
+    pub(super) file: OwnedFd,
+    /// As it was when it was opened, hence with the access time before our own reading.
+    pub(super) stat: Stat,
+}
+
+/// Where a file will stand.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) directory: OwnedFd,
+    pub(super) name: OsString,
+    /// The regular file that stands there now.
+    pub(super) existing: Option<Stat>,
+}
+
+/// A name without its absolute beginning.
+#[derive(Clone)]
+struct Place {
+    from_root: bool,
+    path: Vec<u8>,
+}
+
+impl Tree<'_> {
+    /// Opens what is to be copied.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, EINVAL for any other file that is not regular (it is not opened, so
+    /// that no FIFO waits and no device acts), EXDEV for what lies outside, and the kernel's own.
+    pub(super) fn source(&self, name: &[u8]) -> Result<Source> {
+        let found = self.open(&self.place(name)?, OFlags::PATH | OFlags::CLOEXEC)?;
+        match file_type(&fstat(&found).or_fail("fstat")?) {
+            FileType::RegularFile => {}
+            FileType::Directory => {
+                return Err(Fail::new(Errno::ISDIR, "open").because("the source is a directory"));
+            }
+            _ => return Err(not_regular("the source")),
+        }
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = openat(CWD, proc_name(found.as_fd()), flags, Mode::empty())
+            .map_err(|errno| Fail::new(errno, "open").because("the source"))?;
+        let stat = fstat(&file).or_fail("fstat")?;
+        Ok(Source { file, stat })
+    }
+
+    /// Finds where the copy of `source` goes. As with cp, a directory (or a link to one) takes it
+    /// inside under the source's own name, and a link to a file leads to that file.
+    ///
+    /// # Errors
+    /// ENOENT for a link whose target is missing (as cp, we don't write through it), EISDIR when a
+    /// directory stands where the file would, EACCES when the caller may not write to what stands
+    /// there, EEXIST for the control file's own name, EXDEV for what lies outside.
+    pub(super) fn target(&self, name: &[u8], source: &[u8]) -> Result<Target> {
+        let mut place = self.place(name)?;
+        let mut inside = false;
+        let mut through_link = false;
+        for _ in 0..=MOST_LINKS {
+            let found = match split_last(&place.path) {
+                Some((parent, last)) => self.look(&place, parent, last)?,
+                None => {
+                    self.open(&place, FOLDER)?;
+                    Found::Folder
+                }
+            };
+            match found {
+                Found::Folder if inside => {
+                    return Err(Fail::new(Errno::ISDIR, "open")
+                        .because("a directory stands at the destination"));
+                }
+                Found::Folder => {
+                    inside = true;
+                    through_link = false;
+                    place.path = join(&place.path, last_name(source));
+                }
+                Found::Link(path) => {
+                    through_link = true;
+                    place.path = path;
+                }
+                Found::File(target) => return self.checked(target, through_link),
+            }
+        }
+        Err(Fail::new(Errno::LOOP, "open").because("too many symbolic links"))
+    }
+
+    fn checked(&self, target: Target, through_link: bool) -> Result<Target> {
+        if target.existing.is_some() {
+            target.check_writable()?;
+        } else if through_link {
+            return Err(Fail::new(Errno::NOENT, "open")
+                .because("not writing through a dangling symbolic link"));
+        } else if self.reserved == Some(&target.name) {
+            return Err(Fail::new(Errno::EXIST, "open").because("the name of the control file"));
+        }
+        Ok(target)
+    }
+
+    /// What stands at the last component of a place.
+    fn look(&self, place: &Place, parent: &[u8], last: &[u8]) -> Result<Found> {
+        let holder = Place {
+            from_root: place.from_root,
+            path: parent.to_vec(),
+        };
+        let directory = self.open(&holder, FOLDER)?;
+        let mut target = Target {
+            directory,
+            name: OsStr::from_bytes(last).to_owned(),
+            existing: None,
+        };
+        let Some(stat) = target.stat()? else {
+            return Ok(Found::File(target));
+        };
+        match file_type(&stat) {
+            FileType::Directory => Ok(Found::Folder),
+            FileType::RegularFile => {
+                target.existing = Some(stat);
+                Ok(Found::File(target))
+            }
+            FileType::Symlink => {
+                let link = readlinkat(&target.directory, last, Vec::new()).or_fail("readlinkat")?;
+                match link.as_bytes() {
+                    [b'/', ..] => Err(leaves()),
+                    text => Ok(Found::Link(join(parent, text))),
+                }
+            }
+            _ => Err(not_regular("the destination")),
+        }
+    }
+
+    /// Takes the mountpoint off an absolute name.
+    fn place(&self, name: &[u8]) -> Result<Place> {
+        match name {
+            [] => Err(Fail::new(Errno::NOENT, "open").because("an empty name")),
+            [b'/', ..] => {
+                let path = beneath(name, self.mountpoint.as_os_str().as_bytes());
+                Ok(Place {
+                    from_root: true,
+                    path: path.ok_or_else(leaves)?.to_vec(),
+                })
+            }
+            _ => Ok(Place {
+                from_root: false,
+                path: name.to_vec(),
+            }),
+        }
+    }
+
+    fn open(&self, place: &Place, flags: OFlags) -> Result<OwnedFd> {
+        let path = or_here(&place.path);
+        if place.from_root {
+            return open_beneath(self.root, path, flags);
+        }
+        match open_beneath(self.directory, path, flags) {
+            // It climbs above the directory, or a link does; the tree may still hold it.
+            Err(fail) if fail.errno == Errno::XDEV => {
+                let from_root = join(&self.directory_from_root()?, path);
+                open_beneath(self.root, &from_root, flags)
+            }
+            other => other,
+        }
+    }
+
+    /// The way from the root to the directory, as the kernel knows it at this moment.
+    ///
+    /// # Errors
+    /// ENOENT when the directory was removed, or moved out of the tree.
+    fn directory_from_root(&self) -> Result<Vec<u8>> {
+        let gone = || Fail::new(Errno::NOENT, "open").because("the directory is gone");
+        let path_of = |fd: BorrowedFd<'_>| {
+            readlinkat(CWD, proc_name(fd), Vec::new())
+                .or_fail("readlinkat")
+                .map(std::ffi::CString::into_bytes)
+        };
+        let (root, directory) = (path_of(self.root)?, path_of(self.directory)?);
+        let path = beneath(&directory, &root).ok_or_else(gone)?;
+        // A removed directory's path is a lie ("… (deleted)"), so see where it leads.
+        let found = fstat(open_beneath(self.root, or_here(path), FOLDER)?).or_fail("fstat")?;
+        let own = fstat(self.directory).or_fail("fstat")?;
+        if same_file(&found, &own) {
+            Ok(path.to_vec())
+        } else {
+            Err(gone())
+        }
+    }
+}
+
+enum Found {
+    Folder,
+    /// The link's text, relative to where the place was.
+    Link(Vec<u8>),
+    /// A regular file, or nothing yet.
+    File(Target),
+}
+
+impl Target {
+    /// What stands there now; nothing is no error.
+    fn stat(&self) -> Result<Option<Stat>> {
+        match statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Fail::new(errno, "fstatat").because("the destination")),
+        }
+    }
+
+    /// Looks again, when something appeared where nothing was: it is replaced only if the caller
+    /// may write to it.
+    ///
+    /// # Errors
+    /// EISDIR, EINVAL (not a regular file), EACCES.
+    pub(super) fn check_newcomer(&self) -> Result<()> {
+        match self.stat()?.as_ref().map(file_type) {
+            None => Ok(()),
+            Some(FileType::RegularFile) => self.check_writable(),
+            Some(FileType::Directory) => {
+                Err(Fail::new(Errno::ISDIR, "open")
+                    .because("a directory stands at the destination"))
+            }
+            Some(_) => Err(not_regular("the destination")),
+        }
+    }
+
+    /// A rename would replace a file that the caller may not write to; cp would not.
+    fn check_writable(&self) -> Result<()> {
+        // AT_EACCESS: by the identity in force on this thread, not by the real ids.
+        let flags = AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW;
+        accessat(&self.directory, &self.name, Access::WRITE_OK, flags).map_err(|errno| {
+            Fail::new(errno, "access").because("the file that stands at the destination")
+        })
+    }
+}
+
+/// True when both describe one file.
+pub(super) fn same_file(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
+/// The name under which a descriptor of ours can be opened or linked again.
+pub(super) fn proc_name(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+fn open_beneath(start: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let mut answer = Err(Errno::AGAIN);
+    for _ in 0..TRIES {
+        answer = openat2(start, path, flags, Mode::empty(), resolve);
+        if !matches!(answer, Err(Errno::AGAIN | Errno::INTR)) {
+            break;
+        }
+    }
+    match answer {
+        Err(Errno::XDEV) => Err(leaves()),
+        other => other.or_fail("openat2"),
+    }
+}
+
+fn leaves() -> Fail {
+    Fail::new(Errno::XDEV, "open").because("leaves the mounted tree")
+}
+
+fn not_regular(which: &str) -> Fail {
+    Fail::new(Errno::INVAL, "open").because(format!("{which} is not a regular file"))
+}
+
+fn file_type(stat: &Stat) -> FileType {
+    FileType::from_raw_mode(stat.st_mode)
+}
+
+/// What follows a base in an absolute path, compared by components; `None` if it isn't beneath.
+fn beneath<'a>(path: &'a [u8], base: &[u8]) -> Option<&'a [u8]> {
+    let mut rest = path;
+    for wanted in base
+        .split(|&byte| byte == b'/')
+        .filter(|part| !is_void(part))
+    {
+        rest = skip_void(rest);
+        let end = rest
+            .iter()
+            .position(|&byte| byte == b'/')
+            .unwrap_or(rest.len());
+        if &rest[..end] != wanted {
+            return None;
+        }
+        rest = &rest[end..];
+    }
+    let start = rest
+        .iter()
+        .position(|&byte| byte != b'/')
+        .unwrap_or(rest.len());
+    Some(&rest[start..])
+}
+
+/// An empty component, or a dot: neither leads anywhere.
+fn is_void(part: &[u8]) -> bool {
+    part.is_empty() || part == b"."
+}
+
+fn skip_void(mut path: &[u8]) -> &[u8] {
+    loop {
+        path = match path {
+            [b'/', rest @ ..] => rest,
+            [b'.', b'/', rest @ ..] => rest,
+            _ => return path,
+        }
+    }
+}
+
+/// The parent's path and the last name; `None` where the path can only mean a directory.
+fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = path.iter().rposition(|&byte| byte == b'/');
+    let (parent, last) = path.split_at(at.map_or(0, |at| at + 1));
+    (!is_void(last) && last != b"..").then_some((parent, last))
+}
+
+/// The last name in a path, trailing slashes aside.
+fn last_name(path: &[u8]) -> &[u8] {
+    let end = path
+        .iter()
+        .rposition(|&byte| byte != b'/')
+        .map_or(0, |at| at + 1);
+    let path = &path[..end];
+    path.rsplit(|&byte| byte == b'/').next().unwrap_or(path)
+}
+
+fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    match parent {
+        [] => name.to_vec(),
+        [.., b'/'] => [parent, name].concat(),
+        _ => [parent, b"/", name].concat(),
+    }
+}
+
+fn or_here(path: &[u8]) -> &[u8] {
+    if path.is_empty() { b"." } else { path }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::PathBuf;
+
+    use rustix::fs::open;
+
+    use super::*;
+
+    /// `outside`, and beside it the mounted `tree` with `file`, `d/e/deep` and the `.copy` in `d`.
+    struct World {
+        folder: tempfile::TempDir,
+        root: OwnedFd,
+        directory: OwnedFd,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let base = folder.path();
+            fs::create_dir_all(base.join("tree/d/e")).unwrap();
+            fs::write(base.join("outside"), "outside").unwrap();
+            fs::write(base.join("tree/file"), "file").unwrap();
+            fs::write(base.join("tree/d/e/deep"), "deep").unwrap();
+            let folder_of = |name: &str| open(base.join(name), FOLDER, Mode::empty()).unwrap();
+            let (root, directory) = (folder_of("tree"), folder_of("tree/d"));
+            Self {
+                folder,
+                root,
+                directory,
+            }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().join("tree").join(name)
+        }
+
+        fn tree(&self) -> Tree<'_> {
+            Tree {
+                root: self.root.as_fd(),
+                directory: self.directory.as_fd(),
+                mountpoint: Path::new("/some/mount point"),
+                reserved: Some(OsStr::new(".copy")),
+            }
+        }
+
+        fn source(&self, name: &str) -> std::result::Result<Vec<u8>, Errno> {
+            let source = self
+                .tree()
+                .source(name.as_bytes())
+                .map_err(|fail| fail.errno)?;
+            Ok(fs::read(proc_name(source.file.as_fd())).unwrap())
+        }
+
+        /// Where a copy of `x/src` would go, relative to the tree.
+        fn target(&self, name: &str) -> std::result::Result<String, Errno> {
+            let target = self.tree().target(name.as_bytes(), b"x/src");
+            let target = target.map_err(|fail| fail.errno)?;
+            let holder = fs::read_link(proc_name(target.directory.as_fd())).unwrap();
+            let found = holder.join(&target.name);
+            let tree = fs::canonicalize(self.path("")).unwrap();
+            Ok(found
+                .strip_prefix(tree)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned())
+        }
+    }
+
+    #[test]
+    fn names_start_from_the_directory_and_climb_to_the_root() {
+        let world = World::new();
+        assert_eq!(world.source("e/deep").unwrap(), b"deep");
+        assert_eq!(world.source("../file").unwrap(), b"file");
+        assert_eq!(world.source("e/../../d/e/deep").unwrap(), b"deep");
+        assert_eq!(world.source("../../outside"), Err(Errno::XDEV));
+        assert_eq!(world.source("../../tree/file"), Err(Errno::XDEV));
+        assert_eq!(world.source("nothing"), Err(Errno::NOENT));
+        assert_eq!(world.source(""), Err(Errno::NOENT));
+        assert_eq!(world.source("e/deep/"), Err(Errno::NOTDIR));
+    }
+
+    #[test]
+    fn absolute_names_begin_with_the_mountpoint() {
+        let world = World::new();
+        assert_eq!(world.source("/some/mount point/file").unwrap(), b"file");
+        assert_eq!(
+            world.source("//some/./mount point//d/e/deep").unwrap(),
+            b"deep"
+        );
+        assert_eq!(world.source("/some/mount pointed/file"), Err(Errno::XDEV));
+        assert_eq!(world.source("/some"), Err(Errno::XDEV));
+        assert_eq!(world.source("/some/mount point/../x"), Err(Errno::XDEV));
+        assert_eq!(world.source("/etc/passwd"), Err(Errno::XDEV));
+        assert_eq!(world.target("/some/mount point").unwrap(), "src");
+        assert_eq!(world.target("/some/mount point/new").unwrap(), "new");
+    }
+
+    #[test]
+    fn links_are_followed_within_the_tree_only() {
+        let world = World::new();
+        symlink("../file", world.path("d/inward")).unwrap();
+        symlink("../../outside", world.path("d/outward")).unwrap();
+        symlink("/etc/passwd", world.path("d/absolute")).unwrap();
+        symlink("..", world.path("d/up")).unwrap();
+        symlink("/proc/self/root", world.path("d/magic")).unwrap();
+        symlink("round", world.path("d/round")).unwrap();
+        assert_eq!(world.source("inward").unwrap(), b"file");
+        assert_eq!(world.source("up/file").unwrap(), b"file");
+        assert_eq!(world.target("inward").unwrap(), "file");
+        assert_eq!(world.target("up/new").unwrap(), "new");
+        assert_eq!(world.target("up").unwrap(), "src");
+        for name in ["outward", "absolute", "up/../outside", "magic/etc/passwd"] {
+            assert_eq!(world.source(name), Err(Errno::XDEV), "{name}");
+            assert_eq!(world.target(name), Err(Errno::XDEV), "{name}");
+        }
+        assert_eq!(world.source("round"), Err(Errno::LOOP));
+        assert_eq!(world.target("round"), Err(Errno::LOOP));
+        let text = world.tree().source(b"outward").err().unwrap().to_string();
+        assert!(text.contains("leaves the mounted tree"), "{text}");
+    }
+
+    #[test]
+    fn a_directory_takes_the_file_inside() {
+        let world = World::new();
+        assert_eq!(world.target("e").unwrap(), "d/e/src");
+        assert_eq!(world.target("e/").unwrap(), "d/e/src");
+        assert_eq!(world.target("e/.").unwrap(), "d/e/src");
+        assert_eq!(world.target(".").unwrap(), "d/src");
+        assert_eq!(world.target("..").unwrap(), "src");
+        assert_eq!(world.target("new").unwrap(), "d/new");
+        assert_eq!(world.target("e/deep").unwrap(), "d/e/deep");
+        assert_eq!(world.target("new/"), Err(Errno::NOENT));
+        assert_eq!(world.target("e/deep/"), Err(Errno::NOTDIR));
+        assert_eq!(world.target("none/new"), Err(Errno::NOENT));
+        fs::create_dir(world.path("d/e/src")).unwrap();
+        assert_eq!(world.target("e"), Err(Errno::ISDIR));
+        assert_eq!(world.target("../.."), Err(Errno::XDEV));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_refused() {
+        let world = World::new();
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(CWD, world.path("d/fifo"), FileType::Fifo, mode, 0).unwrap();
+        symlink("nowhere", world.path("d/dangling")).unwrap();
+        assert_eq!(world.source("fifo"), Err(Errno::INVAL));
+        assert_eq!(world.target("fifo"), Err(Errno::INVAL));
+        assert_eq!(world.source("e"), Err(Errno::ISDIR));
+        assert_eq!(world.source("dangling"), Err(Errno::NOENT));
+        assert_eq!(world.target("dangling"), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn the_control_file_is_not_made_but_a_real_one_is_replaced() {
+        let world = World::new();
+        assert_eq!(world.target("e/.copy"), Err(Errno::EXIST));
+        fs::write(world.path("d/e/.copy"), "real").unwrap();
+        assert_eq!(world.target("e/.copy").unwrap(), "d/e/.copy");
+    }
+
+    #[test]
+    fn a_removed_directory_leads_nowhere() {
+        let world = World::new();
+        fs::rename(world.path("d"), world.path("moved")).unwrap();
+        assert_eq!(
+            world.source("../file").unwrap(),
+            b"file",
+            "moved within the tree"
+        );
+        fs::remove_dir_all(world.path("moved")).unwrap();
+        assert_eq!(world.source("../file"), Err(Errno::NOENT));
+        assert_eq!(
+            world.target("new").unwrap_or_default(),
+            "moved (deleted)/new"
+        );
+        fs::create_dir(world.path("moved (deleted)")).unwrap();
+        assert_eq!(
+            world.source("../file"),
+            Err(Errno::NOENT),
+            "not mistaken for its namesake"
+        );
+    }
+
+    #[test]
+    fn a_directory_moved_out_of_the_tree_does_not_climb() {
+        let world = World::new();
+        fs::rename(world.path("d"), world.folder.path().join("elsewhere")).unwrap();
+        assert_eq!(world.source("../outside"), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn what_the_caller_may_not_write_is_not_replaced() {
+        let caller = crate::sys::creds::Credentials {
+            uid: 54_321,
+            gid: 54_321,
+            groups: vec![],
+            effective: 0,
+        };
+        let world = World::new();
+        let mode = |name: &str, mode| {
+            fs::set_permissions(world.path(name), Permissions::from_mode(mode)).unwrap();
+        };
+        fs::set_permissions(world.folder.path(), Permissions::from_mode(0o755)).unwrap();
+        mode("d/e", 0o777);
+        mode("d/e/deep", 0o644);
+        let Ok(refused) = caller.run_as(|| world.target("e/deep")) else {
+            eprintln!("skipped: needs the right to act as another user");
+            return;
+        };
+        assert_eq!(refused, Err(Errno::ACCESS));
+        assert!(caller.run_as(|| world.target("e/new")).unwrap().is_ok());
+        mode("d/e/deep", 0o666);
+        assert!(caller.run_as(|| world.target("e/deep")).unwrap().is_ok());
+        mode("d/e", 0o700);
+        assert_eq!(
+            caller.run_as(|| world.source("e/deep")).unwrap(),
+            Err(Errno::ACCESS)
+        );
+    }
+}

@@ -1,0 +1,848 @@
+//! The one `impl Filesystem`: decode, call the mirror, reply, count. No logic.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{self, entry_attr};
+use super::lock_waits::Waiter;
+pub use super::shared::Shared;
+use super::shared::{GENERATION, nameless_attr, negative_attr};
+use crate::mirror::{Attr, Caller, InodeTable, LockOutcome, MAX_READ, Opened, Options, SetAttr};
+use crate::observe::{Metrics, Op};
+use crate::sys::ofd::Lock;
+use crate::sys::watch::CallerWatch;
+use crate::sys::{self, Fail};
+
+/// How many background requests (readahead) may be under way; the kernel's default is 12.
+const MAX_BACKGROUND: u16 = 64;
+
+/// The position in a listing after the control file and before the source's first entry. No file
+/// system gives it: ext4's and XFS's positions are hashes and offsets below it, and the end of an
+/// ext4 directory is the last number of 63 bits.
+const AFTER_CONTROL: u64 = (i64::MAX - 15) as u64;
+
+/// Serves a mirror to the kernel.
+pub struct Adapter {
+    shared: Arc<Shared>,
+}
+
+impl Adapter {
+    /// A mirror of `source` (`O_PATH`) that will be mounted at `mountpoint`, holding at most
+    /// `descriptors` for inodes. `config` is what `.corfs/config` shows.
+    ///
+    /// # Errors
+    /// EINVAL for impossible sizes; those of the first system calls on the source.
+    pub fn new(
+        source: OwnedFd,
+        mountpoint: &Path,
+        descriptors: usize,
+        options: Options,
+        config: String,
+        metrics: Arc<Metrics>,
+    ) -> sys::Result<Self> {
+        let shared = Shared::new(source, mountpoint, descriptors, options, config, metrics)?;
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// What the session needs to keep.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        pid: request.pid(),
+        umask,
+    }
+}
+
+fn virtual_file(ino: INodeNo) -> bool {
+    InodeTable::is_virtual(ino.0)
+}
+
+fn refused(operation: &'static str) -> Fail {
+    Fail::new(sys::Errno::PERM, operation)
+}
+
+fn open_reply(opened: &Opened) -> (FileHandle, FopenFlags) {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
+    (FileHandle(opened.handle), flags)
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        let mut wanted = InitFlags::FUSE_AUTO_INVAL_DATA
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_POSIX_LOCKS
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_DONT_MASK
+            | InitFlags::FUSE_HAS_IOCTL_DIR;
+        if self.shared.mirror.options().default_permissions {
+            // The kernel judges: it must know the ACLs, not only the modes.
+            wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if let Err(unsupported) = config.add_capabilities(wanted) {
+            log::info!("this kernel lacks {unsupported:?}; going on without");
+            // What remains is supported, by what add_capabilities just said.
+            let _ = config.add_capabilities(wanted & !unsupported);
+        }
+        // Requests of 1 MiB are as large as the kernel makes them; values it refuses come back
+        // as the nearest that it takes.
+        let _ = config.set_max_write(MAX_READ as u32);
+        if let Err(most) = config.set_max_readahead(MAX_READ as u32) {
+            let _ = config.set_max_readahead(most);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let shared = &self.shared;
+        let found = shared.measured(Op::Lookup, || {
+            match shared.control.lookup(parent.0, name)? {
+                Some(attr) => Ok(attr),
+                None => shared.mirror.lookup(parent.0, name),
+            }
+        });
+        let negative = shared.mirror.options().negative_timeout;
+        match found {
+            Err(errno) if i32::from(errno) == libc::ENOENT && !negative.is_zero() => {
+                reply.entry(&negative, &negative_attr(), GENERATION);
+            }
+            found => shared.reply_entry(reply, found),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        let started = Instant::now();
+        if virtual_file(ino) {
+            self.shared.control.forget(ino.0, nlookup);
+        } else {
+            self.shared.mirror.forget(ino.0, nlookup);
+        }
+        self.shared.metrics.operation(Op::Forget, started, false);
+    }
+
+    // batch_forget stays the library's own, which calls `forget` for each: its argument's type is
+    // not public in fuser 0.18.
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let shared = &self.shared;
+        let found = shared.measured(Op::Getattr, || {
+            if virtual_file(ino) {
+                return shared.control.getattr(ino.0);
+            }
+            shared.mirror.getattr(ino.0, fh.map(|fh| fh.0))
+        });
+        shared.reply_attr(reply, found);
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<std::time::SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<std::time::SystemTime>,
+        _chgtime: Option<std::time::SystemTime>,
+        _bkuptime: Option<std::time::SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let shared = &self.shared;
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::time),
+            mtime: mtime.map(convert::time),
+        };
+        let found = shared.measured(Op::Setattr, || {
+            if !virtual_file(ino) {
+                return shared.mirror.setattr(ino.0, fh.map(|fh| fh.0), &set);
+            }
+            // To truncate or touch a control file has no effect, and is no error: `>` does it.
+            if mode.is_some() || uid.is_some() || gid.is_some() {
+                return Err(refused("setattr on a control file"));
+            }
+            shared.control.getattr(ino.0)
+        });
+        shared.reply_attr(reply, found);
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let read = || self.shared.mirror.readlink(ino.0);
+        match self.shared.measured(Op::Readlink, read) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let shared = &self.shared;
+        let made = shared.measured(Op::Mknod, || {
+            shared.control.refuse_new(parent.0, name)?;
+            let caller = caller(req, umask);
+            shared.mirror.mknod(&caller, parent.0, name, mode, rdev)
+        });
+        shared.reply_entry(reply, made);
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let shared = &self.shared;
+        let made = shared.measured(Op::Mkdir, || {
+            shared.control.refuse_new(parent.0, name)?;
+            let caller = caller(req, umask);
+            shared.mirror.mkdir(&caller, parent.0, name, mode)
+        });
+        shared.reply_entry(reply, made);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let shared = &self.shared;
+        shared.reply_empty(Op::Unlink, reply, || {
+            shared.control.refuse_change(parent.0, name)?;
+            shared.mirror.unlink(parent.0, name)
+        });
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let shared = &self.shared;
+        shared.reply_empty(Op::Rmdir, reply, || {
+            shared.control.refuse_change(parent.0, name)?;
+            shared.mirror.rmdir(parent.0, name)
+        });
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let shared = &self.shared;
+        let made = shared.measured(Op::Symlink, || {
+            shared.control.refuse_new(parent.0, link_name)?;
+            let (caller, target) = (caller(req, 0), target.as_os_str());
+            shared.mirror.symlink(&caller, parent.0, link_name, target)
+        });
+        shared.reply_entry(reply, made);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let shared = &self.shared;
+        shared.reply_empty(Op::Rename, reply, || {
+            shared.control.refuse_change(parent.0, name)?;
+            shared.control.refuse_change(newparent.0, newname)?;
+            let flags = flags.bits();
+            let mirror = &shared.mirror;
+            mirror.rename(parent.0, name, newparent.0, newname, flags)
+        });
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let shared = &self.shared;
+        let made = shared.measured(Op::Link, || {
+            if virtual_file(ino) {
+                return Err(refused("link a control file"));
+            }
+            shared.control.refuse_new(newparent.0, newname)?;
+            shared.mirror.link(ino.0, newparent.0, newname)
+        });
+        shared.reply_entry(reply, made);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let shared = &self.shared;
+        let opened = shared.measured(Op::Open, || {
+            if virtual_file(ino) {
+                let handle = shared.control.open(req, ino.0, flags.0)?;
+                return Ok((FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO));
+            }
+            let opened = shared.mirror.open(req.uid(), ino.0, flags.0)?;
+            Ok(open_reply(&opened))
+        });
+        match opened {
+            Ok((handle, flags)) => reply.opened(handle, flags),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let shared = &self.shared;
+        let created = shared.measured(Op::Create, || {
+            shared.control.refuse_new(parent.0, name)?;
+            let caller = caller(req, umask);
+            shared.mirror.create(&caller, parent.0, name, mode, flags)
+        });
+        match created {
+            Ok((attr, opened)) => {
+                let (handle, flags) = open_reply(&opened);
+                let ttl = shared.mirror.options().entry_timeout;
+                let ttl = ttl.min(shared.mirror.options().attr_timeout);
+                reply.created(&ttl, &entry_attr(&attr), GENERATION, handle, flags);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let shared = &self.shared;
+        let mut reply = Some(reply);
+        let mut send = |bytes: &[u8]| {
+            if let Some(reply) = reply.take() {
+                reply.data(bytes);
+            }
+        };
+        let read = shared.measured(Op::Read, || {
+            if virtual_file(ino) {
+                let control = &shared.control;
+                return control.read(ino.0, fh.0, offset, size as usize, &mut send);
+            }
+            shared.mirror.read(fh.0, offset, size as usize, &mut send)
+        });
+        if let (Err(errno), Some(reply)) = (read, reply) {
+            reply.error(errno);
+        }
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let shared = &self.shared;
+        if virtual_file(ino) {
+            return shared.control.write(req, fh.0, data, reply);
+        }
+        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let write = || shared.mirror.write(fh.0, offset, data, from_pages);
+        match shared.measured(Op::Write, write) {
+            Ok(count) => reply.written(count as u32),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn flush(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let shared = &self.shared;
+        if virtual_file(ino) {
+            return shared.control.flush(req, fh.0, reply);
+        }
+        let flush = || shared.mirror.flush(fh.0, lock_owner.0);
+        shared.reply_empty(Op::Flush, reply, flush);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let shared = &self.shared;
+        shared.reply_empty(Op::Release, reply, || {
+            if virtual_file(ino) {
+                shared.control.release(fh.0);
+            } else {
+                shared.mirror.release(fh.0);
+            }
+            Ok(())
+        });
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        if virtual_file(ino) {
+            return reply.ok();
+        }
+        let shared = self.shared.clone();
+        self.shared.aside.run("fsync", move || {
+            let sync = || shared.mirror.fsync(fh.0, datasync);
+            shared.reply_empty(Op::Fsync, reply, sync);
+        });
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if virtual_file(ino) {
+            return reply.opened(FileHandle(0), FopenFlags::empty());
+        }
+        let open = || self.shared.mirror.opendir(ino.0);
+        match self.shared.measured(Op::Opendir, open) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let shared = &self.shared;
+        let mut emit = |entry: &crate::mirror::Entry| {
+            let kind = convert::file_type(entry.kind);
+            reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name)
+        };
+        let read = shared.measured(Op::Readdir, || {
+            if virtual_file(ino) {
+                shared.control.folder_entries(offset).any(|e| emit(&e));
+                return Ok(());
+            }
+            if offset == 0
+                && let Some(entry) = shared.control.listed(ino.0, AFTER_CONTROL)
+            {
+                emit(&entry);
+            }
+            let offset = if offset == AFTER_CONTROL { 0 } else { offset };
+            shared.mirror.readdir(fh.0, offset, &mut emit)
+        });
+        match read {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let shared = &self.shared;
+        let ttl = shared.mirror.options().entry_timeout;
+        let ttl = ttl.min(shared.mirror.options().attr_timeout);
+        let mut emit = |entry: &crate::mirror::Entry, attr: Option<&Attr>| {
+            let (attr, ttl) = match attr {
+                Some(attr) => (entry_attr(attr), ttl),
+                None => {
+                    let id = shared.mirror.table().virtual_id();
+                    (nameless_attr(id), Duration::ZERO)
+                }
+            };
+            let (ino, next) = (INodeNo(entry.ino), entry.next);
+            reply.add(ino, next, &entry.name, &ttl, &attr, GENERATION)
+        };
+        let read = shared.measured(Op::Readdirplus, || {
+            if virtual_file(ino) {
+                let mut entries = shared.control.folder_entries(offset);
+                entries.any(|e| emit(&e, shared.control.getattr(e.ino).ok().as_ref()));
+                return Ok(());
+            }
+            if offset == 0
+                && let Some(entry) = shared.control.listed(ino.0, AFTER_CONTROL)
+            {
+                emit(&entry, None);
+            }
+            let offset = if offset == AFTER_CONTROL { 0 } else { offset };
+            shared.mirror.readdirplus(fh.0, offset, &mut emit)
+        });
+        match read {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.reply_empty(Op::Releasedir, reply, || {
+            self.shared.mirror.releasedir(fh.0);
+            Ok(())
+        });
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        if virtual_file(ino) {
+            return reply.ok();
+        }
+        let shared = self.shared.clone();
+        self.shared.aside.run("fsyncdir", move || {
+            let sync = || shared.mirror.fsyncdir(fh.0, datasync);
+            shared.reply_empty(Op::Fsyncdir, reply, sync);
+        });
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let shared = &self.shared;
+        let ino = if virtual_file(ino) { 1 } else { ino.0 };
+        match shared.measured(Op::Statfs, || shared.mirror.statfs(ino)) {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                stat.f_bsize as u32,
+                stat.f_namemax as u32,
+                stat.f_frsize as u32,
+            ),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.reply_empty(Op::Setxattr, reply, || {
+            if virtual_file(ino) {
+                return Err(refused("setxattr on a control file"));
+            }
+            let mirror = &self.shared.mirror;
+            mirror.setxattr(ino.0, name, value, flags as u32)
+        });
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let mirror = &self.shared.mirror;
+        if virtual_file(ino) {
+            return reply.error(Errno::ENODATA);
+        }
+        if size == 0 {
+            let length = || mirror.getxattr_size(ino.0, name);
+            return match self.shared.measured(Op::Getxattr, length) {
+                Ok(length) => reply.size(length as u32),
+                Err(errno) => reply.error(errno),
+            };
+        }
+        let value = || mirror.getxattr(ino.0, name, size as usize);
+        match self.shared.measured(Op::Getxattr, value) {
+            Ok(value) => reply.data(&value),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let mirror = &self.shared.mirror;
+        if virtual_file(ino) {
+            return if size == 0 {
+                reply.size(0)
+            } else {
+                reply.data(&[])
+            };
+        }
+        if size == 0 {
+            let length = || mirror.listxattr_size(ino.0);
+            return match self.shared.measured(Op::Listxattr, length) {
+                Ok(length) => reply.size(length as u32),
+                Err(errno) => reply.error(errno),
+            };
+        }
+        let names = || mirror.listxattr(ino.0, size as usize);
+        match self.shared.measured(Op::Listxattr, names) {
+            Ok(names) => reply.data(&names),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.shared.reply_empty(Op::Removexattr, reply, || {
+            if virtual_file(ino) {
+                return Err(refused("removexattr on a control file"));
+            }
+            self.shared.mirror.removexattr(ino.0, name)
+        });
+    }
+
+    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        self.shared.reply_empty(Op::Access, reply, || {
+            if virtual_file(ino) {
+                return Ok(());
+            }
+            self.shared.mirror.access(ino.0, mask.bits() as u32)
+        });
+    }
+
+    fn getlk(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let lock = file_lock(start, end, typ, pid);
+        let get = || self.shared.mirror.getlk(fh.0, lock_owner.0, lock);
+        match self.shared.measured(Op::Getlk, get) {
+            Ok(Some(lock)) => reply.locked(lock.start, lock.end, lock.kind, lock.pid as u32),
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let lock = file_lock(start, end, typ, pid);
+        let set = || self.shared.mirror.setlk(fh.0, lock_owner.0, lock);
+        match self.shared.measured(Op::Setlk, set) {
+            Ok(LockOutcome::Done) => reply.ok(),
+            Ok(LockOutcome::Held) if sleep => {
+                let waiter = Waiter {
+                    handle: fh.0,
+                    owner: lock_owner.0,
+                    lock,
+                    watch: CallerWatch::new(req.pid()),
+                    reply,
+                };
+                self.shared.lock_waits.wait(&self.shared.mirror, waiter);
+            }
+            Ok(LockOutcome::Held) => reply.error(Errno::EAGAIN),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // What the kernel does not do by itself needs the source's own descriptor.
+        self.shared
+            .metrics
+            .operation(Op::Ioctl, Instant::now(), true);
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _ph: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Regular files and control files are always ready. The kernel remembers ENOSYS, and
+        // says so itself from then on (fs/fuse/file.c, no_poll).
+        self.shared
+            .metrics
+            .operation(Op::Poll, Instant::now(), false);
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        if virtual_file(ino) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let shared = self.shared.clone();
+        self.shared.aside.run("fallocate", move || {
+            let allocate = || shared.mirror.fallocate(fh.0, offset, length, mode as u32);
+            shared.reply_empty(Op::Fallocate, reply, allocate);
+        });
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        if virtual_file(ino) {
+            return reply.error(Errno::EINVAL);
+        }
+        let seek = || self.shared.mirror.lseek(fh.0, offset, whence);
+        match self.shared.measured(Op::Lseek, seek) {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if virtual_file(ino_in) || virtual_file(ino_out) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let shared = self.shared.clone();
+        self.shared.aside.run("copy-range", move || {
+            let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+            let copy = || shared.mirror.copy_file_range(from, to, len);
+            match shared.measured(Op::CopyFileRange, copy) {
+                Ok(count) => reply.written(count as u32),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+}
+
+fn file_lock(start: u64, end: u64, typ: i32, pid: u32) -> Lock {
+    Lock {
+        kind: typ,
+        start,
+        end,
+        pid: pid as i32,
+    }
+}

@@ -1,0 +1,244 @@
+//! Attributes, times, extended attributes, access.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{
+    Access, AtFlags, FileType, Gid, Mode, OFlags, Stat, StatVfs, Timespec, Timestamps, UTIME_NOW,
+    UTIME_OMIT, Uid, XattrFlags,
+};
+
+use super::Mirror;
+use super::inode::{Inode, NodeId, ROOT};
+use crate::sys::{Errno, Fail, OrFail, Result, procfd};
+
+/// The source's attributes of an inode, and the id by which the kernel knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// Node id.
+    pub id: NodeId,
+    /// The source's own attributes.
+    pub stat: Stat,
+}
+
+impl Attr {
+    /// The inode number that stat(2) shows: the id, except for the root, whose id is fixed.
+    pub fn shown_ino(&self) -> u64 {
+        if self.id == ROOT {
+            self.stat.st_ino
+        } else {
+            self.id
+        }
+    }
+}
+
+/// A time to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// The kernel's present.
+    Now,
+    /// Seconds since 1970, which may be negative, and nanoseconds after that.
+    At(i64, u32),
+}
+
+/// The attributes to be changed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Time of last access.
+    pub atime: Option<Time>,
+    /// Time of last modification.
+    pub mtime: Option<Time>,
+}
+
+impl Mirror {
+    /// The attributes of an inode; by the open file, if there is one.
+    ///
+    /// # Errors
+    /// Those of fstat(2); ESTALE when the inode is gone.
+    pub fn getattr(&self, id: NodeId, handle: Option<u64>) -> Result<Attr> {
+        let open = handle.and_then(|handle| self.files.read().get(&handle).cloned());
+        let stat = match open {
+            Some(file) => rustix::fs::fstat(&*file.fd).or_fail("fstat")?,
+            None => {
+                let inode = self.table.get(id)?;
+                rustix::fs::fstat(&*self.table.fd(&inode)?).or_fail("fstat")?
+            }
+        };
+        Ok(Attr { id, stat })
+    }
+
+    /// Changes attributes and returns what they are then.
+    ///
+    /// # Errors
+    /// EROFS on a read-only mirror; those of chown, chmod, truncate, utimensat.
+    pub fn setattr(&self, id: NodeId, handle: Option<u64>, set: &SetAttr) -> Result<Attr> {
+        self.writable("setattr")?;
+        let inode = self.table.get(id)?;
+        let fd = self.table.fd(&inode)?;
+        // The owner first: a change of owner takes setuid bits away, which the mode may set.
+        if set.uid.is_some() || set.gid.is_some() {
+            let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+            rustix::fs::chownat(&*fd, c"", uid, gid, AtFlags::EMPTY_PATH).or_fail("chown")?;
+        }
+        if let Some(mode) = set.mode {
+            self.chmod(fd.as_fd(), mode)?;
+        }
+        if let Some(size) = set.size {
+            self.truncate(&inode, fd.as_fd(), handle, size)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            set_times(fd.as_fd(), set.atime, set.mtime)?;
+        }
+        let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
+        Ok(Attr { id, stat })
+    }
+
+    fn chmod(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        rustix::fs::chmodat(self.proc.dir(), procfd::name(fd), mode, AtFlags::empty())
+            .or_fail("chmod")
+    }
+
+    fn truncate(
+        &self,
+        inode: &Inode,
+        fd: BorrowedFd<'_>,
+        handle: Option<u64>,
+        size: u64,
+    ) -> Result<()> {
+        let open = handle.and_then(|handle| self.files.read().get(&handle).cloned());
+        if let Some(file) = open.filter(|file| file.writable) {
+            return rustix::fs::ftruncate(&*file.fd, size).or_fail("ftruncate");
+        }
+        if inode.kind != FileType::RegularFile {
+            return Err(Fail::new(Errno::INVAL, "truncate"));
+        }
+        let file = self.proc.reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?;
+        rustix::fs::ftruncate(file, size).or_fail("ftruncate")
+    }
+
+    /// File system statistics.
+    ///
+    /// # Errors
+    /// Those of fstatvfs(3).
+    pub fn statfs(&self, id: NodeId) -> Result<StatVfs> {
+        let inode = self.table.get(id)?;
+        rustix::fs::fstatvfs(&*self.table.fd(&inode)?).or_fail("fstatvfs")
+    }
+
+    /// Whether this process has the access asked for: without `default_permissions`, the only
+    /// caller is the one who mounted.
+    ///
+    /// # Errors
+    /// EACCES, EROFS.
+    pub fn access(&self, id: NodeId, mask: u32) -> Result<()> {
+        let access = Access::from_bits_truncate(mask);
+        let inode = self.table.get(id)?;
+        let kept = [
+            FileType::RegularFile,
+            FileType::Directory,
+            FileType::Symlink,
+        ];
+        if access.contains(Access::WRITE_OK) && kept.contains(&inode.kind) {
+            self.writable("access")?;
+        }
+        let fd = self.table.fd(&inode)?;
+        let name = procfd::name(fd.as_fd());
+        rustix::fs::accessat(self.proc.dir(), name, access, AtFlags::EACCESS).or_fail("faccessat")
+    }
+
+    fn xattr_path(&self, id: NodeId) -> Result<(std::sync::Arc<OwnedFd>, String)> {
+        let inode = self.table.get(id)?;
+        let fd = self.table.fd(&inode)?;
+        let path = procfd::path(fd.as_fd());
+        Ok((fd, path))
+    }
+
+    /// Sets an extended attribute; `flags` are XATTR_CREATE and XATTR_REPLACE.
+    ///
+    /// # Errors
+    /// EROFS; those of setxattr(2).
+    pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+        self.writable("setxattr")?;
+        let (_fd, path) = self.xattr_path(id)?;
+        let flags = XattrFlags::from_bits_retain(flags);
+        rustix::fs::setxattr(path, name, value, flags).or_fail("setxattr")
+    }
+
+    /// The value of an extended attribute, of at most `size` bytes.
+    ///
+    /// # Errors
+    /// ERANGE when it is longer, ENODATA when there is none.
+    pub fn getxattr(&self, id: NodeId, name: &OsStr, size: usize) -> Result<Vec<u8>> {
+        let (_fd, path) = self.xattr_path(id)?;
+        let mut value = vec![0; size];
+        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr")?;
+        value.truncate(length);
+        Ok(value)
+    }
+
+    /// The length of an extended attribute's value, in bytes.
+    ///
+    /// # Errors
+    /// ENODATA when there is none.
+    pub fn getxattr_size(&self, id: NodeId, name: &OsStr) -> Result<usize> {
+        let (_fd, path) = self.xattr_path(id)?;
+        rustix::fs::getxattr_query(path, name).or_fail("getxattr")
+    }
+
+    /// The names of the extended attributes, each with its NUL.
+    ///
+    /// # Errors
+    /// ERANGE when they need more than `size` bytes.
+    pub fn listxattr(&self, id: NodeId, size: usize) -> Result<Vec<u8>> {
+        let (_fd, path) = self.xattr_path(id)?;
+        let mut names = vec![0; size];
+        let length = rustix::fs::listxattr(path, &mut names[..]).or_fail("listxattr")?;
+        names.truncate(length);
+        Ok(names)
+    }
+
+    /// The length of the list of names, in bytes.
+    ///
+    /// # Errors
+    /// Those of listxattr(2).
+    pub fn listxattr_size(&self, id: NodeId) -> Result<usize> {
+        let (_fd, path) = self.xattr_path(id)?;
+        rustix::fs::listxattr_query(path).or_fail("listxattr")
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// EROFS; ENODATA when there is none.
+    pub fn removexattr(&self, id: NodeId, name: &OsStr) -> Result<()> {
+        self.writable("removexattr")?;
+        let (_fd, path) = self.xattr_path(id)?;
+        rustix::fs::removexattr(path, name).or_fail("removexattr")
+    }
+}
+
+fn set_times(fd: BorrowedFd<'_>, atime: Option<Time>, mtime: Option<Time>) -> Result<()> {
+    let times = Timestamps {
+        last_access: timespec(atime),
+        last_modification: timespec(mtime),
+    };
+    rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).or_fail("utimensat")
+}
+
+fn timespec(time: Option<Time>) -> Timespec {
+    let (tv_sec, tv_nsec) = match time {
+        None => (0, UTIME_OMIT as i64),
+        Some(Time::Now) => (0, UTIME_NOW as i64),
+        Some(Time::At(seconds, nanoseconds)) => (seconds, i64::from(nanoseconds)),
+    };
+    Timespec { tv_sec, tv_nsec }
+}

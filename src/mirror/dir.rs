@@ -1,0 +1,227 @@
+//! Directory streams. The positions that the kernel keeps are the source's own, so that
+//! telldir, seekdir and rewinddir mean what they mean there.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
+
+use super::Mirror;
+use super::attr::Attr;
+use super::inode::{Inode, Key, NodeId};
+use crate::sys::{Errno, Fail, OrFail, Result};
+
+/// How much one getdents64(2) may return, in bytes.
+const BATCH: usize = 32 << 10;
+
+/// One entry of a directory.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The inode number to be shown.
+    pub ino: u64,
+    /// The position after this entry.
+    pub next: u64,
+    /// Its type.
+    pub kind: FileType,
+    /// Its name.
+    pub name: OsString,
+}
+
+impl Entry {
+    fn is_dot(&self) -> bool {
+        let name = self.name.as_bytes();
+        name == b"." || name == b".."
+    }
+}
+
+/// One open of a directory.
+#[derive(Debug)]
+pub(super) struct OpenDir {
+    inode: Arc<Inode>,
+    fd: OwnedFd,
+    /// Held while the directory is read: readers of one stream share its position anyway.
+    stream: Mutex<Stream>,
+}
+
+#[derive(Debug, Default)]
+struct Stream {
+    /// Read from the source and not yet given out.
+    ahead: VecDeque<Entry>,
+    /// The position at which `ahead` begins, or the source will go on.
+    at: u64,
+}
+
+impl Mirror {
+    /// Opens a directory for reading; returns its handle.
+    ///
+    /// # Errors
+    /// ENOTDIR; those of open(2).
+    pub fn opendir(&self, id: NodeId) -> Result<u64> {
+        let (inode, fd) = self.dir(id)?;
+        let mut flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        if self.options.noatime {
+            flags |= OFlags::NOATIME;
+        }
+        let fd = match self.proc.reopen(fd.as_fd(), flags) {
+            Err(fail) if fail.errno == Errno::PERM && self.options.noatime => {
+                self.proc.reopen(fd.as_fd(), flags - OFlags::NOATIME)?
+            }
+            opened => opened?,
+        };
+        let dir = OpenDir {
+            inode,
+            fd,
+            stream: Mutex::default(),
+        };
+        let handle = self.new_handle();
+        self.dirs.write().insert(handle, Arc::new(dir));
+        Ok(handle)
+    }
+
+    fn open_dir(&self, handle: u64) -> Result<Arc<OpenDir>> {
+        let dirs = self.dirs.read();
+        dirs.get(&handle)
+            .cloned()
+            .ok_or(Fail::new(Errno::BADF, "find the open directory"))
+    }
+
+    /// Gives the entries from position `offset` on to `emit`, until it says that one did not fit.
+    ///
+    /// # Errors
+    /// Those of lseek(2) and getdents64(2), when they come before the first entry.
+    pub fn readdir(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut emit: impl FnMut(&Entry) -> bool,
+    ) -> Result<()> {
+        let dir = self.open_dir(handle)?;
+        self.each_entry(&dir, offset, |entry| Ok(emit(entry)))
+    }
+
+    /// As `readdir`, with the attributes of each entry and one lookup counted for it; `.` and
+    /// `..` count none, and an entry that can't be looked up comes without.
+    ///
+    /// # Errors
+    /// As for `readdir`.
+    pub fn readdirplus(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut emit: impl FnMut(&Entry, Option<&Attr>) -> bool,
+    ) -> Result<()> {
+        let dir = self.open_dir(handle)?;
+        self.each_entry(&dir, offset, |entry| {
+            if entry.is_dot() {
+                let stat = rustix::fs::fstat(&dir.fd).or_fail("fstat")?;
+                let id = entry.ino;
+                return Ok(emit(entry, Some(&Attr { id, stat })));
+            }
+            match self.table.lookup(&dir.inode, &entry.name) {
+                Ok((inode, stat)) => {
+                    let full = emit(entry, Some(&Attr { id: inode.id, stat }));
+                    if full {
+                        self.forget(inode.id, 1);
+                    }
+                    Ok(full)
+                }
+                // Removed since the directory was read.
+                Err(fail) if fail.errno == Errno::NOENT => Ok(false),
+                Err(_) => Ok(emit(entry, None)),
+            }
+        })
+    }
+
+    fn each_entry(
+        &self,
+        dir: &OpenDir,
+        offset: u64,
+        mut emit: impl FnMut(&Entry) -> Result<bool>,
+    ) -> Result<()> {
+        let mut stream = dir.stream.lock();
+        if stream.at != offset {
+            rustix::fs::seek(&dir.fd, SeekFrom::Start(offset)).or_fail("lseek")?;
+            stream.ahead.clear();
+            stream.at = offset;
+        } else if offset == 0 {
+            // A rewound or new stream shows the directory as it is now.
+            rustix::fs::seek(&dir.fd, SeekFrom::Start(0)).or_fail("lseek")?;
+            stream.ahead.clear();
+        }
+        let mut given = 0u32;
+        loop {
+            if stream.ahead.is_empty() {
+                match self.fill(dir, &mut stream.ahead) {
+                    // What was given stands; the error comes with the next request.
+                    Err(_) if given > 0 => return Ok(()),
+                    filled => filled?,
+                }
+            }
+            let Some(entry) = stream.ahead.front() else {
+                return Ok(());
+            };
+            if emit(entry)? {
+                return Ok(());
+            }
+            given += 1;
+            stream.at = entry.next;
+            stream.ahead.pop_front();
+        }
+    }
+
+    fn fill(&self, dir: &OpenDir, ahead: &mut VecDeque<Entry>) -> Result<()> {
+        let mut buffer = Vec::with_capacity(BATCH);
+        let mut raw = RawDir::new(&dir.fd, buffer.spare_capacity_mut());
+        while let Some(entry) = raw.next() {
+            let entry = entry.or_fail("getdents64")?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
+            ahead.push_back(Entry {
+                ino: self.table.likely_id(Key {
+                    dev: dir.inode.key.dev,
+                    ino: entry.ino(),
+                }),
+                next: entry.next_entry_cookie(),
+                kind: entry_kind(dir, entry.file_type(), &name),
+                name,
+            });
+            if raw.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings a directory to the disk.
+    ///
+    /// # Errors
+    /// Those of fsync(2).
+    pub fn fsyncdir(&self, handle: u64, data_only: bool) -> Result<()> {
+        let dir = self.open_dir(handle)?;
+        if data_only {
+            return rustix::fs::fdatasync(&dir.fd).or_fail("fdatasync");
+        }
+        rustix::fs::fsync(&dir.fd).or_fail("fsync")
+    }
+
+    /// The last descriptor of an open directory was closed.
+    pub fn releasedir(&self, handle: u64) {
+        if self.dirs.write().remove(&handle).is_some() {
+            self.metrics.handle_closed();
+        }
+    }
+}
+
+/// The type as the directory tells it; some file systems leave it to stat(2).
+fn entry_kind(dir: &OpenDir, told: FileType, name: &OsStr) -> FileType {
+    if told != FileType::Unknown {
+        return told;
+    }
+    rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+        .map_or(FileType::RegularFile, |stat| {
+            FileType::from_raw_mode(stat.st_mode)
+        })
+}

@@ -1,0 +1,400 @@
+//! Open files: reading from windows, writing, and all that goes by a handle.
+
+use std::cell::RefCell;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::io::ReadWriteFlags;
+
+use super::inode::{Inode, NodeId, Version};
+use super::{Io, MAX_READ, Mirror};
+use crate::observe::{Fallback, ReadMode};
+use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::window::Miss;
+
+/// A file whose times are younger than this, in seconds, may change again without its times
+/// showing it (a clock tick of the file system, a skew of clocks).
+const RACY: i64 = 2;
+
+/// The most that one `copy_file_range` moves, in bytes, so that it ends in sensible time.
+const COPY_AT_ONCE: u64 = 128 << 20;
+
+thread_local! {
+    /// The buffer of `io=pread`, kept so that no request pays for fresh pages.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One open of a file.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) inode: Arc<Inode>,
+    pub(super) fd: Arc<OwnedFd>,
+    pub(super) writable: bool,
+    /// Writes by the user go to the end; writes from mapped pages do not.
+    append: bool,
+    /// Where the last read ended: the next of a sequential reader begins there.
+    read_end: AtomicU64,
+}
+
+/// What the caller of `open` asked for, as far as it concerns the source.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    access: i32,
+    append: bool,
+    sync: i32,
+}
+
+/// The answer to an open.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The open file's handle.
+    pub handle: u64,
+    /// The kernel's cached pages are still of this file's bytes.
+    pub keep_cache: bool,
+    /// The file has bytes that its size does not tell of (procfs): the kernel must ask us.
+    pub direct_io: bool,
+}
+
+impl Asked {
+    pub(super) fn of(flags: i32) -> Self {
+        Self {
+            access: flags & libc::O_ACCMODE,
+            append: flags & libc::O_APPEND != 0,
+            sync: flags & (libc::O_SYNC | libc::O_DSYNC),
+        }
+    }
+
+    fn writes(self) -> bool {
+        self.access != libc::O_RDONLY
+    }
+}
+
+impl Mirror {
+    /// The flags under which the source's file is opened. O_APPEND stays out: a store through a
+    /// mapping is written back through any handle, at its own offset. O_DIRECT stays out: it asks
+    /// for alignment that a request's buffer has not; the page cache it means to pass by is the
+    /// mount's.
+    pub(super) fn open_flags(&self, asked: &Asked) -> OFlags {
+        let mut flags = OFlags::from_bits_retain((asked.access | asked.sync) as u32);
+        if self.options.noatime {
+            flags |= OFlags::NOATIME;
+        }
+        flags | OFlags::CLOEXEC
+    }
+
+    /// Opens a file for the user `uid`.
+    ///
+    /// # Errors
+    /// EROFS for writing on a read-only mirror; those of open(2).
+    pub fn open(&self, uid: u32, id: NodeId, flags: i32) -> Result<Opened> {
+        let asked = Asked::of(flags);
+        if asked.writes() || flags & libc::O_TRUNC != 0 {
+            self.writable("open")?;
+        }
+        let inode = self.table.get(id)?;
+        if inode.kind != FileType::RegularFile {
+            // To open a device or a FIFO has effects of its own, and the kernel never asks.
+            return Err(Fail::new(Errno::NXIO, "open"));
+        }
+        let truncate = OFlags::from_bits_retain((flags & libc::O_TRUNC) as u32);
+        let file = self.reopen(&inode, self.open_flags(&asked) | truncate, asked.append)?;
+        let mut stat = rustix::fs::fstat(&file).or_fail("fstat")?;
+        if !truncate.is_empty() && self.privileged && uid != 0 && drops_setid(&file, &stat)? {
+            stat = rustix::fs::fstat(&file).or_fail("fstat")?;
+        }
+        Ok(self.enter_file(inode, file, asked, &stat))
+    }
+
+    fn reopen(&self, inode: &Inode, flags: OFlags, append: bool) -> Result<OwnedFd> {
+        let fd = self.table.fd(inode)?;
+        match self.proc.reopen(fd.as_fd(), flags) {
+            // EPERM: O_NOATIME on a file of another; or one that may only be appended to.
+            Err(fail) if fail.errno == Errno::PERM => {
+                let appending = if append {
+                    OFlags::APPEND
+                } else {
+                    OFlags::empty()
+                };
+                self.proc
+                    .reopen(fd.as_fd(), (flags - OFlags::NOATIME) | appending)
+            }
+            opened => opened,
+        }
+    }
+
+    pub(super) fn enter_file(
+        &self,
+        inode: Arc<Inode>,
+        fd: OwnedFd,
+        asked: Asked,
+        stat: &Stat,
+    ) -> Opened {
+        let handle = self.new_handle();
+        inode.opens.fetch_add(1, Ordering::Relaxed);
+        let opened = Opened {
+            handle,
+            keep_cache: keep_cache(&inode, stat),
+            direct_io: asked.access != libc::O_WRONLY && hides_its_size(&fd, stat),
+        };
+        let file = OpenFile {
+            inode,
+            fd: Arc::new(fd),
+            writable: asked.writes(),
+            append: asked.append,
+            read_end: AtomicU64::new(0),
+        };
+        self.files.write().insert(handle, Arc::new(file));
+        opened
+    }
+
+    pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
+        let files = self.files.read();
+        files
+            .get(&handle)
+            .cloned()
+            .ok_or(Fail::new(Errno::BADF, "find the open file"))
+    }
+
+    /// Reads up to `size` bytes at `offset` and lends them to `send`: from a mapped window, which
+    /// nothing of ours touches, or from this thread's buffer.
+    ///
+    /// Less than `size` means the end of the file.
+    ///
+    /// # Errors
+    /// Those of pread(2); EIO for a page that the source lost.
+    pub fn read<R>(
+        &self,
+        handle: u64,
+        offset: u64,
+        size: usize,
+        send: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R> {
+        let file = self.file(handle)?;
+        let end = offset.saturating_add(size.min(MAX_READ) as u64);
+        let before = file.read_end.swap(end, Ordering::Relaxed);
+        if self.options.io == Io::Pread {
+            return self.read_buffered(&file, offset, size, None, send);
+        }
+        let length = rustix::fs::fstat(&*file.fd).or_fail("fstat")?.st_size as u64;
+        if length == 0 {
+            // Empty, or of a file system that makes its bytes up as they are read.
+            return self.read_buffered(&file, offset, size, None, send);
+        }
+        if offset >= length {
+            return Ok(send(&[]));
+        }
+        // Requests of one reader's readahead overtake each other by some hundred kilobytes.
+        let sequential = before.abs_diff(offset) <= MAX_READ as u64;
+        let range = offset..end.min(length);
+        let id = file.inode.file_id;
+        match self.windows.slice(id, &file.fd, range, length, sequential) {
+            Ok(slice) => {
+                // Again, now that the pages are there: bytes past a new end are no longer the
+                // file's, though the last page still has zeros for them.
+                let length = rustix::fs::fstat(&*file.fd).or_fail("fstat")?.st_size as u64;
+                let kept = length.saturating_sub(offset).min(slice.len() as u64) as usize;
+                self.metrics.read(ReadMode::Mmap, kept as u64);
+                Ok(slice.lend(|bytes| send(&bytes[..kept])))
+            }
+            Err(miss) => {
+                let reason = match miss {
+                    Miss::Budget => Fallback::Budget,
+                    Miss::Fault => Fallback::Fault,
+                    Miss::Unmappable => Fallback::Unmappable,
+                };
+                self.read_buffered(&file, offset, size, Some(reason), send)
+            }
+        }
+    }
+
+    fn read_buffered<R>(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        size: usize,
+        reason: Option<Fallback>,
+        send: impl FnOnce(&[u8]) -> R,
+    ) -> Result<R> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size.min(MAX_READ);
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let filled = pread_full(&file.fd, &mut buffer[..size], offset)?;
+            self.metrics.read(ReadMode::Pread, filled as u64);
+            if let Some(reason) = reason {
+                self.metrics.fallback(reason, filled as u64);
+            }
+            Ok(send(&buffer[..filled]))
+        })
+    }
+
+    /// Writes at `offset`, or at the end of a file opened for appending; `from_pages` says that
+    /// the bytes are those of pages stored to through a mapping, which have a place of their own.
+    ///
+    /// # Errors
+    /// Those of pwrite(2), when nothing could be written.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], from_pages: bool) -> Result<usize> {
+        let file = self.file(handle)?;
+        let flags = if file.append && !from_pages {
+            ReadWriteFlags::APPEND
+        } else {
+            ReadWriteFlags::empty()
+        };
+        let mut done = 0;
+        while done < data.len() {
+            let rest = [IoSlice::new(&data[done..])];
+            match rustix::io::pwritev2(&*file.fd, &rest, offset + done as u64, flags) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(_) if done > 0 => break,
+                Err(errno) => return Err(Fail::new(errno, "pwrite")),
+            }
+        }
+        self.metrics.written(done as u64);
+        Ok(done)
+    }
+
+    /// One of the file's descriptors was closed: the owner's locks go, and an error that the
+    /// source keeps for close(2) is told.
+    ///
+    /// # Errors
+    /// Those of close(2) on the source.
+    pub fn flush(&self, handle: u64, owner: u64) -> Result<()> {
+        let file = self.file(handle)?;
+        self.locks.drop_owner(file.inode.file_id, owner);
+        if !file.writable {
+            return Ok(());
+        }
+        let copy = rustix::io::fcntl_dupfd_cloexec(&*file.fd, 0).or_fail("dup")?;
+        crate::sys::close(copy)
+    }
+
+    /// The last descriptor of an open file was closed.
+    pub fn release(&self, handle: u64) {
+        let Some(file) = self.files.write().remove(&handle) else {
+            return;
+        };
+        self.metrics.handle_closed();
+        if file.inode.opens.fetch_sub(1, Ordering::Relaxed) > 1 {
+            return;
+        }
+        self.locks.drop_file(file.inode.file_id);
+        // A window would keep the space of a file that has no name left.
+        if rustix::fs::fstat(&*file.fd).is_ok_and(|stat| stat.st_nlink == 0) {
+            self.windows.forget(file.inode.file_id);
+        }
+    }
+
+    /// Brings a file's data, and unless `data_only` its metadata, to the disk.
+    ///
+    /// # Errors
+    /// Those of fsync(2).
+    pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
+        let file = self.file(handle)?;
+        if data_only {
+            return rustix::fs::fdatasync(&*file.fd).or_fail("fdatasync");
+        }
+        rustix::fs::fsync(&*file.fd).or_fail("fsync")
+    }
+
+    /// Allocates, punches or zeroes a range; `mode` as in fallocate(2).
+    ///
+    /// # Errors
+    /// EROFS; those of fallocate(2).
+    pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: u32) -> Result<()> {
+        self.writable("fallocate")?;
+        let file = self.file(handle)?;
+        let mode = FallocateFlags::from_bits_retain(mode);
+        rustix::fs::fallocate(&*file.fd, mode, offset, length).or_fail("fallocate")
+    }
+
+    /// The next data or hole at or after `offset`; `whence` is SEEK_DATA or SEEK_HOLE.
+    ///
+    /// # Errors
+    /// ENXIO past the end, EINVAL for another `whence`.
+    pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
+        let file = self.file(handle)?;
+        let offset = u64::try_from(offset).map_err(|_| Fail::new(Errno::NXIO, "lseek"))?;
+        let from = match whence {
+            libc::SEEK_DATA => SeekFrom::Data(offset),
+            libc::SEEK_HOLE => SeekFrom::Hole(offset),
+            _ => return Err(Fail::new(Errno::INVAL, "lseek")),
+        };
+        rustix::fs::seek(&*file.fd, from).or_fail("lseek")
+    }
+
+    /// Copies inside the source's file system; may move less than `length`.
+    ///
+    /// # Errors
+    /// Those of copy_file_range(2); EXDEV and EOPNOTSUPP make the kernel copy by itself.
+    pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
+        self.writable("copy_file_range")?;
+        let (source, target) = (self.file(from.0)?, self.file(to.0)?);
+        let (mut at_source, mut at_target) = (from.1, to.1);
+        let length = length.min(COPY_AT_ONCE) as usize;
+        let (source, target) = (&*source.fd, &*target.fd);
+        rustix::fs::copy_file_range(
+            source,
+            Some(&mut at_source),
+            target,
+            Some(&mut at_target),
+            length,
+        )
+        .or_fail("copy_file_range")
+    }
+}
+
+/// Whether the pages that the kernel cached at an earlier open are still right, and remembers
+/// for the next one what they are of.
+fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
+    let version = Version::of(stat);
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64);
+    let settled = now - version.changed() >= RACY;
+    let mut cached = inode.cached.lock();
+    let keep = *cached == Some(version);
+    *cached = settled.then_some(version);
+    keep
+}
+
+/// Takes the setuid and setgid bits from a file that an ordinary user has just truncated by
+/// opening it, as the kernel does where that user truncates it by itself (`should_remove_suid`,
+/// fs/attr.c): we are privileged, so it did not do it for us. True when there were any.
+fn drops_setid(file: &OwnedFd, stat: &Stat) -> Result<bool> {
+    let executable = stat.st_mode & libc::S_IXGRP != 0;
+    let group = if executable { libc::S_ISGID } else { 0 };
+    let kept = stat.st_mode & 0o7777 & !(libc::S_ISUID | group);
+    if kept == stat.st_mode & 0o7777 {
+        return Ok(false);
+    }
+    rustix::fs::fchmod(file, Mode::from_raw_mode(kept)).or_fail("fchmod")?;
+    Ok(true)
+}
+
+/// A file of size 0 that has bytes: the kernel would not even ask for them.
+fn hides_its_size(fd: &OwnedFd, stat: &Stat) -> bool {
+    stat.st_size == 0
+        && stat.st_blocks == 0
+        && rustix::io::pread(fd, &mut [0u8; 1][..], 0).is_ok_and(|count| count > 0)
+}
+
+fn pread_full(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::pread(fd, &mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(Errno::INTR) => {}
+            Err(_) if filled > 0 => break,
+            Err(errno) => return Err(Fail::new(errno, "pread")),
+        }
+    }
+    Ok(filled)
+}

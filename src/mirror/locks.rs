@@ -1,0 +1,194 @@
+//! POSIX byte-range locks, forwarded to the source so that its own users see them.
+//!
+//! Each owner (a process's descriptor table, as the kernel names it) has one open file
+//! description a file, and holds its locks by that. It goes when the owner closes any descriptor
+//! of the file, as POSIX wants.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::OFlags;
+
+use super::Mirror;
+use super::file::OpenFile;
+use crate::sys::ofd::{self, Lock};
+use crate::sys::{Errno, Result};
+use crate::window::FileId;
+
+/// How an attempt to lock ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockOutcome {
+    /// The lock is held, or dropped.
+    Done,
+    /// Another holds a conflicting one.
+    Held,
+}
+
+/// All lock owners. A leaf lock; the owners' own `held` are leaves as well.
+#[derive(Debug, Default)]
+pub(super) struct Locks {
+    owners: Mutex<HashMap<(FileId, u64), Arc<Owner>>>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    fd: OwnedFd,
+    /// What it holds, with the process that asked: an OFD lock does not name one.
+    held: Mutex<Vec<Lock>>,
+}
+
+impl Locks {
+    pub(super) fn drop_owner(&self, file: FileId, owner: u64) {
+        let gone = self.owners.lock().remove(&(file, owner));
+        drop(gone);
+    }
+
+    pub(super) fn drop_file(&self, file: FileId) {
+        let mut owners = self.owners.lock();
+        if !owners.is_empty() {
+            owners.retain(|key, _| key.0 != file);
+        }
+    }
+
+    fn owner(&self, file: FileId, owner: u64) -> Option<Arc<Owner>> {
+        self.owners.lock().get(&(file, owner)).cloned()
+    }
+
+    /// The process that holds a lock which overlaps `lock`, among our own owners.
+    fn holder(&self, file: FileId, except: u64, lock: &Lock) -> Option<i32> {
+        let owners = self.owners.lock();
+        let others = owners
+            .iter()
+            .filter(|((of, owner), _)| *of == file && *owner != except);
+        for (_, owner) in others {
+            let held = owner.held.lock();
+            if let Some(found) = held.iter().find(|held| overlap(held, lock)) {
+                return Some(found.pid);
+            }
+        }
+        None
+    }
+}
+
+impl Mirror {
+    /// The first lock that stands in the way, if any.
+    ///
+    /// # Errors
+    /// EBADF for an unknown handle; those of fcntl(2).
+    pub fn getlk(&self, handle: u64, owner: u64, lock: Lock) -> Result<Option<Lock>> {
+        let file = self.file(handle)?;
+        let id = file.inode.file_id;
+        let found = match self.locks.owner(id, owner) {
+            Some(own) => ofd::get(own.fd.as_fd(), lock)?,
+            None => ofd::get(file.fd.as_fd(), lock)?,
+        };
+        Ok(found.map(|mut found| {
+            if found.pid <= 0 {
+                found.pid = self.locks.holder(id, owner, &found).unwrap_or(0);
+            }
+            found
+        }))
+    }
+
+    /// Takes or drops a lock, without waiting.
+    ///
+    /// # Errors
+    /// EBADF when the file's mode does not allow that kind; those of fcntl(2).
+    pub fn setlk(&self, handle: u64, owner: u64, lock: Lock) -> Result<LockOutcome> {
+        let file = self.file(handle)?;
+        let id = file.inode.file_id;
+        let own = match self.locks.owner(id, owner) {
+            Some(own) => own,
+            None if lock.kind == libc::F_UNLCK => return Ok(LockOutcome::Done),
+            None => self.new_owner(&file, owner)?,
+        };
+        match ofd::set(own.fd.as_fd(), lock) {
+            Ok(()) => {
+                note(&mut own.held.lock(), lock);
+                Ok(LockOutcome::Done)
+            }
+            Err(fail) if matches!(fail.errno, Errno::AGAIN | Errno::ACCESS) => {
+                Ok(LockOutcome::Held)
+            }
+            Err(fail) => Err(fail),
+        }
+    }
+
+    fn new_owner(&self, file: &OpenFile, owner: u64) -> Result<Arc<Owner>> {
+        // For both kinds where that is allowed: the same owner may come by another handle.
+        let fd = match self.proc.reopen(file.fd.as_fd(), OFlags::RDWR) {
+            Ok(fd) => fd,
+            Err(_) if file.writable => self.proc.reopen(file.fd.as_fd(), OFlags::WRONLY)?,
+            Err(_) => self.proc.reopen(file.fd.as_fd(), OFlags::RDONLY)?,
+        };
+        let new = Arc::new(Owner {
+            fd,
+            held: Mutex::default(),
+        });
+        let mut owners = self.locks.owners.lock();
+        let entry = owners.entry((file.inode.file_id, owner)).or_insert(new);
+        Ok(entry.clone())
+    }
+}
+
+fn overlap(a: &Lock, b: &Lock) -> bool {
+    a.start <= b.end && b.start <= a.end
+}
+
+/// Enters a lock into what is held: it replaces what it overlaps.
+fn note(held: &mut Vec<Lock>, lock: Lock) {
+    let mut parts = Vec::new();
+    for old in held.drain(..) {
+        if !overlap(&old, &lock) {
+            parts.push(old);
+            continue;
+        }
+        if old.start < lock.start {
+            let end = lock.start - 1;
+            parts.push(Lock { end, ..old });
+        }
+        if old.end > lock.end {
+            let start = lock.end + 1;
+            parts.push(Lock { start, ..old });
+        }
+    }
+    if lock.kind != libc::F_UNLCK {
+        parts.push(lock);
+    }
+    *held = parts;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(kind: i32, start: u64, end: u64) -> Lock {
+        Lock {
+            kind,
+            start,
+            end,
+            pid: 7,
+        }
+    }
+
+    #[test]
+    fn unlocking_the_middle_leaves_both_ends() {
+        let mut held = Vec::new();
+        note(&mut held, lock(libc::F_WRLCK, 0, 99));
+        note(&mut held, lock(libc::F_UNLCK, 40, 59));
+        assert_eq!(
+            held,
+            [lock(libc::F_WRLCK, 0, 39), lock(libc::F_WRLCK, 60, 99)]
+        );
+    }
+
+    #[test]
+    fn a_new_kind_replaces_what_it_covers() {
+        let mut held = Vec::new();
+        note(&mut held, lock(libc::F_RDLCK, 10, 19));
+        note(&mut held, lock(libc::F_WRLCK, 0, u64::MAX));
+        assert_eq!(held, [lock(libc::F_WRLCK, 0, u64::MAX)]);
+    }
+}

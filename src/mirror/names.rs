@@ -1,0 +1,234 @@
+//! Names: finding, making, renaming and removing them.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
+
+use super::attr::Attr;
+use super::inode::{Inode, NodeId};
+use super::{Caller, Mirror};
+use crate::sys::{Errno, Fail, OrFail, Result, procfd};
+
+/// A name must be one component: what the kernel sends always is, and nothing else may reach
+/// the source.
+fn checked(name: &OsStr) -> Result<&OsStr> {
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
+        return Err(Fail::new(Errno::INVAL, "check a name"));
+    }
+    Ok(name)
+}
+
+impl Mirror {
+    /// The directory's inode with a descriptor of it.
+    pub(super) fn dir(&self, id: NodeId) -> Result<(Arc<Inode>, Arc<OwnedFd>)> {
+        let inode = self.table.get(id)?;
+        let fd = self.table.fd(&inode)?;
+        Ok((inode, fd))
+    }
+
+    /// Finds a name, and counts one lookup of what it means.
+    ///
+    /// # Errors
+    /// ENOENT; those of openat(2).
+    pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr> {
+        let parent = self.table.get(parent)?;
+        let (inode, stat) = self.table.lookup(&parent, checked(name)?)?;
+        Ok(Attr { id: inode.id, stat })
+    }
+
+    /// Whether the source has an entry of that name.
+    ///
+    /// # Errors
+    /// Those of fstatat(2), except ENOENT.
+    pub fn has_entry(&self, parent: NodeId, name: &OsStr) -> Result<bool> {
+        let (_, dir) = self.dir(parent)?;
+        match rustix::fs::statat(&*dir, checked(name)?, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(Fail::new(errno, "fstatat")),
+        }
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// Those of readlinkat(2).
+    pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>> {
+        let (_, fd) = self.dir(id)?;
+        let target = rustix::fs::readlinkat(&*fd, c"", Vec::new()).or_fail("readlinkat")?;
+        Ok(target.into_bytes())
+    }
+
+    /// Makes a regular file, device, FIFO or socket.
+    ///
+    /// # Errors
+    /// EROFS; those of mknodat(2), for the caller's rights.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr> {
+        self.writable("mknod")?;
+        let (_, dir) = self.dir(parent)?;
+        let name = checked(name)?;
+        let (kind, perm) = (
+            FileType::from_raw_mode(mode),
+            Mode::from_raw_mode(mode & 0o7777),
+        );
+        self.create_as(caller, || {
+            rustix::fs::mknodat(&*dir, name, kind, perm, device(rdev)).or_fail("mknodat")
+        })?;
+        self.lookup(parent, name)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// EROFS; those of mkdirat(2), for the caller's rights.
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &OsStr, mode: u32) -> Result<Attr> {
+        self.writable("mkdir")?;
+        let (_, dir) = self.dir(parent)?;
+        let name = checked(name)?;
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        self.create_as(caller, || {
+            rustix::fs::mkdirat(&*dir, name, mode).or_fail("mkdirat")
+        })?;
+        self.lookup(parent, name)
+    }
+
+    /// Makes a symbolic link.
+    ///
+    /// # Errors
+    /// EROFS; those of symlinkat(2), for the caller's rights.
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> Result<Attr> {
+        self.writable("symlink")?;
+        let (_, dir) = self.dir(parent)?;
+        let name = checked(name)?;
+        self.create_as(caller, || {
+            rustix::fs::symlinkat(target, &*dir, name).or_fail("symlinkat")
+        })?;
+        self.lookup(parent, name)
+    }
+
+    /// Gives an inode one more name.
+    ///
+    /// # Errors
+    /// EROFS; those of linkat(2).
+    pub fn link(&self, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr> {
+        self.writable("link")?;
+        let (_, fd) = self.dir(id)?;
+        let (_, dir) = self.dir(parent)?;
+        let name = checked(name)?;
+        let path = procfd::path(fd.as_fd());
+        // Through the magic link: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH (linkat(2)).
+        rustix::fs::linkat(CWD, path, &*dir, name, AtFlags::SYMLINK_FOLLOW).or_fail("linkat")?;
+        self.lookup(parent, name)
+    }
+
+    /// Removes a name that is not a directory's.
+    ///
+    /// # Errors
+    /// EROFS; those of unlinkat(2).
+    pub fn unlink(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        self.remove(parent, name, AtFlags::empty())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// EROFS; those of unlinkat(2).
+    pub fn rmdir(&self, parent: NodeId, name: &OsStr) -> Result<()> {
+        self.remove(parent, name, AtFlags::REMOVEDIR)
+    }
+
+    fn remove(&self, parent: NodeId, name: &OsStr, flags: AtFlags) -> Result<()> {
+        self.writable("unlink")?;
+        let (_, dir) = self.dir(parent)?;
+        rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")
+    }
+
+    /// Renames; `flags` are those of renameat2(2).
+    ///
+    /// # Errors
+    /// EROFS; those of renameat2(2).
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: &OsStr,
+        new_parent: NodeId,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        self.writable("rename")?;
+        let (from, from_dir) = self.dir(parent)?;
+        let (to, to_dir) = self.dir(new_parent)?;
+        let (name, new_name) = (checked(name)?, checked(new_name)?);
+        let flags = RenameFlags::from_bits_retain(flags);
+        rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
+            .or_fail("renameat2")?;
+        self.table.moved(&to, new_name);
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.table.moved(&from, name);
+        }
+        Ok(())
+    }
+
+    /// Creates and opens a regular file as the caller; returns its attributes (one lookup
+    /// counted) and the open file's handle.
+    ///
+    /// # Errors
+    /// EROFS; those of openat(2), for the caller's rights; ESTALE when the name just became
+    /// something that is not a regular file (the kernel then looks it up again).
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attr, super::Opened)> {
+        self.writable("create")?;
+        let (_, dir) = self.dir(parent)?;
+        let name = checked(name)?;
+        let asked = super::file::Asked::of(flags);
+        // O_NONBLOCK: a FIFO put there this moment must not stop an event loop.
+        let oflags = self.open_flags(&asked)
+            | OFlags::from_bits_retain((flags & (libc::O_EXCL | libc::O_TRUNC)) as u32)
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK;
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        let file = self.create_as(caller, || {
+            rustix::fs::openat(&*dir, name, oflags, mode).or_fail("openat")
+        })?;
+        let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Fail::new(Errno::STALE, "create"));
+        }
+        let only_name = self.proc.reopen(file.as_fd(), OFlags::PATH)?;
+        let inode = self.table.intern(only_name, &stat, parent, name)?;
+        let attr = Attr { id: inode.id, stat };
+        let opened = self.enter_file(inode, file, asked, &stat);
+        Ok((attr, opened))
+    }
+}
+
+/// The kernel's 32-bit `rdev` (new_encode_dev) as the `dev_t` of the C library.
+fn device(rdev: u32) -> rustix::fs::Dev {
+    let major = (rdev & 0xfff00) >> 8;
+    let minor = (rdev & 0xff) | ((rdev >> 12) & 0xfff00);
+    rustix::fs::makedev(major, minor)
+}

@@ -1,0 +1,581 @@
+//! What the kernel knows: node ids, lookup counts, and the descriptors behind them.
+//!
+//! Every inode that the kernel knows stands in the table. It is held by an `O_PATH` descriptor,
+//! so that its number can't come to mean another file. When there are more of them than the
+//! table's share of descriptors, those not used lately are closed, and found again by file handle
+//! (privileged) or by parent and name, with their identity checked: another file in that place is
+//! ESTALE, never served.
+//!
+//! Order of locks: `state` before `clock`; the locks of an [`Inode`] are leaves. None is held
+//! across a system call.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{Mode, OFlags, Stat};
+
+use super::inode::{Found, Home, Inode, Key, NodeId, Parked, ROOT};
+use crate::observe::Metrics;
+use crate::sys::handle::FileHandle;
+use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::window::FileId;
+
+/// Ids that are not inode numbers of the source's own file system carry this bit.
+const SYNTHETIC: u64 = 1 << 63;
+/// Synthetic ids of virtual files carry this one as well.
+const VIRTUAL: u64 = SYNTHETIC | 1 << 62;
+/// How many parents may have to be found again on the way to one inode.
+const DEEPEST: usize = 256;
+
+/// Flags for a descriptor that only names an inode.
+const NAME_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// All inodes that the kernel knows.
+#[derive(Debug)]
+pub struct InodeTable {
+    state: Mutex<State>,
+    /// Ids in the order in which their descriptors may be closed: a second-chance queue.
+    clock: Mutex<VecDeque<NodeId>>,
+    root: Arc<Inode>,
+    /// A readable descriptor on the root's file system, when handles can be opened there.
+    handles: Option<OwnedFd>,
+    open: AtomicUsize,
+    limit: usize,
+    next_file: AtomicU64,
+    next_synthetic: AtomicU64,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct State {
+    by_id: HashMap<NodeId, Entry>,
+    by_key: HashMap<Key, Arc<Inode>>,
+    devices: HashMap<u64, u64>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    inode: Arc<Inode>,
+    lookups: u64,
+}
+
+impl InodeTable {
+    /// A table that holds at most `limit` descriptors, with the source's root in it.
+    ///
+    /// # Errors
+    /// Those of fstat(2) on the root.
+    pub fn new(root: OwnedFd, limit: usize, metrics: Arc<Metrics>) -> Result<Self> {
+        let stat = rustix::fs::fstat(&root).or_fail("fstat")?;
+        let handles = handle_mount(&root);
+        let root = Arc::new(Inode::new(ROOT, FileId(0), &stat, root, None));
+        let entry = Entry {
+            inode: root.clone(),
+            lookups: 1,
+        };
+        Ok(Self {
+            state: Mutex::new(State {
+                by_id: HashMap::from([(ROOT, entry)]),
+                by_key: HashMap::from([(root.key, root.clone())]),
+                devices: HashMap::new(),
+            }),
+            clock: Mutex::new(VecDeque::new()),
+            root,
+            handles,
+            open: AtomicUsize::new(1),
+            limit: limit.max(16),
+            next_file: AtomicU64::new(1),
+            next_synthetic: AtomicU64::new(1),
+            metrics,
+        })
+    }
+
+    /// The root of the mirror.
+    pub fn root(&self) -> &Arc<Inode> {
+        &self.root
+    }
+
+    /// The inode that the kernel calls `id`.
+    ///
+    /// # Errors
+    /// ESTALE when there is none.
+    pub fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
+        self.peek(id)
+            .ok_or(Fail::new(Errno::STALE, "find the inode"))
+    }
+
+    fn peek(&self, id: NodeId) -> Option<Arc<Inode>> {
+        let state = self.state.lock();
+        state.by_id.get(&id).map(|entry| entry.inode.clone())
+    }
+
+    /// The inode of that device and number, if the kernel knows it.
+    pub fn find(&self, key: Key) -> Option<Arc<Inode>> {
+        self.state.lock().by_key.get(&key).cloned()
+    }
+
+    /// Every id that the kernel knows at this moment.
+    pub fn ids(&self) -> Vec<NodeId> {
+        self.state.lock().by_id.keys().copied().collect()
+    }
+
+    /// An id for a virtual file, never given before.
+    pub fn virtual_id(&self) -> NodeId {
+        VIRTUAL | self.next_synthetic.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Whether an id is one of a virtual file.
+    pub fn is_virtual(id: NodeId) -> bool {
+        id & VIRTUAL == VIRTUAL
+    }
+
+    /// A descriptor (`O_PATH`) of the inode.
+    ///
+    /// # Errors
+    /// ESTALE when it is gone, or its name now means another file; EMFILE and ENFILE.
+    pub fn fd(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
+        self.fd_within(inode, DEEPEST)
+    }
+
+    fn fd_within(&self, inode: &Inode, depth: usize) -> Result<Arc<OwnedFd>> {
+        let parked = match inode.found() {
+            Found::Open(fd) => return Ok(fd),
+            Found::Gone => return Err(Fail::new(Errno::STALE, "find the inode")),
+            Found::Parked(parked) => parked,
+        };
+        let fd = Arc::new(self.reopen(inode, &parked, depth)?);
+        self.adopt(inode, &fd);
+        Ok(fd)
+    }
+
+    fn reopen(&self, inode: &Inode, parked: &Parked, depth: usize) -> Result<OwnedFd> {
+        let stale = Fail::new(Errno::STALE, "find the inode again");
+        let fd = match (&parked.handle, &self.handles) {
+            (Some(handle), Some(mount)) => handle.open(mount.as_fd(), NAME_ONLY)?,
+            _ if depth == 0 => return Err(stale),
+            _ => {
+                let home = inode.home().ok_or(stale.clone())?;
+                let parent = self.get(home.parent)?;
+                let parent = self.fd_within(&parent, depth - 1)?;
+                openat_name_only(&parent, &home.name).map_err(|fail| match fail.errno {
+                    Errno::NOENT | Errno::NOTDIR => stale.clone(),
+                    _ => fail,
+                })?
+            }
+        };
+        let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
+        if Key::of(&stat) != inode.key || !parked.is(fd.as_fd())? {
+            return Err(stale);
+        }
+        Ok(fd)
+    }
+
+    fn adopt(&self, inode: &Inode, fd: &Arc<OwnedFd>) {
+        if inode.adopt(fd) {
+            self.opened(inode.id);
+        }
+    }
+
+    /// Opens a name of a directory as `O_PATH`, and counts one lookup of what it means.
+    ///
+    /// # Errors
+    /// Those of openat(2) and fstat(2).
+    pub fn lookup(&self, parent: &Inode, name: &OsStr) -> Result<(Arc<Inode>, Stat)> {
+        let dir = self.fd(parent)?;
+        let fd = match openat_name_only(&dir, name) {
+            Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => {
+                // Others hold what our share leaves free: give back some of ours, once.
+                self.thin(self.open.load(Ordering::Relaxed) / 2);
+                openat_name_only(&dir, name)?
+            }
+            opened => opened?,
+        };
+        let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
+        let inode = self.intern(fd, &stat, parent.id, name)?;
+        Ok((inode, stat))
+    }
+
+    /// Counts one lookup of the inode behind `fd`, found as `name` in `parent`.
+    ///
+    /// # Errors
+    /// Those of the calls that tell whether a parked inode is this one.
+    pub fn intern(
+        &self,
+        fd: OwnedFd,
+        stat: &Stat,
+        parent: NodeId,
+        name: &OsStr,
+    ) -> Result<Arc<Inode>> {
+        let key = Key::of(stat);
+        let home = (self.handles.is_none() || key.dev != self.root.key.dev).then(|| Home {
+            parent,
+            name: name.into(),
+        });
+        let mut fd = fd;
+        loop {
+            let known = self.find(key);
+            let Some(inode) = known else {
+                match self.insert(fd, stat, home.clone()) {
+                    Ok(inode) => return Ok(inode),
+                    Err(back) => fd = back,
+                }
+                continue;
+            };
+            if !same_file(&inode, &fd)? {
+                self.retire(&inode);
+            } else if self.raise(&inode) {
+                if let Some(home) = home {
+                    inode.moved(home);
+                }
+                self.adopt(&inode, &Arc::new(fd));
+                return Ok(inode);
+            }
+        }
+    }
+
+    /// Enters a new inode; gives the descriptor back when somebody else was first.
+    fn insert(
+        &self,
+        fd: OwnedFd,
+        stat: &Stat,
+        home: Option<Home>,
+    ) -> std::result::Result<Arc<Inode>, OwnedFd> {
+        let key = Key::of(stat);
+        let mut state = self.state.lock();
+        if state.by_key.contains_key(&key) {
+            return Err(fd);
+        }
+        let id = self.choose_id(&mut state, key);
+        let file_id = FileId(self.next_file.fetch_add(1, Ordering::Relaxed));
+        let inode = Arc::new(Inode::new(id, file_id, stat, fd, home));
+        state.by_key.insert(key, inode.clone());
+        let entry = Entry {
+            inode: inode.clone(),
+            lookups: 1,
+        };
+        state.by_id.insert(id, entry);
+        self.metrics.set_inodes(state.by_id.len() as u64);
+        drop(state);
+        self.opened(id);
+        Ok(inode)
+    }
+
+    /// The inode's own number on the root's device; elsewhere one made of device and number.
+    /// An id that still stands for another file is not given again.
+    fn choose_id(&self, state: &mut State, key: Key) -> NodeId {
+        let id = self.natural_id(&mut state.devices, key);
+        match id {
+            Some(id) if !state.by_id.contains_key(&id) => id,
+            _ => SYNTHETIC | self.next_synthetic.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn natural_id(&self, devices: &mut HashMap<u64, u64>, key: Key) -> Option<NodeId> {
+        const INO_BITS: u32 = 48;
+        if key.dev == self.root.key.dev {
+            return (key.ino != ROOT && key.ino != 0 && key.ino < SYNTHETIC).then_some(key.ino);
+        }
+        // 0 is left to the ids that are merely counted; 14 bits are left below VIRTUAL.
+        let next = devices.len() as u64 + 1;
+        let device = *devices.entry(key.dev).or_insert(next);
+        (device < 1 << 14 && key.ino < 1 << INO_BITS)
+            .then_some(SYNTHETIC | device << INO_BITS | key.ino)
+    }
+
+    /// The id that an entry of a directory on device `dev` would most likely get.
+    pub fn likely_id(&self, key: Key) -> NodeId {
+        if key == self.root.key {
+            return ROOT;
+        }
+        let natural = self.natural_id(&mut self.state.lock().devices, key);
+        natural.unwrap_or(key.ino)
+    }
+
+    /// Counts one more lookup, unless the inode has just been forgotten.
+    fn raise(&self, inode: &Arc<Inode>) -> bool {
+        let mut state = self.state.lock();
+        match state.by_id.get_mut(&inode.id) {
+            Some(entry) if Arc::ptr_eq(&entry.inode, inode) => {
+                entry.lookups += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The inode's number now belongs to another file: the kernel's id stays, and is ESTALE.
+    fn retire(&self, inode: &Arc<Inode>) {
+        let mut state = self.state.lock();
+        if let Some(known) = state.by_key.get(&inode.key)
+            && Arc::ptr_eq(known, inode)
+        {
+            state.by_key.remove(&inode.key);
+        }
+        drop(state);
+        if inode.end() {
+            self.closed();
+        }
+    }
+
+    /// Takes back `count` lookups; returns the inode when these were its last.
+    pub fn forget(&self, id: NodeId, count: u64) -> Option<Arc<Inode>> {
+        let mut state = self.state.lock();
+        let entry = state.by_id.get_mut(&id)?;
+        entry.lookups = entry.lookups.saturating_sub(count);
+        if entry.lookups > 0 || id == ROOT {
+            return None;
+        }
+        let inode = state.by_id.remove(&id)?.inode;
+        if let Some(known) = state.by_key.get(&inode.key)
+            && Arc::ptr_eq(known, &inode)
+        {
+            state.by_key.remove(&inode.key);
+        }
+        self.metrics.set_inodes(state.by_id.len() as u64);
+        drop(state);
+        if inode.end() {
+            self.closed();
+        }
+        Some(inode)
+    }
+
+    /// Remembers a new name after a rename, where names are needed to find an inode again.
+    pub fn moved(&self, parent: &Inode, name: &OsStr) {
+        if self.handles.is_some() && parent.key.dev == self.root.key.dev {
+            return;
+        }
+        let Ok(dir) = self.fd(parent) else { return };
+        let Ok(stat) = rustix::fs::statat(&*dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        else {
+            return;
+        };
+        if let Some(inode) = self.find(Key::of(&stat)) {
+            inode.moved(Home {
+                parent: parent.id,
+                name: name.into(),
+            });
+        }
+    }
+
+    fn opened(&self, id: NodeId) {
+        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
+        self.metrics.set_descriptors(open as u64);
+        let mut clock = self.clock.lock();
+        clock.push_back(id);
+        let long = clock.len() > 4 * open + 4096;
+        drop(clock);
+        if long {
+            self.compact();
+        }
+        if open > self.limit {
+            self.thin(self.limit - self.limit / 8);
+        }
+    }
+
+    fn closed(&self) {
+        let open = self.open.fetch_sub(1, Ordering::Relaxed) - 1;
+        self.metrics.set_descriptors(open as u64);
+    }
+
+    /// Drops the ids of forgotten inodes from the queue.
+    fn compact(&self) {
+        let state = self.state.lock();
+        self.clock.lock().retain(|id| state.by_id.contains_key(id));
+    }
+
+    /// Closes descriptors not used lately, until at most `goal` are open.
+    fn thin(&self, goal: usize) {
+        let mut tries = 2 * self.clock.lock().len();
+        while self.open.load(Ordering::Relaxed) > goal && tries > 0 {
+            tries -= 1;
+            let Some(id) = self.clock.lock().pop_front() else {
+                return;
+            };
+            let Some(inode) = self.peek(id) else { continue };
+            if inode.take_touched() || !self.park(&inode) {
+                self.clock.lock().push_back(id);
+            }
+        }
+    }
+
+    /// Closes one inode's descriptor; false when it must stay because nothing would find it.
+    fn park(&self, inode: &Inode) -> bool {
+        let Found::Open(fd) = inode.found() else {
+            return true;
+        };
+        inode.take_touched();
+        let by_handle = self.handles.is_some() && inode.key.dev == self.root.key.dev;
+        let Ok(parked) = Parked::of(fd.as_fd(), by_handle) else {
+            return false;
+        };
+        if parked.handle.is_none() && inode.home().is_none() {
+            return false;
+        }
+        if inode.park(parked) {
+            self.closed();
+        }
+        true
+    }
+}
+
+fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {
+    match inode.found() {
+        // The descriptor keeps the inode, so its number can't have been given to another.
+        Found::Open(_) => Ok(true),
+        Found::Parked(parked) => parked.is(fd.as_fd()),
+        Found::Gone => Ok(false),
+    }
+}
+
+fn openat_name_only(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
+    rustix::fs::openat(dir, name, NAME_ONLY, Mode::empty()).or_fail("openat")
+}
+
+/// A descriptor to open handles with, if this process may and the file system can.
+fn handle_mount(root: &OwnedFd) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mount = rustix::fs::openat(root, c".", flags, Mode::empty()).ok()?;
+    let handle = FileHandle::of(root.as_fd()).ok()?;
+    handle.open(mount.as_fd(), NAME_ONLY).ok()?;
+    Some(mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    struct Tree {
+        dir: tempfile::TempDir,
+        table: InodeTable,
+    }
+
+    /// A table with room for 16 descriptors over a new directory.
+    fn tree(by_handle: bool) -> Tree {
+        let dir = tempfile::tempdir().unwrap();
+        let root = rustix::fs::open(dir.path(), NAME_ONLY, Mode::empty()).unwrap();
+        let mut table = InodeTable::new(root, 16, Arc::default()).unwrap();
+        if !by_handle {
+            table.handles = None;
+        }
+        Tree { dir, table }
+    }
+
+    fn lookup(tree: &Tree, name: &str) -> Arc<Inode> {
+        tree.table
+            .lookup(tree.table.root(), OsStr::new(name))
+            .unwrap()
+            .0
+    }
+
+    fn errno(result: Result<Arc<OwnedFd>>) -> Errno {
+        result.unwrap_err().errno
+    }
+
+    fn make(dir: &Path, name: &str) {
+        fs::write(dir.join(name), name).unwrap();
+    }
+
+    fn read(tree: &Tree, inode: &Inode) -> String {
+        let fd = tree.table.fd(inode).unwrap();
+        fs::read_to_string(crate::sys::procfd::path(fd.as_fd())).unwrap()
+    }
+
+    #[test]
+    fn many_inodes_live_on_few_descriptors() {
+        for by_handle in [true, false] {
+            let tree = tree(by_handle);
+            let names: Vec<String> = (0..300).map(|n| format!("file{n}")).collect();
+            for name in &names {
+                make(tree.dir.path(), name);
+            }
+            let inodes: Vec<_> = names.iter().map(|name| lookup(&tree, name)).collect();
+            assert!(tree.table.open.load(Ordering::Relaxed) <= 17);
+            for (inode, name) in inodes.iter().zip(&names) {
+                assert_eq!(&read(&tree, inode), name);
+            }
+            for inode in &inodes {
+                assert!(tree.table.forget(inode.id, 1).is_some());
+            }
+            assert_eq!(tree.table.open.load(Ordering::Relaxed), 1);
+            assert_eq!(tree.table.ids(), [ROOT]);
+        }
+    }
+
+    #[test]
+    fn what_was_replaced_while_parked_is_stale_and_never_another_file() {
+        for by_handle in [true, false] {
+            let tree = tree(by_handle);
+            make(tree.dir.path(), "name");
+            let old = lookup(&tree, "name");
+            assert!(tree.table.park(&old));
+            fs::remove_file(tree.dir.path().join("name")).unwrap();
+            // The number is free: file systems like to give it to the next file.
+            make(tree.dir.path(), "name");
+            assert_eq!(errno(tree.table.fd(&old)), Errno::STALE);
+            let new = lookup(&tree, "name");
+            assert_ne!(old.id, new.id);
+            assert_eq!(read(&tree, &new), "name");
+            assert_eq!(errno(tree.table.fd(&old)), Errno::STALE);
+        }
+    }
+
+    #[test]
+    fn what_was_renamed_while_parked_is_found_by_its_next_lookup() {
+        let tree = tree(false);
+        make(tree.dir.path(), "before");
+        let inode = lookup(&tree, "before");
+        assert!(tree.table.park(&inode));
+        let path = |name| tree.dir.path().join(name);
+        fs::rename(path("before"), path("after")).unwrap();
+        assert_eq!(errno(tree.table.fd(&inode)), Errno::STALE);
+        assert_eq!(lookup(&tree, "after").id, inode.id);
+        assert_eq!(read(&tree, &inode), "before");
+    }
+
+    #[test]
+    fn a_rename_of_ours_keeps_the_way_back() {
+        let tree = tree(false);
+        make(tree.dir.path(), "before");
+        let inode = lookup(&tree, "before");
+        let path = |name| tree.dir.path().join(name);
+        fs::rename(path("before"), path("after")).unwrap();
+        tree.table.moved(tree.table.root(), OsStr::new("after"));
+        assert!(tree.table.park(&inode));
+        assert_eq!(read(&tree, &inode), "before");
+    }
+
+    #[test]
+    fn hard_links_are_one_inode_with_a_count() {
+        let tree = tree(true);
+        make(tree.dir.path(), "one");
+        fs::hard_link(tree.dir.path().join("one"), tree.dir.path().join("two")).unwrap();
+        let (one, two) = (lookup(&tree, "one"), lookup(&tree, "two"));
+        assert!(Arc::ptr_eq(&one, &two));
+        assert!(tree.table.forget(one.id, 1).is_none());
+        assert!(tree.table.forget(one.id, 1).is_some());
+        assert_eq!(tree.table.get(one.id).unwrap_err().errno, Errno::STALE);
+    }
+
+    #[test]
+    fn the_root_is_never_forgotten() {
+        let tree = tree(true);
+        assert!(tree.table.forget(ROOT, u64::MAX).is_none());
+        assert!(tree.table.get(ROOT).is_ok());
+    }
+
+    #[test]
+    fn ids_of_virtual_files_are_their_own() {
+        let tree = tree(true);
+        let id = tree.table.virtual_id();
+        assert!(InodeTable::is_virtual(id));
+        assert_ne!(id, tree.table.virtual_id());
+        let elsewhere = Key { dev: 12345, ino: 7 };
+        assert!(!InodeTable::is_virtual(tree.table.likely_id(elsewhere)));
+    }
+}

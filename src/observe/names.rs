@@ -1,0 +1,64 @@
+//! The names of all series, as they stand in the text. Prefix `corfs_`; the unit is the last word,
+//! before `_total` of a counter.
+//!
+//! Source of the conventions: the OpenMetrics 1.0 specification.
+
+/// The constants, and what each counts, which stands above it here and in the text.
+macro_rules! names {
+    ($(#[doc = $help:literal] $constant:ident = $name:literal,)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        /// What a series counts.
+        pub(super) fn help(name: &str) -> &'static str {
+            match name {
+                $($name => $help.trim_ascii(),)*
+                _ => "",
+            }
+        }
+    };
+}
+
+names! {
+    /// Operations answered, by `op`.
+    OPERATIONS = "corfs_operations_total",
+    /// Operations answered with an error, by `op`.
+    OPERATION_ERRORS = "corfs_operation_errors_total",
+    /// Time from request to reply in seconds, a histogram by `op`.
+    OPERATION_DURATION = "corfs_operation_duration_seconds",
+    /// Bytes that reads were answered with, by `mode`.
+    READ_BYTES = "corfs_read_bytes_total",
+    /// Bytes of reads that should have come from a window and did not, by `reason`.
+    READ_FALLBACK_BYTES = "corfs_read_fallback_bytes_total",
+    /// Bytes written to the source through the mount.
+    WRITTEN_BYTES = "corfs_written_bytes_total",
+    /// Windows mapped now.
+    WINDOWS = "corfs_windows",
+    /// Bytes mapped now.
+    WINDOW_MAPPED = "corfs_window_mapped_bytes",
+    /// Bytes that were ever mapped at once.
+    WINDOW_MAPPED_PEAK = "corfs_window_mapped_bytes_peak",
+    /// Bytes that may be mapped at once.
+    WINDOW_BUDGET = "corfs_window_budget_bytes",
+    /// Requests answered from a window that was mapped already.
+    WINDOW_HITS = "corfs_window_hits_total",
+    /// Requests whose window had to be mapped first.
+    WINDOW_MISSES = "corfs_window_misses_total",
+    /// Windows unmapped to make room for another.
+    WINDOW_EVICTIONS = "corfs_window_evictions_total",
+    /// Windows mapped ahead of a sequential reader.
+    WINDOWS_READIED = "corfs_windows_readied_ahead_total",
+    /// Pages that could not be had (file truncated, I/O error), each survived.
+    FAULTS_SURVIVED = "corfs_faults_survived_total",
+    /// Copies started.
+    COPIES_STARTED = "corfs_copies_started_total",
+    /// Copies ended, by `end`.
+    COPIES = "corfs_copies_total",
+    /// Bytes copied inside the source.
+    COPY_BYTES = "corfs_copy_bytes_total",
+    /// Inodes that the kernel knows.
+    INODES = "corfs_inodes",
+    /// Files and directories that are open through the mount.
+    HANDLES = "corfs_handles",
+    /// Descriptors held by the inode table.
+    DESCRIPTORS = "corfs_descriptors",
+}

@@ -1,0 +1,35 @@
+//! A file creation mask for one thread.
+//!
+//! The mask belongs to the structure that threads of a process share (CLONE_FS); a thread that
+//! unshares it has one of its own. So a server can create each file under its caller's mask and
+//! leave to the kernel what depends on it: a default ACL overrides the mask (acl(5)).
+
+use std::cell::Cell;
+
+use rustix::fs::Mode;
+use rustix::thread::UnshareFlags;
+
+use super::{OrFail, Result};
+
+thread_local! {
+    static OWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Sets the mask of the calling thread alone; it stays until the next call.
+///
+/// # Errors
+/// Those of unshare(2), at a thread's first call.
+pub fn set(mask: u32) -> Result<()> {
+    if !OWN.get() {
+        unshare_fs()?;
+        OWN.set(true);
+    }
+    rustix::process::umask(Mode::from_raw_mode(mask & 0o777));
+    Ok(())
+}
+
+fn unshare_fs() -> Result<()> {
+    // SAFETY: CLONE_FS separates mask, root and working directory of this thread, and nothing
+    // that Rust code shares between threads: descriptors and memory stay common.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FS) }.or_fail("unshare")
+}

@@ -1,0 +1,163 @@
+//! The ceiling of mapped bytes.
+
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use super::map::{Access, RawMap};
+use super::options::Span;
+use crate::observe::Metrics;
+use crate::sys::Errno;
+
+/// How many windows may be mapped at once, whatever their bytes: files of one page each would
+/// otherwise pass the kernel's limit of mappings (`vm.max_map_count`, 65530 by default), with room
+/// left here for the copies and for all else that maps.
+const MOST_WINDOWS: usize = 16 << 10;
+
+/// How much of a cold range the kernel reads at a time while it populates: its readahead of a
+/// mapping. A longer range is started as a whole first.
+const PIECE: usize = 128 << 10;
+
+/// Bytes and windows mapped, never above their ceilings.
+///
+/// Kept in atomics and not under the table's lock, so that a window that goes because its last
+/// pin went can give its bytes back without that lock.
+#[derive(Debug)]
+pub(super) struct Budget {
+    limit: usize,
+    bytes: AtomicUsize,
+    windows: AtomicUsize,
+    metrics: Arc<Metrics>,
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize, metrics: Arc<Metrics>) -> Arc<Self> {
+        metrics.set_window_budget(limit as u64);
+        Arc::new(Self {
+            limit,
+            bytes: AtomicUsize::new(0),
+            windows: AtomicUsize::new(0),
+            metrics,
+        })
+    }
+
+    pub(super) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Bytes mapped now, those being mapped and being unmapped among them.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Takes `len` bytes of the budget, if they fit, before they are mapped.
+    pub(super) fn reserve(self: &Arc<Self>, len: usize) -> Option<Reservation> {
+        take(&self.windows, 1, MOST_WINDOWS).then_some(())?;
+        if !take(&self.bytes, len, self.limit) {
+            self.windows.fetch_sub(1, Ordering::Release);
+            return None;
+        }
+        self.metrics.window_mapped(len as u64);
+        Some(Reservation {
+            budget: Arc::clone(self),
+            len,
+        })
+    }
+
+    /// Bytes that must go before `len` more fit.
+    pub(super) fn missing(&self, len: usize) -> usize {
+        self.bytes().saturating_add(len).saturating_sub(self.limit)
+    }
+}
+
+/// Adds `amount`, unless the sum would pass `limit`.
+fn take(counter: &AtomicUsize, amount: usize, limit: usize) -> bool {
+    counter
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| {
+            now.checked_add(amount).filter(|sum| *sum <= limit)
+        })
+        .is_ok()
+}
+
+/// Bytes taken from the budget, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    budget: Arc<Budget>,
+    len: usize,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.metrics.window_unmapped(self.len as u64);
+        self.budget.bytes.fetch_sub(self.len, Ordering::AcqRel);
+        self.budget.windows.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A mapped window. Whoever holds it in an `Arc` pins it.
+#[derive(Debug)]
+pub(super) struct Window {
+    // The order of these two matters: fields are dropped as they stand, and the bytes may be given
+    // back only when they are unmapped.
+    map: RawMap,
+    _reservation: Reservation,
+    /// A bit for each piece whose I/O was started. Only a hint: no order is needed.
+    started: Box<[AtomicU64]>,
+    ahead: AtomicBool,
+}
+
+impl Window {
+    pub(super) fn map(
+        fd: BorrowedFd<'_>,
+        span: &Span,
+        reservation: Reservation,
+    ) -> Result<Self, Errno> {
+        debug_assert_eq!(reservation.len, span.len);
+        let pieces = span.len.div_ceil(PIECE);
+        Ok(Self {
+            map: RawMap::new(fd, span.offset, span.len, Access::Read)?,
+            _reservation: reservation,
+            started: (0..pieces.div_ceil(64))
+                .map(|_| AtomicU64::new(0))
+                .collect(),
+            ahead: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Whether this call is the first to ask for the window behind this one.
+    pub(super) fn first_ahead(&self) -> bool {
+        !self.ahead.swap(true, Ordering::Relaxed)
+    }
+
+    /// Starts the I/O for a range of which some piece was not started yet. A populate of a cold
+    /// range would go piece by piece, each waiting for the one before; a request of one piece
+    /// gains nothing.
+    pub(super) fn start(&self, range: &Range<usize>) {
+        if range.len() <= PIECE {
+            return;
+        }
+        let mut fresh = false;
+        for piece in range.start / PIECE..range.end.div_ceil(PIECE) {
+            if let Some(word) = self.started.get(piece / 64) {
+                let bit = 1_u64 << (piece % 64);
+                fresh |= word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
+            }
+        }
+        if fresh {
+            self.map.will_need(range);
+        }
+    }
+
+    pub(super) fn populate(&self, range: &Range<usize>) -> Result<(), Errno> {
+        self.map.populate(range, Access::Read)
+    }
+
+    pub(super) fn lend<R>(&self, range: Range<usize>, f: impl FnOnce(&[u8]) -> R) -> R {
+        self.map.lend(range, f)
+    }
+}
