@@ -31,6 +31,15 @@ impl Actor {
         actor
     }
 
+    /// A process that changes the files of [`crate::storm`] below `dir` until it is told `end`.
+    #[track_caller]
+    pub(crate) fn mutator(dir: &Path, seed: u64) -> Self {
+        let mut actor = Self::spawn("mutator");
+        actor.order(dir.to_str().expect("a plain name"));
+        actor.order(&seed.to_string());
+        actor
+    }
+
     #[track_caller]
     fn spawn(role: &str) -> Self {
         // The link, because an ordinary user may not reach the binary by its path.
@@ -107,6 +116,7 @@ impl Drop for Actor {
 fn role() {
     match std::env::var(ROLE).as_deref() {
         Ok("locker") => locker(),
+        Ok("mutator") => mutator(),
         Ok(other) => panic!("no such part: {other}"),
         Err(_) => {}
     }
@@ -142,6 +152,28 @@ fn locker() -> ! {
         });
     }
     // Not a return: the harness has nothing to add.
+    std::process::exit(0)
+}
+
+/// Two lines, the directory and the seed; then it works until the third.
+fn mutator() -> ! {
+    let line = || {
+        let mut line = String::new();
+        // An end is an answer too: the other side is gone.
+        std::io::stdin().read_line(&mut line).expect("stdin");
+        line.trim_end().to_owned()
+    };
+    let dir = line();
+    let seed = line().parse().expect("a seed");
+    let ended = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            line();
+            ended.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        crate::storm::mutate(Path::new(&dir), seed, &ended);
+    });
+    answer("ended");
     std::process::exit(0)
 }
 

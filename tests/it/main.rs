@@ -16,4 +16,5 @@ mod mirror;
 mod posix;
 mod reads;
 mod stairs;
+mod storm;
 mod support;
