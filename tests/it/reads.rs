@@ -10,34 +10,14 @@ use rustix::fs::SeekFrom;
 use rustix::process::Signal;
 
 use crate::support::{
-    Dice, Mount, Need, Scratch, assert_content, assert_same_bytes, content, drop_caches, require,
-    soak, wait_until, write_content, write_file,
+    Buffer, Dice, Mount, Need, Scratch, assert_content, assert_same_bytes, content, drop_caches,
+    require, soak, wait_until, write_content, write_file,
 };
 
 const MIB: u64 = 1 << 20;
 
 /// What a daemon may take beside its windows: the program itself, its threads and buffers.
 const BESIDE: u64 = 32 * MIB;
-
-/// Memory aligned as O_DIRECT likes it.
-#[repr(align(4096))]
-struct Page(#[allow(dead_code, reason = "only its size and alignment matter")] [u8; 4096]);
-
-/// A buffer for direct reads.
-struct Buffer(Vec<Page>);
-
-impl Buffer {
-    fn new(len: usize) -> Self {
-        let pages = len.div_ceil(4096);
-        Self((0..pages).map(|_| Page([0xee; 4096])).collect())
-    }
-
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
-        assert!(len <= self.0.len() * 4096);
-        // SAFETY: the pages are contiguous, initialised bytes without padding, borrowed mutably.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
-    }
-}
 
 fn open(path: &Path, direct: bool) -> File {
     let flags = if direct { libc::O_DIRECT } else { 0 };

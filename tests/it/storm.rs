@@ -6,7 +6,6 @@
 //! five a mark of file and offset.
 
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,8 +18,8 @@ use rustix::process::Signal;
 
 use crate::children::Actor;
 use crate::support::{
-    Dice, Loop, Mount, Need, Scratch, assert_content, drop_caches, errno_of, read_file, require,
-    run, sh, soak, wait_until, write_content,
+    Buffer, Dice, Loop, Mount, Need, Scratch, assert_content, drop_caches, errno_of, read_file,
+    require, run, sh, soak, wait_until, write_content,
 };
 
 /// Files in each set.
@@ -263,13 +262,12 @@ impl Watch {
     }
 }
 
-/// Memory aligned as O_DIRECT likes it; the largest read is 1 MiB.
-#[repr(align(4096))]
-struct Buffer([u8; 1 << 20]);
+/// The largest read.
+const MOST: usize = 1 << 20;
 
 fn read_on(dir: &Path, way: Way, me: usize, watch: &Watch) -> Tally {
     let mut dice = Dice::new(1000 + me as u64);
-    let mut buffer: Box<Buffer> = Box::new(Buffer([0; 1 << 20]));
+    let mut buffer = Buffer::new(MOST);
     let mut tally = Tally::default();
     while !watch.ended.load(Ordering::Relaxed) {
         let set = [Set::Holed, Set::Solid][dice.below(2) as usize];
@@ -325,18 +323,18 @@ fn one_read(
         Ordering::Relaxed,
     );
     let result = match way {
-        Way::Mapped => read_mapping(open, offset, &mut buffer.0[..len]),
-        _ => open.read_at(&mut buffer.0[..len], offset),
+        Way::Mapped => read_mapping(open, offset, buffer.bytes(len)),
+        _ => open.read_at(buffer.bytes(len), offset),
     };
     tally.slowest = tally.slowest.max(started.elapsed());
     tally.reads += 1;
     match result {
         Ok(n) => {
             tally.bytes += n as u64;
-            let judged = judge(set.seed(file), offset, &buffer.0[..n]);
+            let judged = judge(set.seed(file), offset, &buffer.bytes(MOST)[..n]);
             tally.zeros += u64::from(set == Set::Solid && judged.zeros > 0);
             if let Some(at) = judged.wrong {
-                let byte = buffer.0[(at - offset) as usize];
+                let byte = buffer.bytes(MOST)[(at - offset) as usize];
                 watch.complain(format!(
                     "{way:?} {set:?}-{file}: {byte:#04x} at {at} of a read of {n} at {offset}"
                 ));
@@ -593,38 +591,42 @@ fn a_failing_device_gives_eio_and_nobody_dies() {
         let (good, bad) = good_and_bad(&open(&native, libc::O_DIRECT), size);
         let mut mount = Mount::of(device.path()).opt(options).start();
         let mirrored = mount.path().join("f");
-        let mut buffer: Box<Buffer> = Box::new(Buffer([0; 1 << 20]));
+        let mut buffer = Buffer::new(MOST);
         for flags in [libc::O_DIRECT, 0] {
             let file = open(&mirrored, flags);
             for _ in 0..3 {
-                let read = file.read_at(&mut buffer.0, bad);
+                let read = file.read_at(buffer.bytes(MOST), bad);
                 assert_eq!(errno_of(options, read), Errno::IO, "at {bad}");
-                let n = file.read_at(&mut buffer.0, good).unwrap();
-                assert_content(6, good, &buffer.0[..n]);
+                let n = file.read_at(buffer.bytes(MOST), good).unwrap();
+                assert_content(6, good, &buffer.bytes(MOST)[..n]);
                 assert!(n > 0);
             }
         }
         let file = open(&mirrored, 0);
-        let lost = read_mapping(&file, bad, &mut buffer.0);
+        let lost = read_mapping(&file, bad, buffer.bytes(MOST));
         assert_eq!(errno_of("a mapping of it", lost), Errno::FAULT);
         assert!(mount.alive(), "{options}: the daemon died");
         assert!(!mount.stats().samples.is_empty());
     }
 }
 
-/// A mebibyte that reads well, and one that is an I/O error.
+/// A mebibyte that reads well, and one whose first byte is an I/O error already.
 fn good_and_bad(file: &File, size: u64) -> (u64, u64) {
-    let mut buffer: Box<Buffer> = Box::new(Buffer([0; 1 << 20]));
-    let mut reads = |at: &u64| match file.read_at(&mut buffer.0, *at) {
-        Ok(n) => n == 1 << 20,
-        Err(error) => {
-            assert_eq!(error.raw_os_error(), Some(libc::EIO), "at {at}");
-            false
+    let mut buffer = Buffer::new(MOST);
+    let (mut good, mut bad) = (None, None);
+    for at in (0..size).step_by(MOST) {
+        match file.read_at(buffer.bytes(MOST), at) {
+            Ok(MOST) => good = Some(at),
+            // The failure begins within it.
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::EIO), "at {at}");
+                bad = Some(at);
+            }
         }
-    };
-    let offsets = || (0..size).step_by(1 << 20);
-    let good = offsets().find(|at| reads(at)).expect("some of it is whole");
-    let bad = offsets().find(|at| !reads(at)).expect("some of it is lost");
-    assert!(file.as_raw_fd() > 2);
-    (good, bad)
+    }
+    (
+        good.expect("some of it is whole"),
+        bad.expect("some of it is lost"),
+    )
 }

@@ -264,6 +264,28 @@ pub(crate) fn write_content(path: &Path, seed: u64, size: u64) {
     }
 }
 
+/// Memory aligned as O_DIRECT likes it.
+#[repr(align(4096))]
+struct Page(#[allow(dead_code, reason = "only its size and alignment matter")] [u8; 4096]);
+
+/// A buffer for direct reads.
+pub(crate) struct Buffer(Vec<Page>);
+
+impl Buffer {
+    /// Room for `len` bytes, none of them zero.
+    pub(crate) fn new(len: usize) -> Self {
+        let pages = len.div_ceil(4096);
+        Self((0..pages).map(|_| Page([0xee; 4096])).collect())
+    }
+
+    /// The first `len` bytes of it.
+    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= self.0.len() * 4096);
+        // SAFETY: the pages are contiguous, initialised bytes without padding, borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+    }
+}
+
 /// A small generator for test decisions (offsets, lengths); not for content.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);

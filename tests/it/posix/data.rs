@@ -213,10 +213,6 @@ fn an_unlinked_file_lives_while_it_is_open(at: &Path) {
     assert_eq!(read_at(&fd, 0, 100), b"bef");
 }
 
-/// Memory aligned as O_DIRECT wants it.
-#[repr(align(4096))]
-struct Aligned<const N: usize>([u8; N]);
-
 fn direct_reads_and_writes(at: &Path) {
     let path = at.join("f");
     drop(open(&path, NEW));
@@ -224,17 +220,18 @@ fn direct_reads_and_writes(at: &Path) {
     let Ok(fd) = try_open(&path, OFlags::RDWR | OFlags::DIRECT) else {
         return;
     };
-    let mut page = Box::new(Aligned([0_u8; 65_536]));
-    page.0.copy_from_slice(&content(5, 0, 65_536));
-    assert_eq!(pwrite(&fd, &page.0, 0).unwrap(), 65_536);
-    assert_eq!(pwrite(&fd, &page.0[..4096], 131_072).unwrap(), 4096);
-    page.0.fill(1);
-    assert_eq!(pread(&fd, &mut page.0, 0).unwrap(), 65_536);
-    assert_same_bytes(0, &page.0, &content(5, 0, 65_536));
-    assert_eq!(pread(&fd, &mut page.0, 65_536).unwrap(), 65_536);
-    assert_eq!(page.0, [0; 65_536]);
+    let mut buffer = crate::support::Buffer::new(65_536);
+    let bytes = buffer.bytes(65_536);
+    bytes.copy_from_slice(&content(5, 0, 65_536));
+    assert_eq!(pwrite(&fd, &*bytes, 0).unwrap(), 65_536);
+    assert_eq!(pwrite(&fd, &bytes[..4096], 131_072).unwrap(), 4096);
+    bytes.fill(1);
+    assert_eq!(pread(&fd, &mut *bytes, 0).unwrap(), 65_536);
+    assert_same_bytes(0, bytes, &content(5, 0, 65_536));
+    assert_eq!(pread(&fd, &mut *bytes, 65_536).unwrap(), 65_536);
+    assert_eq!(bytes, &[0; 65_536]);
     // The last read is short, and the cached view agrees.
-    assert_eq!(pread(&fd, &mut page.0, 131_072).unwrap(), 4096);
+    assert_eq!(pread(&fd, &mut *bytes, 131_072).unwrap(), 4096);
     assert_same_bytes(0, &read(&path)[131_072..], &content(5, 0, 4096));
 }
 
