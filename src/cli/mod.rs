@@ -1,1 +1,231 @@
-//! To be filled.
+//! Words of the command line and of `-o`, parsed into plain values. Nothing here touches a file.
+
+mod draft;
+mod list;
+mod size;
+pub mod table;
+
+use crate::fuse::session::{KEEPER_OPTION, Manner, Settings};
+use clap::builder::OsStringValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
+use draft::{Draft, VALUED};
+use list::Word;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What the command line asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// `corfs SOURCE MOUNTPOINT`
+    Mount(Box<Settings>),
+    /// `corfs umount MOUNTPOINT`
+    Umount {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Whether to wait for the users.
+        manner: Manner,
+    },
+    /// What a daemon with `auto_unmount` starts: unmount when standard input has ended.
+    Keep {
+        /// Where.
+        mountpoint: PathBuf,
+        /// Major and minor number of the mount's device: no other is touched.
+        device: (u32, u32),
+    },
+    /// `corfs stat MOUNTPOINT`
+    Stat {
+        /// Somewhere in the mount.
+        path: PathBuf,
+        /// For programs, not for people.
+        json: bool,
+    },
+    /// `--help`, `--version`: words for standard output.
+    Print(String),
+}
+
+/// Parses a command line, the program's name first.
+///
+/// # Errors
+/// Words for standard error; the exit code is 1.
+pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+    let matches = match clap().try_get_matches_from(line) {
+        Ok(matches) => matches,
+        Err(error) if error.use_stderr() => {
+            let text = error.render().to_string();
+            return Err(text
+                .strip_prefix("error: ")
+                .unwrap_or(&text)
+                .trim_end()
+                .to_owned());
+        }
+        Err(error) => return Ok(Command::Print(error.render().to_string())),
+    };
+    match matches.subcommand() {
+        Some(("umount", words)) => umount(words),
+        Some(("stat", words)) => Ok(Command::Stat {
+            path: path(words, "MOUNTPOINT"),
+            json: words.get_flag("json"),
+        }),
+        Some((_, words)) => mount(words),
+        None => mount(&matches),
+    }
+}
+
+fn umount(matches: &ArgMatches) -> Result<Command, String> {
+    let mountpoint = path(matches, "MOUNTPOINT");
+    if let Some(device) = matches.get_one::<String>(KEEPER_OPTION) {
+        let numbers = device.split_once(':');
+        let numbers = numbers.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        let device = numbers.ok_or("a device is MAJOR:MINOR")?;
+        return Ok(Command::Keep { mountpoint, device });
+    }
+    let manner = if matches.get_flag("lazy") {
+        Manner::Lazy
+    } else {
+        Manner::Plain
+    };
+    Ok(Command::Umount { mountpoint, manner })
+}
+
+fn mount(matches: &ArgMatches) -> Result<Command, String> {
+    let mut draft = Draft::default();
+    for word in words_in_order(matches) {
+        draft.apply(&word)?;
+    }
+    let settings = draft.settle(path(matches, "SOURCE"), path(matches, "MOUNTPOINT"))?;
+    Ok(Command::Mount(Box::new(settings)))
+}
+
+/// Every option, long ones and words of `-o` alike, in the order they were given: the last word
+/// counts, whichever form it has.
+fn words_in_order(matches: &ArgMatches) -> Vec<Word> {
+    let mut found: Vec<(usize, Word)> = Vec::new();
+    let mut take = |id: &str, words: fn(&str, &OsString) -> Vec<Word>| {
+        let values = matches.get_many::<OsString>(id).into_iter().flatten();
+        for (index, value) in matches.indices_of(id).into_iter().flatten().zip(values) {
+            found.extend(words(id, value).into_iter().map(|word| (index, word)));
+        }
+    };
+    take("o", |_, list| list::words(list));
+    for option in VALUED {
+        take(option.name, |name, value| {
+            vec![Word {
+                name: name.into(),
+                value: Some(value.clone()),
+            }]
+        });
+    }
+    for flag in ["foreground", "debug"] {
+        if matches.get_flag(flag) {
+            found.push((
+                0,
+                Word {
+                    name: flag.into(),
+                    value: None,
+                },
+            ));
+        }
+    }
+    found.sort_by_key(|(index, _)| *index);
+    found.into_iter().map(|(_, word)| word).collect()
+}
+
+fn path(matches: &ArgMatches, id: &str) -> PathBuf {
+    matches
+        .get_one::<OsString>(id)
+        .map(PathBuf::from)
+        .unwrap_or_default()
+}
+
+fn clap() -> Clap {
+    let mount = Clap::new("mount").about("Mount SOURCE on MOUNTPOINT, the same as without `mount`");
+    let umount = Clap::new("umount")
+        .about("Unmount a corfs mount, a dead one too")
+        .arg(flag("lazy", 'l', "Unmount when the last user has gone"))
+        .arg(Arg::new(KEEPER_OPTION).long(KEEPER_OPTION).hide(true))
+        .arg(positional("MOUNTPOINT", "Where it is mounted"));
+    let stat = Clap::new("stat")
+        .about("Show the statistics of a mount")
+        .arg(
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .help("For programs"),
+        )
+        .arg(positional(
+            "MOUNTPOINT",
+            "Where it is mounted, or any path below",
+        ));
+    mount_words(Clap::new("corfs"))
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .override_usage(
+            "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy] MOUNTPOINT\n       \
+             corfs stat [--json] MOUNTPOINT",
+        )
+        .after_help(AFTER)
+        .args_conflicts_with_subcommands(true)
+        .subcommand_negates_reqs(true)
+        .disable_help_subcommand(true)
+        .subcommands([mount_words(mount), umount, stat])
+}
+
+/// The options and names that a mount takes.
+fn mount_words(clap: Clap) -> Clap {
+    let list = Arg::new("o")
+        .short('o')
+        .value_name("LIST")
+        .action(ArgAction::Append)
+        .value_parser(OsStringValueParser::new())
+        .help("Mount options between commas: see below");
+    let valued = VALUED.iter().map(|option| {
+        Arg::new(option.name)
+            .long(option.name)
+            .value_name(option.value)
+            .action(ArgAction::Append)
+            .allow_hyphen_values(true)
+            .value_parser(OsStringValueParser::new())
+            .help(option.help)
+    });
+    clap.args([
+        positional("SOURCE", "The directory to mirror"),
+        positional("MOUNTPOINT", "The directory to show it at"),
+        flag(
+            "foreground",
+            'f',
+            "Stay in the foreground and log to standard error",
+        ),
+        flag("debug", 'd', "Log every request; implies -f"),
+        list,
+    ])
+    .args(valued)
+}
+
+fn positional(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .required(true)
+        .value_parser(OsStringValueParser::new())
+        .help(help)
+}
+
+fn flag(name: &'static str, short: char, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .short(short)
+        .action(ArgAction::SetTrue)
+        .help(help)
+}
+
+const AFTER: &str = "\
+Every long option can also be given as -o name=value. Further words for -o:
+  ro rw allow_other allow_root default_permissions suid nosuid dev nodev exec
+  noexec atime noatime sync async dirsync auto_unmount nonempty foreground debug
+nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
+nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
+\\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.
+
+A SOURCE that is called mount, umount or stat is written ./umount.
+Exit codes: 1 usage, 2 system, 32 the mount failed.";
+
+#[cfg(test)]
+mod tests;

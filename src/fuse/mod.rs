@@ -5,4 +5,5 @@ mod aside;
 mod control;
 mod convert;
 mod lock_waits;
+pub mod session;
 mod shared;

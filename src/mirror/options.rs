@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 /// How a mirror behaves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Every changing operation is refused with EROFS.
     pub read_only: bool,

@@ -1,1 +1,91 @@
-//! To be filled.
+//! The process itself: splitting in two, its descriptors, its limits.
+
+use super::{Errno, Fail, OrFail, Result};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+
+/// The most descriptors that are asked for, however many the system would give.
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// Which of the two processes returned from [`fork`].
+#[derive(Debug)]
+pub enum Side {
+    /// The one that called, with the other's number.
+    Parent(Pid),
+    /// The new one.
+    Child,
+}
+
+/// Splits this process in two.
+///
+/// # Errors
+/// `EBUSY` when the process has more than one thread (the child would have only one of them, and
+/// every lock that another held, forever), else what fork(2) says.
+pub fn fork() -> Result<Side> {
+    let threads = std::fs::read_dir("/proc/self/task")
+        .or_fail("fork")?
+        .count();
+    if threads != 1 {
+        return Err(Fail::new(Errno::BUSY, "fork").because("the process has threads"));
+    }
+    // SAFETY: there is one thread (counted above), so the child's copy of memory is whole: no
+    // lock is held by a thread that it lacks.
+    match unsafe { libc::fork() } {
+        -1 => Err(std::io::Error::last_os_error()).or_fail("fork"),
+        0 => Ok(Side::Child),
+        raw => Pid::from_raw(raw)
+            .map(Side::Parent)
+            .ok_or(Fail::new(Errno::INVAL, "fork")),
+    }
+}
+
+/// Raises the limit of open descriptors as far as it goes, and returns what is in force.
+///
+/// The soft limit goes up to the hard one; a process with `CAP_SYS_RESOURCE` first raises the
+/// hard one to `fs.nr_open` or 1,048,576, whichever is less. Calling it again changes nothing.
+pub fn raise_descriptor_limit() -> u64 {
+    let before = getrlimit(Resource::Nofile);
+    let hard = before.maximum.unwrap_or(u64::MAX);
+    let wanted = hard.max(DESCRIPTORS.min(descriptors_of_system()));
+    for limit in [wanted, hard] {
+        let raised = Rlimit {
+            current: Some(limit),
+            maximum: Some(limit),
+        };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            break;
+        }
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// `fs.nr_open`: more than this no process may have. 0 when it cannot be read.
+fn descriptors_of_system() -> u64 {
+    std::fs::read_to_string("/proc/sys/fs/nr_open")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_forked() {
+        let (send, receive) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || receive.recv());
+        let refused = fork();
+        drop(send);
+        other.join().unwrap().unwrap_err();
+        assert_eq!(refused.unwrap_err().errno, Errno::BUSY);
+    }
+
+    #[test]
+    fn the_soft_descriptor_limit_reaches_the_hard_one() {
+        let limit = raise_descriptor_limit();
+        let now = getrlimit(Resource::Nofile);
+        assert_eq!(Some(limit), now.current);
+        assert_eq!(now.current, now.maximum);
+        assert_eq!(raise_descriptor_limit(), limit);
+    }
+}

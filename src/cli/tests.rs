@@ -1,0 +1,300 @@
+//! The command line as a whole.
+
+use super::*;
+use crate::fuse::session::Access;
+use crate::mirror::{Control, Io};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
+
+fn line(words: &[&str]) -> Result<Command, String> {
+    parse(
+        std::iter::once("corfs")
+            .chain(words.iter().copied())
+            .map(OsString::from),
+    )
+}
+
+fn mounting(words: &[&str]) -> Settings {
+    match line(words) {
+        Ok(Command::Mount(settings)) => *settings,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with(list: &str) -> Settings {
+    mounting(&["/s", "/m", "-o", list])
+}
+
+fn refused(words: &[&str]) -> String {
+    line(words).unwrap_err()
+}
+
+#[test]
+fn the_defaults_are_those_that_the_help_tells() {
+    let settings = mounting(&["/s", "/m"]);
+    assert_eq!(settings.source, PathBuf::from("/s"));
+    assert_eq!(settings.mountpoint, PathBuf::from("/m"));
+    assert!(!settings.foreground && settings.clone_fd && settings.threads.is_none());
+    assert_eq!(settings.access, Access::Owner);
+    assert_eq!(settings.flags, Default::default());
+    let options = settings.options;
+    assert_eq!(options.io, Io::Mmap);
+    assert_eq!(options.window, 4 << 20);
+    assert_eq!(options.window_budget, 256 << 20);
+    assert_eq!(options.attr_timeout, Duration::from_secs(1));
+    assert_eq!(options.entry_timeout, Duration::from_secs(1));
+    assert_eq!(options.negative_timeout, Duration::ZERO);
+    assert_eq!(options.control, Control::Hidden);
+    assert_eq!(options.control_name, ".copy");
+    assert!(!options.read_only && !options.default_permissions && !options.allow_other);
+}
+
+#[test]
+fn the_word_mount_changes_nothing() {
+    let words = ["/s", "/m", "-f", "-o", "ro", "--window=8M"];
+    let long: Vec<&str> = std::iter::once("mount").chain(words).collect();
+    assert_eq!(mounting(&words), mounting(&long));
+}
+
+#[test]
+fn every_long_option_is_a_word_of_the_list_too() {
+    let samples = [
+        ("threads", "7"),
+        ("clone-fd", "off"),
+        ("io", "pread"),
+        ("window", "128K"),
+        ("window-budget", "64M"),
+        ("attr-timeout", "2.5"),
+        ("entry-timeout", "3"),
+        ("negative-timeout", "4"),
+        ("control", "visible"),
+        ("control-name", ".cp"),
+        ("log-file", "/l"),
+        ("fsname", "a b"),
+    ];
+    assert_eq!(
+        samples.map(|(name, _)| name).to_vec(),
+        VALUED.iter().map(|o| o.name).collect::<Vec<_>>()
+    );
+    for (name, value) in samples {
+        let long = mounting(&["/s", "/m", &format!("--{name}"), value]);
+        assert_ne!(long, mounting(&["/s", "/m"]), "{name} has no effect");
+        assert_eq!(long, with(&format!("{name}={value}")));
+        assert_eq!(long, with(&format!("{}={value}", name.replace('-', "_"))));
+    }
+    for (short, long, word) in [
+        ("-f", "--foreground", "foreground"),
+        ("-d", "--debug", "debug"),
+    ] {
+        assert_eq!(mounting(&["/s", "/m", short]), with(word));
+        assert_eq!(mounting(&["/s", "/m", long]), with(word));
+    }
+    assert!(with("debug").foreground);
+}
+
+#[test]
+fn the_last_word_counts_in_whichever_form() {
+    assert!(!with("ro,rw").options.read_only);
+    assert!(with("rw").flags == with("suid,nosuid").flags);
+    assert!(
+        !mounting(&["/s", "/m", "-o", "ro", "-o", "rw"])
+            .options
+            .read_only
+    );
+    let window = |words: &[&str]| mounting(words).options.window;
+    assert_eq!(
+        window(&["/s", "/m", "--window", "1M", "-o", "window=2M"]),
+        2 << 20
+    );
+    assert_eq!(
+        window(&["-o", "window=2M", "/s", "/m", "--window", "1M"]),
+        1 << 20
+    );
+    assert_eq!(window(&["/s", "--window=1M", "--window=2M", "/m"]), 2 << 20);
+}
+
+#[test]
+fn words_of_mount_are_honoured() {
+    let settings = with("ro,suid,dev,noexec,noatime,sync,dirsync,auto_unmount,nonempty");
+    assert!(settings.options.read_only && settings.options.noatime);
+    let flags = settings.flags;
+    assert!(flags.suid && flags.dev && flags.noexec && flags.sync && flags.dirsync);
+    assert!(settings.auto_unmount && settings.nonempty);
+    assert!(!with("sync,async").flags.sync);
+    assert!(!with("noexec,exec").flags.noexec);
+    assert!(!with("noatime,atime").options.noatime);
+}
+
+#[test]
+fn who_lets_others_in_has_modes_checked() {
+    let others = with("allow_other");
+    assert_eq!(others.access, Access::All);
+    assert!(others.options.default_permissions && others.options.allow_other);
+    let root = with("allow_root");
+    assert_eq!(root.access, Access::OwnerAndRoot);
+    assert!(root.options.default_permissions && !root.options.allow_other);
+    assert!(with("default_permissions").options.default_permissions);
+    assert!(refused(&["/s", "/m", "-o", "allow_root,allow_other"]).contains("only one"));
+}
+
+#[test]
+fn harmless_words_of_others_are_ignored() {
+    let list = "_netdev,nofail,auto,noauto,user,users,nouser,owner,group,defaults,relatime,\
+        norelatime,strictatime,nodiratime,diratime,lazytime,x-systemd.automount,x-a=b,comment=c,\
+        subtype=corfs,rw,nosuid,nodev,exec";
+    assert_eq!(with(list), mounting(&["/s", "/m"]));
+}
+
+#[test]
+fn an_unknown_word_is_refused_by_its_name() {
+    let words = refused(&["/s", "/m", "-o", "ro,frobnicate=3"]);
+    assert!(
+        words.contains("frobnicate=3") && words.contains("not known"),
+        "{words}"
+    );
+    assert!(refused(&["/s", "/m", "--frobnicate"]).contains("--frobnicate"));
+    assert!(refused(&["/s", "/m", "-o", "ro=1"]).contains("takes no value"));
+    assert!(refused(&["/s", "/m", "-o", "window"]).contains("window=SIZE"));
+    assert_eq!(with("clone_fd"), mounting(&["/s", "/m"]));
+}
+
+#[test]
+fn an_impossible_value_is_refused_with_what_is_right() {
+    let words = refused(&["/s", "/m", "-o", "window=3K"]);
+    assert!(words.starts_with("window=3K: must be"), "{words}");
+    assert!(words.contains("multiple of 4096, 64K to 1G"), "{words}");
+    for bad in [
+        "window=2G",
+        "window=65537",
+        "window=x",
+        "window=",
+        "window_budget=1M",
+        "threads=0",
+        "threads=257",
+        "threads=-1",
+        "io=splice",
+        "clone_fd=maybe",
+        "control=on",
+        "attr_timeout=-1",
+        "entry_timeout=soon",
+        "negative_timeout=1e9",
+        "control_name=a/b",
+        "control_name=..",
+        "control_name=.corfs",
+        "control_name=",
+        "fsname=",
+        "log_file=",
+        "window=64M,window_budget=8M",
+        "window_budget=16777216T",
+    ] {
+        let words = refused(&["/s", "/m", "-o", bad]);
+        assert!(words.contains("must"), "{bad}: {words}");
+    }
+}
+
+#[test]
+fn a_small_budget_makes_the_default_window_smaller() {
+    assert_eq!(with("window_budget=8M").options.window, 4 << 20);
+    assert_eq!(with("window_budget=7M").options.window, 2 << 20);
+    assert_eq!(with("window_budget=2M").options.window, 1 << 20);
+}
+
+#[test]
+fn commas_and_any_bytes_reach_the_value() {
+    assert_eq!(
+        with(r"fsname=a\,b\\c,ro").fsname.as_deref(),
+        Some(OsStr::new(r"a,b\c"))
+    );
+    let raw = OsStr::from_bytes(b"fsname=\xff");
+    let words = [
+        OsStr::new("corfs"),
+        OsStr::new("/s"),
+        OsStr::from_bytes(b"/m\xfe"),
+        OsStr::new("-o"),
+        raw,
+    ];
+    let Ok(Command::Mount(settings)) = parse(words.map(OsString::from)) else {
+        panic!("refused");
+    };
+    assert_eq!(settings.fsname.as_deref(), Some(OsStr::from_bytes(b"\xff")));
+    assert_eq!(settings.mountpoint.as_os_str().as_bytes(), b"/m\xfe");
+}
+
+#[test]
+fn umount_and_stat_have_their_own_words() {
+    let plain = Command::Umount {
+        mountpoint: "/m".into(),
+        manner: Manner::Plain,
+    };
+    let lazy = Command::Umount {
+        mountpoint: "/m".into(),
+        manner: Manner::Lazy,
+    };
+    assert_eq!(line(&["umount", "/m"]), Ok(plain));
+    assert_eq!(line(&["umount", "-l", "/m"]), Ok(lazy.clone()));
+    assert_eq!(line(&["umount", "/m", "--lazy"]), Ok(lazy));
+    let keep = Command::Keep {
+        mountpoint: "/m".into(),
+        device: (0, 52),
+    };
+    assert_eq!(
+        line(&["umount", "--when-abandoned=0:52", "--", "/m"]),
+        Ok(keep)
+    );
+    assert!(refused(&["umount", "--when-abandoned=x", "/m"]).contains("MAJOR:MINOR"));
+    let stat = |json| Command::Stat {
+        path: "/m".into(),
+        json,
+    };
+    assert_eq!(line(&["stat", "/m"]), Ok(stat(false)));
+    assert_eq!(line(&["stat", "--json", "/m"]), Ok(stat(true)));
+}
+
+#[test]
+fn names_of_commands_can_be_names_of_directories() {
+    assert_eq!(
+        mounting(&["./umount", "stat"]).mountpoint,
+        PathBuf::from("stat")
+    );
+    assert_eq!(
+        mounting(&["./umount", "stat"]).source,
+        PathBuf::from("./umount")
+    );
+    assert_eq!(
+        mounting(&["-f", "umount", "/m"]).source,
+        PathBuf::from("umount")
+    );
+    assert_eq!(mounting(&["help", "/m"]).source, PathBuf::from("help"));
+}
+
+#[test]
+fn missing_and_spare_words_are_errors_and_help_is_none() {
+    for bad in [
+        &[][..],
+        &["/s"],
+        &["/s", "/m", "/x"],
+        &["umount"],
+        &["stat"],
+        &["-o"],
+        &["umount", "-x", "/m"],
+    ] {
+        assert!(!refused(bad).starts_with("error"), "{bad:?}");
+    }
+    for good in [
+        &["--help"][..],
+        &["-h"],
+        &["-V"],
+        &["--version"],
+        &["umount", "--help"],
+    ] {
+        assert!(matches!(line(good), Ok(Command::Print(_))), "{good:?}");
+    }
+    let Ok(Command::Print(version)) = line(&["-V"]) else {
+        panic!()
+    };
+    assert_eq!(
+        version.trim_end(),
+        concat!("corfs ", env!("CARGO_PKG_VERSION"))
+    );
+}

@@ -1,0 +1,137 @@
+//! The threads beside the event loops: signals, and what is due each second.
+
+use super::mount::Site;
+use super::refusal::Refusal;
+use super::unmount;
+use crate::fuse::adapter::Shared;
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::{Handle, Signals};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// How often [`Shared::tick`] is called.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Takes SIGINT, SIGTERM and SIGHUP away from their defaults; they wait for [`Attendants::start`].
+pub(super) fn catch_signals() -> Result<Signals, Refusal> {
+    Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|error| Refusal::system(format!("catch signals: {error}")))
+}
+
+/// The running threads.
+#[derive(Debug)]
+pub(super) struct Attendants {
+    signals: Handle,
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Attendants {
+    /// Starts them. They must not be started before the process was split.
+    pub(super) fn start(signals: Signals, site: &Site, shared: &Arc<Shared>) -> io::Result<Self> {
+        let mut attendants = Self {
+            signals: signals.handle(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
+        let (ours, state) = (site.clone(), Arc::clone(shared));
+        attendants.spawn("signals", move || attend(signals, &ours, &state))?;
+        let (stop, state) = (Arc::clone(&attendants.stop), Arc::clone(shared));
+        attendants.spawn("housekeeping", move || {
+            while !stop.wait(TICK) {
+                state.tick();
+            }
+        })?;
+        Ok(attendants)
+    }
+
+    fn spawn(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let thread = Builder::new().name(name.to_owned()).spawn(body)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Ends them and waits for their end.
+    pub(super) fn finish(self) {
+        self.signals.close();
+        self.stop.set();
+        for thread in self.threads {
+            // One that panicked has been logged by the hook.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A flag that can be waited for.
+#[derive(Debug, Default)]
+struct Stop {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    fn set(&self) {
+        *self.set.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for at most `time`; whether it is set.
+    fn wait(&self, time: Duration) -> bool {
+        let mut set = self.set.lock();
+        if !*set {
+            self.changed.wait_for(&mut set, time);
+        }
+        *set
+    }
+}
+
+/// The signal thread. Here, and not on an event loop, because unmounting and dropping caches
+/// send requests and notifications that an event loop must answer.
+fn attend(mut signals: Signals, site: &Site, shared: &Shared) {
+    let ending = AtomicBool::new(false);
+    for signal in signals.forever() {
+        match signal {
+            SIGHUP => {
+                log::info!("SIGHUP: dropping windows and caches");
+                shared.drop_caches();
+            }
+            _ if ending.swap(true, Ordering::Relaxed) && !site.stands() => {
+                log::warn!("still waiting for the last user of {}", site.path.display());
+            }
+            _ => {
+                tell_manager(NotifyState::Stopping);
+                unmount::end(site);
+            }
+        }
+    }
+}
+
+/// Tells systemd, if it started us with `Type=notify`.
+pub(super) fn tell_manager(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        log::debug!("sd_notify: {error}");
+    }
+}
+
+/// Says that the mount answers, once it does: by asking it, from a thread of its own, because
+/// the event loops start after us and the source may take its time.
+pub(super) fn announce(site: Site) -> io::Result<()> {
+    let ask = move || match rustix::fs::stat(&site.path) {
+        Ok(_) => {
+            log::info!("mounted on {}", site.path.display());
+            tell_manager(NotifyState::Ready);
+        }
+        Err(error @ (Errno::NOTCONN | Errno::CONNABORTED)) => {
+            log::debug!("ended before it answered: {error}");
+        }
+        Err(error) => log::error!("the mount does not answer: {error}"),
+    };
+    Builder::new().name("announce".into()).spawn(ask)?;
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! A path held open without touching what is there: works on dead and hung mounts too.
+
+use super::mountinfo::{self, Mount};
+use rustix::fs::{Mode, OFlags};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+/// An `O_PATH` descriptor, and the path the kernel knows it by.
+///
+/// Opening and naming the root of a mount sends it no request: so a mount whose daemon is dead,
+/// or whose source hangs, can be named and unmounted.
+#[derive(Debug)]
+pub(super) struct Place {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Place {
+    /// Opens whatever is at `path`, through symbolic links.
+    pub(super) fn of_any(path: &Path) -> io::Result<Self> {
+        Self::open(path, OFlags::empty())
+    }
+
+    /// Opens the directory at `path`, through symbolic links; anything else is ENOTDIR.
+    pub(super) fn of_directory(path: &Path) -> io::Result<Self> {
+        Self::open(path, OFlags::DIRECTORY)
+    }
+
+    fn open(path: &Path, more: OFlags) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC | more;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        Ok(Self { fd, path })
+    }
+
+    /// Absolute, without symbolic links, `.` and `..`.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The mount that it belongs to.
+    pub(super) fn mount(&self) -> io::Result<Mount> {
+        let id = self.mount_id()?;
+        mountinfo::read()?
+            .into_iter()
+            .find(|mount| mount.id == id)
+            .ok_or_else(|| io::Error::other("the mount is not in /proc/self/mountinfo"))
+    }
+
+    /// The mount whose root it is, if it is one: the topmost there.
+    pub(super) fn mount_on_top(&self) -> io::Result<Option<Mount>> {
+        let mount = self.mount()?;
+        Ok((mount.mountpoint == self.path).then_some(mount))
+    }
+
+    /// `mnt_id` of the descriptor (proc_pid_fdinfo(5)).
+    fn mount_id(&self) -> io::Result<u64> {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
+        info.lines()
+            .find_map(|line| line.strip_prefix("mnt_id:"))
+            .and_then(|id| mountinfo::number(id.as_bytes()))
+            .ok_or_else(|| io::Error::other("/proc/self/fdinfo has no mnt_id"))
+    }
+
+    /// The descriptor alone.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_place_is_named_without_links_and_dots() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap().join("a\nb ,c");
+        fs::create_dir(&real).unwrap();
+        symlink("a\nb ,c", folder.path().join("link")).unwrap();
+        let place = Place::of_directory(&folder.path().join("link/../link/.")).unwrap();
+        assert_eq!(place.path(), real);
+        assert_eq!(place.mount_on_top().unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_is_a_place_but_no_directory() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Place::of_any(file.path()).is_ok());
+        let refused = Place::of_directory(file.path()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotADirectory);
+    }
+
+    #[test]
+    fn the_root_directory_is_a_mount() {
+        let place = Place::of_directory(Path::new("/")).unwrap();
+        let mount = place.mount_on_top().unwrap().unwrap();
+        assert_eq!(mount.mountpoint, Path::new("/"));
+    }
+}

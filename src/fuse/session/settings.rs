@@ -1,0 +1,162 @@
+//! What a mount is to be: plain values, as the command line settled them.
+
+use crate::mirror::{Control, Io, Options};
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// The most event loops.
+pub const MAX_THREADS: usize = 256;
+
+/// Everything that one mount needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The directory to mirror, as given.
+    pub source: PathBuf,
+    /// Where it is to appear, as given.
+    pub mountpoint: PathBuf,
+    /// Stay in the foreground, log to standard error.
+    pub foreground: bool,
+    /// Log every request.
+    pub debug: bool,
+    /// Event loops; `None` chooses by the number of cores.
+    pub threads: Option<usize>,
+    /// A descriptor of `/dev/fuse` for each event loop.
+    pub clone_fd: bool,
+    /// The log goes here, instead of to standard error or syslog.
+    pub log_file: Option<PathBuf>,
+    /// The source that /proc/mounts shows; `None` shows the source's path.
+    pub fsname: Option<OsString>,
+    /// Who may come in.
+    pub access: Access,
+    /// What the kernel is to forbid or force at this mount.
+    pub flags: Flags,
+    /// A second process unmounts when this one dies, however it dies.
+    pub auto_unmount: bool,
+    /// A mountpoint with something in it will do.
+    pub nonempty: bool,
+    /// How the mirror behaves.
+    pub options: Options,
+}
+
+/// Who may come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The user who mounted.
+    Owner,
+    /// That user and root.
+    OwnerAndRoot,
+    /// Everybody.
+    All,
+}
+
+/// Flags of the mount that the mirror itself has no part in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    /// Set-user-id programs keep their power.
+    pub suid: bool,
+    /// Device files work.
+    pub dev: bool,
+    /// Programs can not be run.
+    pub noexec: bool,
+    /// All writing is synchronous.
+    pub sync: bool,
+    /// Changes of directories are synchronous.
+    pub dirsync: bool,
+}
+
+impl Settings {
+    /// Event loops: as asked, else 2 a core, at least 4 and at most 16 (a loop that waits for the
+    /// disk serves nobody else meanwhile).
+    pub(super) fn threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        self.threads.unwrap_or((2 * cores).clamp(4, 16))
+    }
+
+    /// What is in force, one `key=value` a line, the keys being the options' own names.
+    ///
+    /// Backslashes, control characters and bytes that are no text stand as `\ooo`, as in
+    /// /proc/mounts. `source` and `target` are the paths as the kernel knows them.
+    pub(super) fn config_text(&self, source: &Path, target: &Path) -> String {
+        let o = &self.options;
+        let mut text = String::new();
+        let mut line = |key: &str, value: &dyn std::fmt::Display| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{key}={value}");
+        };
+        line("version", &env!("CARGO_PKG_VERSION"));
+        line("source", &octal(source.as_os_str()));
+        line("mountpoint", &octal(target.as_os_str()));
+        line("fsname", &octal(self.fsname(source)));
+        line("ro", &o.read_only);
+        line("noatime", &o.noatime);
+        line("suid", &self.flags.suid);
+        line("dev", &self.flags.dev);
+        line("noexec", &self.flags.noexec);
+        line("sync", &self.flags.sync);
+        line("dirsync", &self.flags.dirsync);
+        line("allow_other", &(self.access == Access::All));
+        line("allow_root", &(self.access == Access::OwnerAndRoot));
+        line("default_permissions", &o.default_permissions);
+        line("auto_unmount", &self.auto_unmount);
+        line("threads", &self.threads());
+        line("clone_fd", &if self.clone_fd { "on" } else { "off" });
+        line("io", &word_of_io(o.io));
+        line("window", &o.window);
+        line("window_budget", &o.window_budget);
+        line("attr_timeout", &o.attr_timeout.as_secs_f64());
+        line("entry_timeout", &o.entry_timeout.as_secs_f64());
+        line("negative_timeout", &o.negative_timeout.as_secs_f64());
+        line("control", &word_of_control(o.control));
+        line("control_name", &octal(&o.control_name));
+        text
+    }
+
+    /// The source as /proc/mounts is to show it.
+    pub(super) fn fsname<'a>(&'a self, source: &'a Path) -> &'a OsStr {
+        self.fsname.as_deref().unwrap_or(source.as_os_str())
+    }
+}
+
+fn word_of_io(io: Io) -> &'static str {
+    match io {
+        Io::Mmap => "mmap",
+        Io::Pread => "pread",
+    }
+}
+
+fn word_of_control(control: Control) -> &'static str {
+    match control {
+        Control::Hidden => "hidden",
+        Control::Visible => "visible",
+        Control::Off => "off",
+    }
+}
+
+fn octal(name: &OsStr) -> String {
+    let mut text = String::new();
+    for chunk in name.as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' | '\0'..='\x1f' | '\x7f' => text.push_str(&format!("\\{:03o}", c as u32)),
+                _ => text.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\{byte:03o}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_the_config_stay_on_their_line() {
+        let name = OsStr::from_bytes(b"a b\n\\\xff");
+        assert_eq!(octal(name), "a b\\012\\134\\377");
+    }
+}

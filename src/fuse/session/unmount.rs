@@ -1,0 +1,122 @@
+//! Unmounting: our own mount at the end of a session, and `corfs umount`.
+
+use super::fusermount;
+use super::mount::{Site, is_privileged};
+use super::place::Place;
+use super::refusal::{Refusal, said, shown};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use std::io;
+use std::path::Path;
+
+/// Whether to wait for the users of a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// A mount in use stays.
+    Plain,
+    /// The name goes at once, the mount when its last user has gone.
+    Lazy,
+}
+
+/// Why a mount stayed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Somebody uses it.
+    Busy,
+    /// Another reason, in words.
+    Because(String),
+}
+
+/// Unmounts what is on top at `path`, by umount2(2) where we may, else by `fusermount3`.
+pub(super) fn unmount(path: &Path, manner: Manner) -> Result<(), Kept> {
+    if is_privileged() {
+        let lazy = match manner {
+            Manner::Plain => UnmountFlags::empty(),
+            Manner::Lazy => UnmountFlags::DETACH,
+        };
+        match rustix::mount::unmount(path, lazy | UnmountFlags::NOFOLLOW) {
+            Ok(()) => return Ok(()),
+            Err(Errno::BUSY) => return Err(Kept::Busy),
+            // A capability of a user namespace that does not own this mount namespace.
+            Err(Errno::PERM) => {}
+            Err(error) => return Err(Kept::Because(said(error))),
+        }
+    }
+    fusermount::unmount(path, manner == Manner::Lazy).map_err(|words| {
+        if words.contains("resource busy") {
+            Kept::Busy
+        } else {
+            Kept::Because(words)
+        }
+    })
+}
+
+/// Ends our own mount, and no other: plainly, or lazily when it is in use.
+///
+/// Returns when the name is gone; the loops end when the last user has gone.
+pub(super) fn end(site: &Site) {
+    let path = shown(&site.path);
+    // Another file system may be mounted over ours, or ours be gone and another there: neither
+    // is ours to unmount (fuser's own way would unmount it).
+    if !site.stands() {
+        log::warn!(
+            "unmount {path}: our mount is not on top there (covered, or unmounted lazily); left alone, waiting for its end"
+        );
+        return;
+    }
+    match unmount(&site.path, Manner::Plain) {
+        Ok(()) => log::info!("unmounted {path}"),
+        Err(Kept::Busy) => match unmount(&site.path, Manner::Lazy) {
+            Ok(()) => {
+                log::warn!("{path}: busy; unmounted lazily, waiting for the last user");
+            }
+            Err(kept) => log::error!("unmount {path}: {}", words(kept)),
+        },
+        Err(kept) => log::error!("unmount {path}: {}", words(kept)),
+    }
+}
+
+/// Takes away what is left of our own mount after its loops have ended.
+///
+/// Returns whether there was anything left.
+pub(super) fn sweep(site: &Site) -> bool {
+    let left = site.stands();
+    if left && let Err(kept) = unmount(&site.path, Manner::Lazy) {
+        log::error!("unmount {}: {}", shown(&site.path), words(kept));
+    }
+    left
+}
+
+/// `corfs umount`: unmounts the corfs mount at `path`, a dead one too.
+pub fn command(path: &Path, manner: Manner) -> Result<(), Refusal> {
+    let name = shown(path);
+    let place = Place::of_directory(path)
+        .map_err(|error| Refusal::mount(format!("umount {name}: {}", said(error))))?;
+    let on_top = place
+        .mount_on_top()
+        .map_err(|error: io::Error| Refusal::system(format!("umount {name}: {}", said(error))))?;
+    match on_top {
+        None => Err(Refusal::mount(format!(
+            "umount {name}: not mounted; nothing is mounted there"
+        ))),
+        Some(mount) if !mount.is_corfs() => Err(Refusal::mount(format!(
+            "umount {name}: not a corfs mount but {}; use umount",
+            mount.kind.display()
+        ))),
+        Some(mount) => {
+            // The descriptor would keep it busy.
+            drop(place);
+            unmount(&mount.mountpoint, manner)
+                .map_err(|kept| Refusal::mount(format!("umount {name}: {}", words(kept))))
+        }
+    }
+}
+
+fn words(kept: Kept) -> String {
+    match kept {
+        Kept::Busy => "busy; close what uses it (fuser -vm tells who), or give --lazy to unmount \
+                       it when the last user has gone"
+            .to_owned(),
+        Kept::Because(words) => words,
+    }
+}
