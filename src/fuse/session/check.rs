@@ -4,7 +4,7 @@ use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use super::settings::Settings;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use std::fs;
 use std::io;
@@ -86,7 +86,7 @@ fn refuse_mounted(target: &Place) -> Result<(), Refusal> {
     let unreadable = |error| Refusal::system(format!("mounts of this process: {}", said(error)));
     let on_top: Option<Mount> = target.mount_on_top().map_err(unreadable)?;
     let ours = on_top.as_ref().is_some_and(Mount::is_corfs);
-    match rustix::fs::fstat(target) {
+    match ask(target) {
         Err(error @ (Errno::NOTCONN | Errno::CONNABORTED)) => {
             let remedy = if ours { "corfs umount" } else { "umount" };
             Err(Refusal::mount(format!(
@@ -103,8 +103,15 @@ fn refuse_mounted(target: &Place) -> Result<(), Refusal> {
             "mountpoint {path}: {}",
             said(error)
         ))),
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
     }
+}
+
+/// Asks the file system that is at `place` now; attributes that the kernel still trusts would
+/// make a dead mount look alive.
+fn ask(place: &Place) -> Result<(), Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(place, "", flags, StatxFlags::BASIC_STATS).map(drop)
 }
 
 /// Refuses a source inside its mountpoint (the mount would hide it) and the reverse (the mirror

@@ -1,0 +1,21 @@
+//! The integration tests: one binary, one module a family, real mounts and real files.
+//!
+//! What a test needs beyond a temporary folder it asks for with [`support::require`]; without it
+//! the test says `SKIP` and passes, or fails under `CORFS_REQUIRE_ALL=1`. The size of the long
+//! ones follows `CORFS_SOAK` (see [`support::soak`]).
+
+#![allow(
+    dead_code,
+    reason = "not every helper is used by every set of families"
+)]
+
+mod children;
+mod command;
+mod control;
+mod inspect;
+mod mirror;
+mod posix;
+mod reads;
+mod stairs;
+mod storm;
+mod support;
