@@ -349,7 +349,7 @@ mod tests {
         );
         assert_eq!(
             megabytes_per_second(1 << 40, Duration::ZERO),
-            "10995116277760.0"
+            "1099511627776.0"
         );
     }
 }

@@ -89,9 +89,10 @@ fn open_reply(opened: &Opened) -> (FileHandle, FopenFlags) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Not ATOMIC_O_TRUNC: the kernel would send the truncating open before it finds that the
+        // file is a running program's (ETXTBSY), and the program would lose its pages.
         let mut wanted = InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
@@ -323,7 +324,7 @@ impl Filesystem for Adapter {
                 let handle = shared.control.open(req, ino.0, flags.0)?;
                 return Ok((FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO));
             }
-            let opened = shared.mirror.open(req.uid(), ino.0, flags.0)?;
+            let opened = shared.mirror.open(ino.0, flags.0)?;
             Ok(open_reply(&opened))
         });
         match opened {
@@ -727,6 +728,7 @@ impl Filesystem for Adapter {
                     lock,
                     watch: CallerWatch::new(req.pid()),
                     reply,
+                    fresh: true,
                 };
                 self.shared.lock_waits.wait(&self.shared.mirror, waiter);
             }

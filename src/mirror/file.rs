@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, SeekFrom, Stat};
+use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::ReadWriteFlags;
 
 use super::inode::{Inode, NodeId, Version};
@@ -86,13 +86,14 @@ impl Mirror {
         flags | OFlags::CLOEXEC
     }
 
-    /// Opens a file for the user `uid`.
+    /// Opens a file. To truncate it is a `setattr` of its own, which the kernel asks for once it
+    /// knows that the file may be written: a running program may not.
     ///
     /// # Errors
     /// EROFS for writing on a read-only mirror; those of open(2).
-    pub fn open(&self, uid: u32, id: NodeId, flags: i32) -> Result<Opened> {
+    pub fn open(&self, id: NodeId, flags: i32) -> Result<Opened> {
         let asked = Asked::of(flags);
-        if asked.writes() || flags & libc::O_TRUNC != 0 {
+        if asked.writes() {
             self.writable("open")?;
         }
         let inode = self.table.get(id)?;
@@ -100,12 +101,8 @@ impl Mirror {
             // To open a device or a FIFO has effects of its own, and the kernel never asks.
             return Err(Fail::new(Errno::NXIO, "open"));
         }
-        let truncate = OFlags::from_bits_retain((flags & libc::O_TRUNC) as u32);
-        let file = self.reopen(&inode, self.open_flags(&asked) | truncate, asked.append)?;
-        let mut stat = rustix::fs::fstat(&file).or_fail("fstat")?;
-        if !truncate.is_empty() && self.privileged && uid != 0 && drops_setid(&file, &stat)? {
-            stat = rustix::fs::fstat(&file).or_fail("fstat")?;
-        }
+        let file = self.reopen(&inode, self.open_flags(&asked), asked.append)?;
+        let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
         Ok(self.enter_file(inode, file, asked, &stat))
     }
 
@@ -362,20 +359,6 @@ fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
     let keep = *cached == Some(version);
     *cached = settled.then_some(version);
     keep
-}
-
-/// Takes the setuid and setgid bits from a file that an ordinary user has just truncated by
-/// opening it, as the kernel does where that user truncates it by itself (`should_remove_suid`,
-/// fs/attr.c): we are privileged, so it did not do it for us. True when there were any.
-fn drops_setid(file: &OwnedFd, stat: &Stat) -> Result<bool> {
-    let executable = stat.st_mode & libc::S_IXGRP != 0;
-    let group = if executable { libc::S_ISGID } else { 0 };
-    let kept = stat.st_mode & 0o7777 & !(libc::S_ISUID | group);
-    if kept == stat.st_mode & 0o7777 {
-        return Ok(false);
-    }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(kept)).or_fail("fchmod")?;
-    Ok(true)
 }
 
 /// A file of size 0 that has bytes: the kernel would not even ask for them.
