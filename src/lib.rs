@@ -1,7 +1,7 @@
 //! corfs, the copy-on-read file system: a mirror served through mapped windows, with copies by
 //! control file.
 //!
-//! The house (imports go down the stairs only; `tests/stairs.rs` holds the code to it):
+//! The house (imports go down the stairs only; `tests/it/stairs.rs` holds the code to it):
 //!
 //! ```text
 //! main, cli   words of the command line, wiring

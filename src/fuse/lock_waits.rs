@@ -4,6 +4,7 @@
 //! each waiter, so one thread asks again for all of them. A waiter that is told to stop is
 //! answered EINTR: the kernel does not tell us (fuser answers INTERRUPT with ENOSYS), /proc does.
 
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct Waiter {
     pub(super) lock: Lock,
     pub(super) watch: CallerWatch,
     pub(super) reply: ReplyEmpty,
+    /// Not looked at yet.
+    pub(super) fresh: bool,
 }
 
 /// All who wait. The thread ends with its sender.
@@ -86,23 +89,60 @@ fn serve(mirror: &Weak<Mirror>, receiver: &Receiver<Waiter>) {
             return;
         };
         round = round.wrapping_add(1);
-        let look = round.is_multiple_of(LOOK);
-        waiting = waiting
-            .into_iter()
-            .filter_map(|waiter| attempt(&mirror, waiter, look))
-            .collect();
+        attend(&mirror, &mut waiting, round.is_multiple_of(LOOK));
     }
 }
 
-/// Tries once for one waiter; gives it back when it must go on waiting.
-fn attempt(mirror: &Mirror, waiter: Waiter, look: bool) -> Option<Waiter> {
-    match mirror.setlk(waiter.handle, waiter.owner, waiter.lock) {
-        Ok(LockOutcome::Done) => waiter.reply.ok(),
-        Ok(LockOutcome::Held) if look && waiter.watch.signalled().is_some() => {
-            waiter.reply.error(Errno::EINTR);
+/// Tries once for each; `look` says that the callers and the circle of waiters are looked at too.
+fn attend(mirror: &Mirror, waiting: &mut Vec<Waiter>, look: bool) {
+    let mut at = 0;
+    while let Some(waiter) = waiting.get_mut(at) {
+        let look = look || std::mem::take(&mut waiter.fresh);
+        match attempt(mirror, waiting, at, look) {
+            None => at += 1,
+            Some(answer) => {
+                let waiter = waiting.swap_remove(at);
+                match answer {
+                    Ok(()) => waiter.reply.ok(),
+                    Err(errno) => waiter.reply.error(errno),
+                }
+            }
         }
-        Ok(LockOutcome::Held) => return Some(waiter),
-        Err(fail) => waiter.reply.error(convert::errno(&fail)),
     }
-    None
+}
+
+/// Tries once for one waiter; None when it must go on waiting.
+fn attempt(
+    mirror: &Mirror,
+    waiting: &[Waiter],
+    at: usize,
+    look: bool,
+) -> Option<Result<(), Errno>> {
+    let waiter = waiting.get(at)?;
+    match mirror.setlk(waiter.handle, waiter.owner, waiter.lock) {
+        Ok(LockOutcome::Done) => Some(Ok(())),
+        Ok(LockOutcome::Held) if !look => None,
+        Ok(LockOutcome::Held) if waiter.watch.interrupted().is_some() => Some(Err(Errno::EINTR)),
+        Ok(LockOutcome::Held) if deadlocked(mirror, waiting, waiter) => Some(Err(Errno::EDEADLK)),
+        Ok(LockOutcome::Held) => None,
+        Err(fail) => Some(Err(convert::errno(&fail))),
+    }
+}
+
+/// Whether one who waits is, by way of others who wait, waited for by itself. The kernel tells
+/// that for POSIX locks, and not for those of open file descriptions, which stand for them here.
+fn deadlocked(mirror: &Mirror, waiting: &[Waiter], waiter: &Waiter) -> bool {
+    let blockers = |one: &Waiter| mirror.lock_blockers(one.handle, one.owner, one.lock);
+    let mut reached = HashSet::new();
+    let mut next = blockers(waiter);
+    while let Some(owner) = next.pop() {
+        if owner == waiter.owner {
+            return true;
+        }
+        if reached.insert(owner) {
+            let theirs = waiting.iter().filter(|other| other.owner == owner);
+            next.extend(theirs.flat_map(blockers));
+        }
+    }
+    false
 }

@@ -236,8 +236,8 @@ fn set_times(fd: BorrowedFd<'_>, atime: Option<Time>, mtime: Option<Time>) -> Re
 
 fn timespec(time: Option<Time>) -> Timespec {
     let (tv_sec, tv_nsec) = match time {
-        None => (0, UTIME_OMIT as i64),
-        Some(Time::Now) => (0, UTIME_NOW as i64),
+        None => (0, UTIME_OMIT),
+        Some(Time::Now) => (0, UTIME_NOW),
         Some(Time::At(seconds, nanoseconds)) => (seconds, i64::from(nanoseconds)),
     };
     Timespec { tv_sec, tv_nsec }

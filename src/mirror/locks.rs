@@ -56,6 +56,17 @@ impl Locks {
         self.owners.lock().get(&(file, owner)).cloned()
     }
 
+    /// Our own owners whose locks stand in the way of `lock`.
+    fn blockers(&self, file: FileId, except: u64, lock: &Lock) -> Vec<u64> {
+        let owners = self.owners.lock();
+        owners
+            .iter()
+            .filter(|((of, owner), _)| *of == file && *owner != except)
+            .filter(|(_, owner)| owner.held.lock().iter().any(|held| conflict(held, lock)))
+            .map(|((_, owner), _)| *owner)
+            .collect()
+    }
+
     /// The process that holds a lock which overlaps `lock`, among our own owners.
     fn holder(&self, file: FileId, except: u64, lock: &Lock) -> Option<i32> {
         let owners = self.owners.lock();
@@ -116,6 +127,14 @@ impl Mirror {
         }
     }
 
+    /// The owners, of those on this mount, that one who waits for `lock` waits for.
+    pub fn lock_blockers(&self, handle: u64, owner: u64, lock: Lock) -> Vec<u64> {
+        match self.file(handle) {
+            Ok(file) => self.locks.blockers(file.inode.file_id, owner, &lock),
+            Err(_) => Vec::new(),
+        }
+    }
+
     fn new_owner(&self, file: &OpenFile, owner: u64) -> Result<Arc<Owner>> {
         // For both kinds where that is allowed: the same owner may come by another handle.
         let fd = match self.proc.reopen(file.fd.as_fd(), OFlags::RDWR) {
@@ -135,6 +154,10 @@ impl Mirror {
 
 fn overlap(a: &Lock, b: &Lock) -> bool {
     a.start <= b.end && b.start <= a.end
+}
+
+fn conflict(held: &Lock, wanted: &Lock) -> bool {
+    overlap(held, wanted) && (held.kind == libc::F_WRLCK || wanted.kind == libc::F_WRLCK)
 }
 
 /// Enters a lock into what is held: it replaces what it overlaps.

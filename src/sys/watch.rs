@@ -48,6 +48,17 @@ impl CallerWatch {
     /// Whether the caller has died, or has a signal pending that would stop it (SIGINT, SIGTERM,
     /// SIGKILL, SIGHUP or SIGQUIT, neither blocked nor ignored). Costs two small reads of `/proc`.
     pub fn signalled(&self) -> Option<Signalled> {
+        self.pending_of(STOPPING)
+    }
+
+    /// As [`CallerWatch::signalled`], for any signal that would end a waiting system call: one who
+    /// waits for a lock sets himself a deadline by SIGALRM. What is ignored, by choice or by
+    /// default, is never pending.
+    pub fn interrupted(&self) -> Option<Signalled> {
+        self.pending_of(1..=64)
+    }
+
+    fn pending_of(&self, signals: impl IntoIterator<Item = i32>) -> Option<Signalled> {
         let (pid, start) = self.thread?;
         let (Ok(stat), Ok(status)) = (
             fs::read(format!("/proc/{pid}/stat")),
@@ -55,7 +66,7 @@ impl CallerWatch {
         ) else {
             return Some(Signalled::Gone);
         };
-        judge(&stat, &status, start)
+        judge(&stat, &status, start, signals)
     }
 }
 
@@ -72,7 +83,12 @@ fn process_of(thread: u32) -> Option<u32> {
     field(&status, "Tgid")?.parse().ok()
 }
 
-fn judge(stat: &[u8], status: &[u8], start: u64) -> Option<Signalled> {
+fn judge(
+    stat: &[u8],
+    status: &[u8],
+    start: u64,
+    signals: impl IntoIterator<Item = i32>,
+) -> Option<Signalled> {
     match parse_stat(stat) {
         None | Some((b'Z' | b'X' | b'x', _)) => return Some(Signalled::Gone),
         Some((_, now)) if now != start => return Some(Signalled::Gone),
@@ -81,7 +97,7 @@ fn judge(stat: &[u8], status: &[u8], start: u64) -> Option<Signalled> {
     let mask = |name| field(status, name).and_then(|m| u64::from_str_radix(m, 16).ok());
     let pending = mask("SigPnd").unwrap_or(0) | mask("ShdPnd").unwrap_or(0);
     let deaf = mask("SigBlk").unwrap_or(0) | mask("SigIgn").unwrap_or(0);
-    STOPPING
+    signals
         .into_iter()
         .filter(|signal| (pending & !deaf) >> (signal - 1) & 1 == 1)
         .min()
@@ -196,7 +212,7 @@ mod tests {
         };
         let int = 1 << (libc::SIGINT - 1);
         let kill = 1 << (libc::SIGKILL - 1);
-        let seen = |status: Vec<u8>| judge(STAT, &status, 4242);
+        let seen = |status: Vec<u8>| judge(STAT, &status, 4242, STOPPING);
         assert_eq!(seen(status(int, 0, 0, 0)), Some(Signalled::Pending(2)));
         assert_eq!(seen(status(0, int, 0, 0)), Some(Signalled::Pending(2)));
         assert_eq!(seen(status(int, 0, int, 0)), None);
@@ -207,8 +223,8 @@ mod tests {
     #[test]
     fn a_number_given_again_is_another_thread() {
         assert_eq!(parse_stat(STAT), Some((b'S', 4242)));
-        assert_eq!(judge(STAT, b"", 4242), None);
-        assert_eq!(judge(STAT, b"", 4241), Some(Signalled::Gone));
+        assert_eq!(judge(STAT, b"", 4242, STOPPING), None);
+        assert_eq!(judge(STAT, b"", 4241, STOPPING), Some(Signalled::Gone));
     }
 
     #[test]

@@ -9,6 +9,15 @@
     reason = "not every helper is used by every set of families"
 )]
 
+mod children;
+mod command;
+mod control;
+mod inspect;
+mod mirror;
+mod posix;
 mod programs;
+mod reads;
+mod stairs;
+mod storm;
 mod suites;
 mod support;

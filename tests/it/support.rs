@@ -264,6 +264,28 @@ pub(crate) fn write_content(path: &Path, seed: u64, size: u64) {
     }
 }
 
+/// Memory aligned as O_DIRECT likes it.
+#[repr(align(4096))]
+struct Page(#[allow(dead_code, reason = "only its size and alignment matter")] [u8; 4096]);
+
+/// A buffer for direct reads.
+pub(crate) struct Buffer(Vec<Page>);
+
+impl Buffer {
+    /// Room for `len` bytes, none of them zero.
+    pub(crate) fn new(len: usize) -> Self {
+        let pages = len.div_ceil(4096);
+        Self((0..pages).map(|_| Page([0xee; 4096])).collect())
+    }
+
+    /// The first `len` bytes of it.
+    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
+        assert!(len <= self.0.len() * 4096);
+        // SAFETY: the pages are contiguous, initialised bytes without padding, borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+    }
+}
+
 /// A small generator for test decisions (offsets, lengths); not for content.
 #[derive(Clone, Debug)]
 pub(crate) struct Dice(u64);
@@ -482,7 +504,7 @@ impl MountBuilder {
 }
 
 /// The binary, or a copy of it where an ordinary user can reach it.
-fn reachable_binary(scratch: &Scratch) -> PathBuf {
+pub(crate) fn reachable_binary(scratch: &Scratch) -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_corfs"));
     let open = |p: &Path| fs::metadata(p).is_ok_and(|m| m.mode() & 0o001 != 0);
     if binary.ancestors().all(open) {
@@ -649,14 +671,14 @@ impl Mount {
     }
 }
 
-/// Unmounts lazily, with the setuid helper where we have no right of our own.
-fn detach(point: &Path) {
-    if rustix::mount::unmount(point, UnmountFlags::DETACH).is_err() {
-        let _ = Command::new("fusermount3")
-            .args(["-uzq"])
+/// Unmounts lazily, with the setuid helper where we have no right of our own; whether it did.
+pub(crate) fn detach(point: &Path) -> bool {
+    rustix::mount::unmount(point, UnmountFlags::DETACH).is_ok()
+        || Command::new("fusermount3")
+            .args(["-uzq", "--"])
             .arg(point)
-            .status();
-    }
+            .status()
+            .is_ok_and(|status| status.success())
 }
 
 impl Drop for Mount {
