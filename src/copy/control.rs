@@ -27,8 +27,9 @@ const MOST_WAITING: usize = 1024;
 pub struct JobsOptions {
     /// The root of the mounted tree; no name leads out of it.
     pub root: Arc<OwnedFd>,
-    /// What an absolute name must begin with: the mountpoint, absolute, as it was given.
-    pub mountpoint: PathBuf,
+    /// What an absolute name must begin with: the mountpoint, absolute, as it was given and as
+    /// the kernel names it.
+    pub mountpoints: Vec<PathBuf>,
     /// The mount is read-only: every copy is refused with EROFS.
     pub read_only: bool,
     /// The name that the mount answers itself (`.copy`): no file is newly made under it, EEXIST.
@@ -151,7 +152,7 @@ impl Jobs {
         let tree = Tree {
             root: self.options.root.as_fd(),
             directory: directory.as_fd(),
-            mountpoint: &self.options.mountpoint,
+            mountpoints: &self.options.mountpoints,
             reserved: self.options.control_name.as_deref(),
         };
         let source = tree.source(&command.source)?;

@@ -36,7 +36,7 @@ impl World {
         fs::write(folder.path().join("d/a"), "text").unwrap();
         let options = JobsOptions {
             root: folder_fd(folder.path()),
-            mountpoint: "/mnt".into(),
+            mountpoints: vec!["/mnt".into()],
             read_only,
             control_name: Some(".copy".into()),
         };

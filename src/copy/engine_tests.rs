@@ -34,7 +34,7 @@ fn tree(folder: &OwnedFd) -> Tree<'_> {
     Tree {
         root: folder.as_fd(),
         directory: folder.as_fd(),
-        mountpoint: Path::new("/mnt"),
+        mountpoints: &[],
         reserved: None,
     }
 }
@@ -81,6 +81,15 @@ fn stretches(path: &Path) -> Vec<Range<u64>> {
     Extents::new(file.as_fd(), size)
         .map(Result::unwrap)
         .collect()
+}
+
+/// Ends the threads that look at it, also when the test fails: a scope waits for them.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Bytes that tell every place from every other one near it.
@@ -343,11 +352,12 @@ fn what_is_replaced_is_whole_at_every_moment() {
                 assert!(seen == small || seen == large, "{} bytes", seen.len());
             }
         });
+        let ending = Over(&over);
         for round in 0..40 {
             let source = if round % 2 == 0 { "large" } else { "small" };
             copy_within(place, source, "to", METHODS[round / 2 % 2]).unwrap();
         }
-        over.store(true, Ordering::Relaxed);
+        drop(ending);
         reader.join().unwrap();
     });
     assert_eq!(listing(place), ["large", "small", "to"]);
@@ -375,6 +385,7 @@ fn a_source_that_is_truncated_and_extended_is_never_copied_wrongly() {
                     .unwrap();
             }
         });
+        let _ending = Over(&over);
         for round in 0..120 {
             match copy_within(place, "from", "to", METHODS[round % 2]) {
                 Ok(_) => {
@@ -389,7 +400,6 @@ fn a_source_that_is_truncated_and_extended_is_never_copied_wrongly() {
                 Err(errno) => panic!("{errno}"),
             }
         }
-        over.store(true, Ordering::Relaxed);
     });
     assert!(changed > 0, "the storm was no storm");
     let left = listing(place);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,20 +38,21 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A mirror of `source` (`O_PATH`) that will be mounted at `mountpoint`, holding at most
+    /// A mirror of `source` (`O_PATH`) that will be mounted at `mountpoints` (one place, by
+    /// the names that people may give it), holding at most
     /// `descriptors` for inodes. `config` is what `.corfs/config` shows.
     ///
     /// # Errors
     /// EINVAL for impossible sizes; those of the first system calls on the source.
     pub fn new(
         source: OwnedFd,
-        mountpoint: &Path,
+        mountpoints: Vec<PathBuf>,
         descriptors: usize,
         options: Options,
         config: String,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
-        let shared = Shared::new(source, mountpoint, descriptors, options, config, metrics)?;
+        let shared = Shared::new(source, mountpoints, descriptors, options, config, metrics)?;
         Ok(Self {
             shared: Arc::new(shared),
         })

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub struct Shared {
 impl Shared {
     pub(super) fn new(
         source: OwnedFd,
-        mountpoint: &Path,
+        mountpoints: Vec<PathBuf>,
         descriptors: usize,
         options: Options,
         config: String,
@@ -42,7 +42,7 @@ impl Shared {
         let root = rustix::io::fcntl_dupfd_cloexec(&source, 0).or_fail("dup")?;
         let jobs_options = JobsOptions {
             root: Arc::new(root),
-            mountpoint: mountpoint.to_owned(),
+            mountpoints,
             read_only: options.read_only,
             control_name: (options.control != Control::Off).then(|| options.control_name.clone()),
         };

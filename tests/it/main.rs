@@ -10,6 +10,7 @@
 )]
 
 mod children;
+mod command;
 mod control;
 mod inspect;
 mod mirror;

@@ -517,7 +517,7 @@ impl MountBuilder {
 }
 
 /// The binary, or a copy of it where an ordinary user can reach it.
-fn reachable_binary(scratch: &Scratch) -> PathBuf {
+pub(crate) fn reachable_binary(scratch: &Scratch) -> PathBuf {
     let binary = Path::new(env!("CARGO_BIN_EXE_corfs"));
     let open = |p: &Path| fs::metadata(p).is_ok_and(|m| m.mode() & 0o001 != 0);
     if binary.ancestors().all(open) {
@@ -693,14 +693,14 @@ impl Mount {
     }
 }
 
-/// Unmounts lazily, with the setuid helper where we have no right of our own.
-fn detach(point: &Path) {
-    if rustix::mount::unmount(point, UnmountFlags::DETACH).is_err() {
-        let _ = Command::new("fusermount3")
-            .args(["-uzq"])
+/// Unmounts lazily, with the setuid helper where we have no right of our own; whether it did.
+pub(crate) fn detach(point: &Path) -> bool {
+    rustix::mount::unmount(point, UnmountFlags::DETACH).is_ok()
+        || Command::new("fusermount3")
+            .args(["-uzq", "--"])
             .arg(point)
-            .status();
-    }
+            .status()
+            .is_ok_and(|status| status.success())
 }
 
 impl Drop for Mount {

@@ -4,12 +4,12 @@ use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use super::settings::Settings;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Both ends of a mount, found fit for it.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Prepared {
     pub(super) source: Place,
     /// The mountpoint as it is before the mount.
     pub(super) target: Place,
+    /// The mountpoint's path, absolute, as it was given.
+    pub(super) given: PathBuf,
     /// `/dev/fuse`, open for reading and writing.
     pub(super) device: OwnedFd,
 }
@@ -32,9 +34,13 @@ pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
         refuse_full(target.path())?;
     }
     let device = open_device()?;
+    // Now: a daemon's working directory is another.
+    let given =
+        std::path::absolute(&settings.mountpoint).unwrap_or_else(|_| target.path().to_owned());
     Ok(Prepared {
         source,
         target,
+        given,
         device,
     })
 }
@@ -80,7 +86,7 @@ fn refuse_mounted(target: &Place) -> Result<(), Refusal> {
     let unreadable = |error| Refusal::system(format!("mounts of this process: {}", said(error)));
     let on_top: Option<Mount> = target.mount_on_top().map_err(unreadable)?;
     let ours = on_top.as_ref().is_some_and(Mount::is_corfs);
-    match rustix::fs::fstat(target) {
+    match ask(target) {
         Err(error @ (Errno::NOTCONN | Errno::CONNABORTED)) => {
             let remedy = if ours { "corfs umount" } else { "umount" };
             Err(Refusal::mount(format!(
@@ -97,8 +103,15 @@ fn refuse_mounted(target: &Place) -> Result<(), Refusal> {
             "mountpoint {path}: {}",
             said(error)
         ))),
-        Ok(_) => Ok(()),
+        Ok(()) => Ok(()),
     }
+}
+
+/// Asks the file system that is at `place` now; attributes that the kernel still trusts would
+/// make a dead mount look alive.
+fn ask(place: &Place) -> Result<(), Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(place, "", flags, StatxFlags::BASIC_STATS).map(drop)
 }
 
 /// Refuses a source inside its mountpoint (the mount would hide it) and the reverse (the mirror

@@ -126,6 +126,8 @@ fn remedy(words: &str) -> &'static str {
         "; a user mounts on directories of his own"
     } else if words.contains("Operation not permitted") {
         "; fusermount3 must be set-user-id root: reinstall fuse3"
+    } else if words.contains("determine username") {
+        "; fusermount3 serves only users that have a name (getent passwd)"
     } else if words.contains("not found in") {
         "; only root and the user who mounted it may unmount it"
     } else {

@@ -84,7 +84,7 @@ fn serve(
     let fsname = settings.fsname(&source);
     let adapter = Adapter::new(
         prepared.source.into_fd(),
-        &target,
+        vec![prepared.given, target.clone()],
         inode_descriptors(limit),
         settings.options.clone(),
         settings.config_text(&source, &target),

@@ -26,7 +26,7 @@ pub fn read(path: &Path) -> Result<String, Refusal> {
     let file = root(mount).map_err(failed)?.join(".corfs/stats");
     std::fs::read_to_string(&file).map_err(|error| {
         let remedy = if error.kind() == io::ErrorKind::NotFound {
-            "; mounted with control=off?"
+            "; has the source a .corfs of its own?"
         } else {
             ""
         };
