@@ -842,6 +842,33 @@ fn supplementary_groups_count() {
     assert_copied(&source.path().join("own/x"));
 }
 
+/// Without a number for its caller the daemon cannot know the groups: none is the safe answer.
+#[test]
+fn a_caller_from_outside_the_process_namespace_has_no_other_groups() {
+    if !require(&[Need::Fuse, Need::Root, Need::Tool("unshare")]) {
+        return;
+    }
+    let source = Scratch::new();
+    let path = source.file("grouped", &content(1, 0, 100_000));
+    set_owner(&path, 0, 4242);
+    set_mode(&path, 0o640);
+    source.file("f", &content(1, 0, 100_000));
+    set_owner(&source.dir("own"), USER, OTHER);
+    let mount = Mount::of(source.path())
+        .opt("allow_other")
+        .in_a_namespace()
+        .start();
+    apart(None, || {
+        become_user(USER, OTHER, &[4242]);
+        assert_eq!(copy(mount.path(), "grouped", "own/x"), Err(Errno::ACCESS));
+        copy(mount.path(), "f", "own/g").unwrap();
+    });
+    assert_copied(&source.path().join("own/g"));
+    // Nor is uid 0 without a number more than an owner of files.
+    assert_eq!(copy(mount.path(), "f", "own/by-root"), Err(Errno::ACCESS));
+    copy(mount.path(), "grouped", "by-root").unwrap();
+}
+
 #[test]
 fn capabilities_count() {
     if !require(&[Need::Fuse, Need::Root]) {

@@ -415,6 +415,7 @@ pub(crate) struct MountBuilder {
     options: Vec<OsString>,
     user: Option<(u32, u32)>,
     descriptors: Option<u64>,
+    wrapper: &'static [&'static str],
 }
 
 impl MountBuilder {
@@ -437,6 +438,13 @@ impl MountBuilder {
     /// Runs the daemon under `ulimit -n`, soft and hard.
     pub(crate) fn descriptors(mut self, limit: u64) -> Self {
         self.descriptors = Some(limit);
+        self
+    }
+
+    /// Runs the daemon in a process namespace of its own, where callers outside have no number
+    /// (root only). [`Mount::pid`] is then that of `unshare`.
+    pub(crate) fn in_a_namespace(mut self) -> Self {
+        self.wrapper = &["unshare", "--pid", "--fork"];
         self
     }
 
@@ -476,6 +484,11 @@ impl MountBuilder {
         };
         let stderr = File::create(log).map_err(|e| format!("{}: {e}", log.display()))?;
         let mut command = match self.descriptors {
+            None if !self.wrapper.is_empty() => {
+                let mut wrapper = Command::new(self.wrapper[0]);
+                wrapper.args(&self.wrapper[1..]).arg(binary);
+                wrapper
+            }
             // `exec` keeps the pid that we signal and measure.
             Some(limit) => {
                 let mut shell = Command::new("sh");
@@ -547,6 +560,7 @@ impl Mount {
             options: Vec::new(),
             user: None,
             descriptors: None,
+            wrapper: &[],
         }
     }
 
@@ -562,7 +576,15 @@ impl Mount {
 
     /// The daemon's process.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        let child = self.child.as_ref().map_or(0, Child::id);
+        if self.builder.wrapper.is_empty() {
+            return child;
+        }
+        // The wrapper has one child; it takes no signal itself, and ends with it.
+        fs::read_to_string(format!("/proc/{child}/task/{child}/children"))
+            .ok()
+            .and_then(|pids| pids.trim().parse().ok())
+            .unwrap_or(child)
     }
 
     /// What the daemon has said so far.

@@ -15,6 +15,7 @@ checks! {
     trusted_attributes_are_roots [Need::Root],
     lists_are_kept [Need::Tool("setfacl"), Need::Tool("getfacl")],
     default_lists_are_inherited [Need::Tool("setfacl"), Need::Tool("getfacl")],
+    lists_are_obeyed [Need::Root, Need::Tool("setfacl")],
     chmod_changes_the_mask [Need::Tool("setfacl"), Need::Tool("getfacl")],
 }
 
@@ -218,6 +219,28 @@ fn default_lists_are_inherited(at: &Path) {
         "{list}"
     );
     assert_eq!(mode(&inner), 0o750);
+}
+
+fn lists_are_obeyed(at: &Path) {
+    if !has_lists(at) {
+        return;
+    }
+    let (given, denied) = (file(at, "given", b"x"), file(at, "denied", b"x"));
+    crate::support::set_mode(&given, 0o600);
+    setfacl(&["-m", &format!("u:{USER}:rw")], &given);
+    setfacl(&["-m", &format!("u:{USER}:-")], &denied);
+    let folder = dir(at, "folder");
+    file(&folder, "f", b"x");
+    setfacl(&["-m", &format!("u:{USER}:-")], &folder);
+    apart(Some((USER, OTHER)), || {
+        assert_errno!(try_open(&denied, OFlags::RDONLY), ACCESS);
+        assert_errno!(try_open(&folder.join("f"), OFlags::RDONLY), ACCESS);
+        write_at(&open(&given, OFlags::RDWR), 0, b"y");
+    });
+    apart(Some((OTHER, OTHER)), || {
+        assert_errno!(try_open(&given, OFlags::RDONLY), ACCESS);
+        open(&denied, OFlags::RDONLY);
+    });
 }
 
 fn chmod_changes_the_mask(at: &Path) {
