@@ -12,12 +12,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{PATIENCE, Stand};
 use crate::support::{Need, output, require, run, wait_until};
 
-/// The daemon in the foreground, once it is mounted.
+/// The daemon in the foreground, once it answers.
 fn foreground(stand: &Stand, more: &[&str]) -> Child {
     let mut command = stand.mount(more);
     let child = command.arg("-f").stderr(Stdio::piped()).spawn();
     let child = child.expect("corfs");
-    wait_until("the mount stands", PATIENCE, || stand.is_mounted());
+    wait_until("the mount answers", PATIENCE, || stand.file().exists());
     child
 }
 
@@ -53,7 +53,7 @@ fn the_parent_returns_when_the_mount_answers_and_holds_no_pipe() {
     let daemon = stand.daemon();
     let folder = fs::read_link(format!("/proc/{}/cwd", daemon.as_raw_nonzero()));
     assert_eq!(folder.expect("cwd"), Path::new("/"));
-    assert!(stand.umount(&[]).status.success());
+    stand.unmounted();
     stand.await_end();
 }
 
@@ -95,7 +95,7 @@ fn any_name_is_mounted_and_shown_as_it_is() {
         // Kernels before 5.18 do not escape `#`.
         let shown = |line: &str| line.replace('#', "\\043").starts_with(&begin);
         assert!(mounts.lines().any(shown), "{begin} not in\n{mounts}");
-        assert!(stand.umount(&[]).status.success(), "{source:?}");
+        stand.unmounted();
     }
 }
 
@@ -263,7 +263,7 @@ fn the_log_of_a_background_mount_goes_to_its_file() {
     fs::write(&log, "before\n").expect("write");
     let mut command = stand.mount(&["--log-file", "log"]);
     run(command.current_dir(stand.scratch().path()));
-    assert!(stand.umount(&[]).status.success());
+    stand.unmounted();
     stand.await_end();
     let text = fs::read_to_string(&log).expect("read");
     assert!(

@@ -74,6 +74,15 @@ impl Stand {
         output(command.args(more).arg(&self.point))
     }
 
+    /// Unmounts by the command. It may be busy for a moment: every program that another test
+    /// starts holds our open files from its fork to its exec.
+    #[track_caller]
+    pub(crate) fn unmounted(&self) {
+        wait_until("it is unmounted", PATIENCE, || {
+            self.umount(&[]).status.success()
+        });
+    }
+
     pub(crate) fn is_mounted(&self) -> bool {
         is_mounted(&self.point, "fuse.corfs")
     }
