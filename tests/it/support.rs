@@ -630,11 +630,17 @@ impl Mount {
 
     /// Ends the daemon with SIGTERM and returns how it went; panics if it does not go in time.
     #[track_caller]
-    pub(crate) fn finish(mut self) -> ExitStatus {
+    pub(crate) fn finish(self) -> ExitStatus {
+        self.finish_within(PATIENCE)
+    }
+
+    /// As [`Mount::finish`], where something in flight may hold it up for longer.
+    #[track_caller]
+    pub(crate) fn finish_within(mut self, patience: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
-        match self.wait(PATIENCE) {
+        match self.wait(patience) {
             Some(status) => status,
-            None => panic!("the daemon did not go within {PATIENCE:?} of SIGTERM"),
+            None => panic!("the daemon did not go within {patience:?} of SIGTERM"),
         }
     }
 
