@@ -9,7 +9,7 @@
 //! Order of locks: `state` before `clock`; the locks of an [`Inode`] are leaves. None is held
 //! across a system call.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -380,10 +380,14 @@ impl InodeTable {
         self.metrics.set_descriptors(open as u64);
     }
 
-    /// Drops the ids of forgotten inodes from the queue.
+    /// Drops the ids of forgotten inodes from the queue, and all but one of an id that stands in
+    /// it more than once: a number that is given, forgotten and given again enters each time.
     fn compact(&self) {
         let state = self.state.lock();
-        self.clock.lock().retain(|id| state.by_id.contains_key(id));
+        let mut seen = HashSet::new();
+        self.clock
+            .lock()
+            .retain(|id| state.by_id.contains_key(id) && seen.insert(*id));
     }
 
     /// Closes descriptors not used lately, until at most `goal` are open.
@@ -560,6 +564,18 @@ mod tests {
         assert!(tree.table.forget(one.id, 1).is_none());
         assert!(tree.table.forget(one.id, 1).is_some());
         assert_eq!(tree.table.get(one.id).unwrap_err().errno, Errno::STALE);
+    }
+
+    #[test]
+    fn a_number_used_again_and_again_does_not_fill_the_queue() {
+        let tree = tree(true);
+        make(tree.dir.path(), "name");
+        for _ in 0..20_000 {
+            let inode = lookup(&tree, "name");
+            assert!(tree.table.forget(inode.id, 1).is_some());
+        }
+        let queued = tree.table.clock.lock().len();
+        assert!(queued < 10_000, "{queued} in the queue, for one inode");
     }
 
     #[test]
