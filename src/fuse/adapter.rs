@@ -529,7 +529,8 @@ impl Filesystem for Adapter {
                 Some(attr) => (entry_attr(attr), ttl),
                 None => {
                     let id = shared.mirror.table().virtual_id();
-                    (nameless_attr(id), Duration::ZERO)
+                    let kind = convert::file_type(entry.kind);
+                    (nameless_attr(id, kind), Duration::ZERO)
                 }
             };
             let (ino, next) = (INodeNo(entry.ino), entry.next);
