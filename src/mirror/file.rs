@@ -289,10 +289,10 @@ impl Mirror {
             return;
         };
         self.metrics.handle_closed();
+        self.locks.drop_handle(file.inode.file_id, handle);
         if file.inode.opens.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
-        self.locks.drop_file(file.inode.file_id);
         // A window would keep the space of a file that has no name left.
         if rustix::fs::fstat(&*file.fd).is_ok_and(|stat| stat.st_nlink == 0) {
             self.windows.forget(file.inode.file_id);
