@@ -281,7 +281,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -295,7 +295,7 @@ impl Filesystem for Adapter {
             shared.control.refuse_change(newparent.0, newname)?;
             let flags = flags.bits();
             let mirror = &shared.mirror;
-            mirror.rename(parent.0, name, newparent.0, newname, flags)
+            mirror.rename(&caller(req, 0), parent.0, name, newparent.0, newname, flags)
         });
     }
 
@@ -608,7 +608,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -621,7 +621,7 @@ impl Filesystem for Adapter {
                 return Err(refused("setxattr on a control file"));
             }
             let mirror = &self.shared.mirror;
-            mirror.setxattr(ino.0, name, value, flags as u32)
+            mirror.setxattr(&caller(req, 0), ino.0, name, value, flags as u32)
         });
     }
 

@@ -8,9 +8,12 @@ use rustix::fs::{
     UTIME_OMIT, Uid, XattrFlags,
 };
 
-use super::Mirror;
 use super::inode::{Inode, NodeId, ROOT};
+use super::{Caller, Mirror};
 use crate::sys::{Errno, Fail, OrFail, Result, procfd};
+
+/// The ACL that stands beside the mode (acl(5)).
+const ACCESS_ACL: &str = "system.posix_acl_access";
 
 /// The source's attributes of an inode, and the id by which the kernel knows it.
 #[derive(Clone, Copy, Debug)]
@@ -167,11 +170,23 @@ impl Mirror {
     ///
     /// # Errors
     /// EROFS; those of setxattr(2).
-    pub fn setxattr(&self, id: NodeId, name: &OsStr, value: &[u8], flags: u32) -> Result<()> {
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        name: &OsStr,
+        value: &[u8],
+        flags: u32,
+    ) -> Result<()> {
         self.writable("setxattr")?;
         let (_fd, path) = self.xattr_path(id)?;
         let flags = XattrFlags::from_bits_retain(flags);
-        rustix::fs::setxattr(path, name, value, flags).or_fail("setxattr")
+        let set = || rustix::fs::setxattr(&*path, name, value, flags).or_fail("setxattr");
+        if name == ACCESS_ACL {
+            // It takes the setgid bit away, as chmod(2) does, when the caller is not in the group.
+            return self.act_as(caller, set);
+        }
+        set()
     }
 
     /// The value of an extended attribute, of at most `size` bytes.

@@ -166,6 +166,7 @@ impl Mirror {
     /// EROFS; those of renameat2(2).
     pub fn rename(
         &self,
+        caller: &Caller,
         parent: NodeId,
         name: &OsStr,
         new_parent: NodeId,
@@ -177,8 +178,16 @@ impl Mirror {
         let (to, to_dir) = self.dir(new_parent)?;
         let (name, new_name) = (checked(name)?, checked(new_name)?);
         let flags = RenameFlags::from_bits_retain(flags);
-        rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
-            .or_fail("renameat2")?;
+        let rename = || {
+            rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
+                .or_fail("renameat2")
+        };
+        if flags.contains(RenameFlags::WHITEOUT) {
+            // It makes a file.
+            self.act_as(caller, rename)?;
+        } else {
+            rename()?;
+        }
         self.table.moved(&to, new_name);
         if flags.contains(RenameFlags::EXCHANGE) {
             self.table.moved(&from, name);

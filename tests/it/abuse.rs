@@ -247,3 +247,23 @@ fn a_read_only_mount_inside_the_source_stays_read_only() {
         }
     }
 }
+
+#[test]
+fn root_without_capabilities_is_nobody_special() {
+    if !require(&[Need::Fuse, Need::Root, Need::Tool("setpriv")]) {
+        return;
+    }
+    let source = Scratch::new();
+    let path = source.file("theirs", b"secret");
+    set_owner(&path, USER, OTHER);
+    set_mode(&path, 0o600);
+    let mount = Mount::of(source.path()).start();
+    let script = "! cat theirs && ! chown 0 theirs && ! chmod 644 theirs && cat mine";
+    source.file("mine", b"my own");
+    let mut confined = Command::new("setpriv");
+    confined
+        .args(["--bounding-set=-all", "--inh-caps=-all", "sh", "-c", script])
+        .current_dir(mount.path());
+    assert_eq!(run(&mut confined), "my own");
+    assert_eq!(fs::metadata(&path).unwrap().uid(), USER);
+}

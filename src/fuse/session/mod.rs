@@ -43,6 +43,7 @@ use std::sync::Arc;
 /// In the background both processes return from here: the parent when the mount answers or has
 /// failed, the daemon at its end. To be called while the process has one thread.
 pub fn run(settings: &Settings) -> Result<(), Refusal> {
+    let settings = &with_the_kernel_as_judge(settings);
     let prepared = check::check(settings)?;
     let sink = Sink::open(settings.log_file.as_deref(), settings.foreground)?;
     if settings.foreground {
@@ -66,6 +67,14 @@ pub fn run(settings: &Settings) -> Result<(), Refusal> {
             end
         }
     }
+}
+
+/// What root's daemon may do, not every process of root's user id may, which it serves in any
+/// case: one in a container or a confined service has fewer capabilities, or none.
+fn with_the_kernel_as_judge(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    settings.options.default_permissions |= rustix::process::geteuid().is_root();
+    settings
 }
 
 /// Mounts, tells whoever waits, and runs the event loops to their end.

@@ -17,6 +17,8 @@ checks! {
     a_setgid_directory_hands_on_its_group [Need::Root],
     a_sticky_directory_guards_its_entries [Need::Root],
     chmod_outside_the_group_drops_setgid [Need::Root],
+    an_acl_from_outside_the_group_drops_setgid [Need::Root, Need::Tool("setfacl")],
+    a_whiteout_is_its_makers [Need::Root],
     an_unwritable_directory_takes_nothing [Need::Root],
     a_program_runs_from_here,
     an_unexecutable_program_does_not,
@@ -268,4 +270,30 @@ fn an_unexecutable_program_does_not(at: &Path) {
     crate::support::set_mode(&script, 0o644);
     let error = std::process::Command::new(&script).output().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+}
+
+fn an_acl_from_outside_the_group_drops_setgid(at: &Path) {
+    for (group, bits) in [(OTHER, 0o2755), (OTHER + 1, 0o755)] {
+        let path = file(at, &format!("f{group}"), b"");
+        crate::support::set_owner(&path, USER, group);
+        crate::support::set_mode(&path, 0o2755);
+        let mut set = std::process::Command::new(crate::support::tool("setfacl").unwrap());
+        set.args(["-m", "u:1:r-x"]).arg(&path);
+        crate::support::run(crate::support::as_user(&mut set, USER, OTHER));
+        assert_eq!(mode(&path), bits, "group {group}");
+    }
+}
+
+fn a_whiteout_is_its_makers(at: &Path) {
+    let folder = dir(at, "d");
+    crate::support::set_mode(&folder, 0o777);
+    as_stranger(|| {
+        file(&folder, "from", b"");
+        let (from, to) = (folder.join("from"), folder.join("to"));
+        let flags = rustix::fs::RenameFlags::WHITEOUT;
+        match rustix::fs::renameat_with(rustix::fs::CWD, &from, rustix::fs::CWD, &to, flags) {
+            Ok(()) => assert_eq!((stat(&from).st_uid, stat(&from).st_gid), (USER, OTHER)),
+            Err(errno) => assert_eq!(errno, Errno::INVAL, "only where there are none"),
+        }
+    });
 }
