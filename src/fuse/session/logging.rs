@@ -44,7 +44,13 @@ impl Sink {
     ///
     /// `RUST_LOG` decides what is logged; without it everything from `debug` or `info` up.
     pub(super) fn install(self, debug: bool) {
-        let level = if debug { "debug" } else { "info" };
+        // fuser::reply calls it an error when nobody waits for a reply any more, as after every
+        // signal to a caller; what failed for a caller is logged by the adapter.
+        let level = if debug {
+            "debug"
+        } else {
+            "info,fuser::reply=off"
+        };
         let mut builder = Builder::from_env(Env::default().default_filter_or(level));
         match self {
             Self::Stderr => {}
