@@ -529,7 +529,8 @@ impl Filesystem for Adapter {
                 Some(attr) => (entry_attr(attr), ttl),
                 None => {
                     let id = shared.mirror.table().virtual_id();
-                    (nameless_attr(id), Duration::ZERO)
+                    let kind = convert::file_type(entry.kind);
+                    (nameless_attr(id, kind), Duration::ZERO)
                 }
             };
             let (ino, next) = (INodeNo(entry.ino), entry.next);
@@ -687,7 +688,7 @@ impl Filesystem for Adapter {
     fn getlk(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
         start: u64,
@@ -696,6 +697,10 @@ impl Filesystem for Adapter {
         pid: u32,
         reply: ReplyLock,
     ) {
+        // Handles of control files are numbered by themselves, and would name another's file.
+        if virtual_file(ino) {
+            return reply.error(Errno::ENOLCK);
+        }
         let lock = file_lock(start, end, typ, pid);
         let get = || self.shared.mirror.getlk(fh.0, lock_owner.0, lock);
         match self.shared.measured(Op::Getlk, get) {
@@ -708,7 +713,7 @@ impl Filesystem for Adapter {
     fn setlk(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
         start: u64,
@@ -718,12 +723,17 @@ impl Filesystem for Adapter {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let lock = file_lock(start, end, typ, pid);
-        let set = || self.shared.mirror.setlk(fh.0, lock_owner.0, lock);
+        if virtual_file(ino) {
+            return reply.error(Errno::ENOLCK);
+        }
+        let (caller, lock) = (caller(req, 0), file_lock(start, end, typ, pid));
+        let mirror = &self.shared.mirror;
+        let set = || mirror.setlk(&caller, fh.0, lock_owner.0, lock);
         match self.shared.measured(Op::Setlk, set) {
             Ok(LockOutcome::Done) => reply.ok(),
             Ok(LockOutcome::Held) if sleep => {
                 let waiter = Waiter {
+                    caller,
                     handle: fh.0,
                     owner: lock_owner.0,
                     lock,

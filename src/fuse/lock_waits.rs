@@ -13,7 +13,7 @@ use fuser::{Errno, ReplyEmpty};
 use parking_lot::Mutex;
 
 use super::convert;
-use crate::mirror::{LockOutcome, Mirror};
+use crate::mirror::{Caller, LockOutcome, Mirror};
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
 
@@ -26,6 +26,7 @@ const QUEUE: usize = 1024;
 
 /// One who waits.
 pub(super) struct Waiter {
+    pub(super) caller: Caller,
     pub(super) handle: u64,
     pub(super) owner: u64,
     pub(super) lock: Lock,
@@ -119,7 +120,7 @@ fn attempt(
     look: bool,
 ) -> Option<Result<(), Errno>> {
     let waiter = waiting.get(at)?;
-    match mirror.setlk(waiter.handle, waiter.owner, waiter.lock) {
+    match mirror.setlk(&waiter.caller, waiter.handle, waiter.owner, waiter.lock) {
         Ok(LockOutcome::Done) => Some(Ok(())),
         Ok(LockOutcome::Held) if !look => None,
         Ok(LockOutcome::Held) if waiter.watch.interrupted().is_some() => Some(Err(Errno::EINTR)),

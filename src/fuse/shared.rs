@@ -178,10 +178,11 @@ pub(super) fn negative_attr() -> fuser::FileAttr {
 }
 
 /// An entry whose attributes can't be had: an id that nobody knows and a size that the kernel
-/// refuses (fuse_valid_size), so that it shows the name, and asks when somebody wants more.
-pub(super) fn nameless_attr(id: u64) -> fuser::FileAttr {
+/// refuses (fuse_valid_size), so that it shows name and type, and asks when somebody wants more.
+pub(super) fn nameless_attr(id: u64, kind: fuser::FileType) -> fuser::FileAttr {
     fuser::FileAttr {
         ino: INodeNo(id),
+        kind,
         size: u64::MAX,
         ..negative_attr()
     }

@@ -121,7 +121,8 @@ impl Mirror {
         if inode.kind != FileType::RegularFile {
             return Err(Fail::new(Errno::INVAL, "truncate"));
         }
-        let file = self.proc.reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?;
+        let open = || self.proc.reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK);
+        let file = self.table.with_room(open)?;
         rustix::fs::ftruncate(file, size).or_fail("ftruncate")
     }
 

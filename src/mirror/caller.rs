@@ -25,6 +25,14 @@ impl Mirror {
     /// EPERM when this process may not act for that caller; those of `f`.
     pub(super) fn create_as<R>(&self, caller: &Caller, f: impl FnOnce() -> Result<R>) -> Result<R> {
         umask::set(caller.umask)?;
+        self.act_as(caller, f)
+    }
+
+    /// Runs `f` as the caller.
+    ///
+    /// # Errors
+    /// EPERM when this process may not act for that caller; those of `f`.
+    pub(super) fn act_as<R>(&self, caller: &Caller, f: impl FnOnce() -> Result<R>) -> Result<R> {
         if !self.privileged {
             // Refused rather than done as ourselves: the file would belong to the wrong user.
             if caller.uid != rustix::process::geteuid().as_raw() {

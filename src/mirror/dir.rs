@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
@@ -66,12 +67,14 @@ impl Mirror {
         if self.options.noatime {
             flags |= OFlags::NOATIME;
         }
-        let fd = match self.proc.reopen(fd.as_fd(), flags) {
+        let open = |flags| self.table.with_room(|| self.proc.reopen(fd.as_fd(), flags));
+        let fd = match open(flags) {
             Err(fail) if fail.errno == Errno::PERM && self.options.noatime => {
-                self.proc.reopen(fd.as_fd(), flags - OFlags::NOATIME)?
+                open(flags - OFlags::NOATIME)?
             }
             opened => opened?,
         };
+        self.pin(&inode);
         let dir = OpenDir {
             inode,
             fd,
@@ -209,9 +212,11 @@ impl Mirror {
 
     /// The last descriptor of an open directory was closed.
     pub fn releasedir(&self, handle: u64) {
-        if self.dirs.write().remove(&handle).is_some() {
-            self.metrics.handle_closed();
-        }
+        let Some(dir) = self.dirs.write().remove(&handle) else {
+            return;
+        };
+        dir.inode.opens.fetch_sub(1, Ordering::Relaxed);
+        self.metrics.handle_closed();
     }
 }
 

@@ -108,7 +108,8 @@ impl Mirror {
 
     fn reopen(&self, inode: &Inode, flags: OFlags, append: bool) -> Result<OwnedFd> {
         let fd = self.table.fd(inode)?;
-        match self.proc.reopen(fd.as_fd(), flags) {
+        let open = |flags| self.table.with_room(|| self.proc.reopen(fd.as_fd(), flags));
+        match open(flags) {
             // EPERM: O_NOATIME on a file of another; or one that may only be appended to.
             Err(fail) if fail.errno == Errno::PERM => {
                 let appending = if append {
@@ -116,8 +117,7 @@ impl Mirror {
                 } else {
                     OFlags::empty()
                 };
-                self.proc
-                    .reopen(fd.as_fd(), (flags - OFlags::NOATIME) | appending)
+                open((flags - OFlags::NOATIME) | appending)
             }
             opened => opened,
         }
@@ -131,7 +131,7 @@ impl Mirror {
         stat: &Stat,
     ) -> Opened {
         let handle = self.new_handle();
-        inode.opens.fetch_add(1, Ordering::Relaxed);
+        self.pin(&inode);
         let opened = Opened {
             handle,
             keep_cache: keep_cache(&inode, stat),
@@ -146,6 +146,14 @@ impl Mirror {
         };
         self.files.write().insert(handle, Arc::new(file));
         opened
+    }
+
+    /// Counts an open of the inode.
+    pub(super) fn pin(&self, inode: &Inode) {
+        inode.opens.fetch_add(1, Ordering::Relaxed);
+        // Its descriptor stays from now on where only a name would bring it back; if it was closed
+        // a moment ago, the name is still there.
+        let _ = self.table.fd(inode);
     }
 
     pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
@@ -258,7 +266,7 @@ impl Mirror {
     }
 
     /// One of the file's descriptors was closed: the owner's locks go, and an error that the
-    /// source keeps for close(2) is told.
+    /// source keeps for close(2) is told. Without a descriptor left there is no way to ask for it.
     ///
     /// # Errors
     /// Those of close(2) on the source.
@@ -268,8 +276,11 @@ impl Mirror {
         if !file.writable {
             return Ok(());
         }
-        let copy = rustix::io::fcntl_dupfd_cloexec(&*file.fd, 0).or_fail("dup")?;
-        crate::sys::close(copy)
+        let copy = || rustix::io::fcntl_dupfd_cloexec(&*file.fd, 0).or_fail("dup");
+        match self.table.with_room(copy) {
+            Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => Ok(()),
+            copy => crate::sys::close(copy?),
+        }
     }
 
     /// The last descriptor of an open file was closed.
@@ -278,10 +289,10 @@ impl Mirror {
             return;
         };
         self.metrics.handle_closed();
+        self.locks.drop_handle(file.inode.file_id, handle);
         if file.inode.opens.fetch_sub(1, Ordering::Relaxed) > 1 {
             return;
         }
-        self.locks.drop_file(file.inode.file_id);
         // A window would keep the space of a file that has no name left.
         if rustix::fs::fstat(&*file.fd).is_ok_and(|stat| stat.st_nlink == 0) {
             self.windows.forget(file.inode.file_id);

@@ -2,7 +2,8 @@
 //!
 //! Each owner (a process's descriptor table, as the kernel names it) has one open file
 //! description a file, and holds its locks by that. It goes when the owner closes any descriptor
-//! of the file, as POSIX wants.
+//! of the file, as POSIX wants. The owner of an OFD lock is one open of the file: the kernel tells
+//! of its end only by the release of that open.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,8 +12,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rustix::fs::OFlags;
 
-use super::Mirror;
 use super::file::OpenFile;
+use super::{Caller, Mirror};
 use crate::sys::ofd::{self, Lock};
 use crate::sys::{Errno, Result};
 use crate::window::FileId;
@@ -35,6 +36,8 @@ pub(super) struct Locks {
 #[derive(Debug)]
 struct Owner {
     fd: OwnedFd,
+    /// The open files by which it came.
+    handles: Mutex<Vec<u64>>,
     /// What it holds, with the process that asked: an OFD lock does not name one.
     held: Mutex<Vec<Lock>>,
 }
@@ -45,11 +48,18 @@ impl Locks {
         drop(gone);
     }
 
-    pub(super) fn drop_file(&self, file: FileId) {
+    /// An open file is gone, and with it those who came by it.
+    pub(super) fn drop_handle(&self, file: FileId, handle: u64) {
         let mut owners = self.owners.lock();
-        if !owners.is_empty() {
-            owners.retain(|key, _| key.0 != file);
+        if owners.is_empty() {
+            return;
         }
+        let came = |key: &(FileId, u64), owner: &Owner| {
+            key.0 == file && owner.handles.lock().contains(&handle)
+        };
+        let gone: Vec<_> = owners.extract_if(|key, owner| came(key, owner)).collect();
+        drop(owners);
+        drop(gone);
     }
 
     fn owner(&self, file: FileId, owner: u64) -> Option<Arc<Owner>> {
@@ -107,14 +117,21 @@ impl Mirror {
     ///
     /// # Errors
     /// EBADF when the file's mode does not allow that kind; those of fcntl(2).
-    pub fn setlk(&self, handle: u64, owner: u64, lock: Lock) -> Result<LockOutcome> {
+    pub fn setlk(
+        &self,
+        caller: &Caller,
+        handle: u64,
+        owner: u64,
+        lock: Lock,
+    ) -> Result<LockOutcome> {
         let file = self.file(handle)?;
         let id = file.inode.file_id;
         let own = match self.locks.owner(id, owner) {
             Some(own) => own,
             None if lock.kind == libc::F_UNLCK => return Ok(LockOutcome::Done),
-            None => self.new_owner(&file, owner)?,
+            None => self.new_owner(caller, &file, owner)?,
         };
+        own.came_by(handle);
         match ofd::set(own.fd.as_fd(), lock) {
             Ok(()) => {
                 note(&mut own.held.lock(), lock);
@@ -135,20 +152,42 @@ impl Mirror {
         }
     }
 
-    fn new_owner(&self, file: &OpenFile, owner: u64) -> Result<Arc<Owner>> {
-        // For both kinds where that is allowed: the same owner may come by another handle.
-        let fd = match self.proc.reopen(file.fd.as_fd(), OFlags::RDWR) {
-            Ok(fd) => fd,
-            Err(_) if file.writable => self.proc.reopen(file.fd.as_fd(), OFlags::WRONLY)?,
-            Err(_) => self.proc.reopen(file.fd.as_fd(), OFlags::RDONLY)?,
-        };
+    fn new_owner(&self, caller: &Caller, file: &OpenFile, owner: u64) -> Result<Arc<Owner>> {
+        let fd = self.lock_descriptor(caller, file)?;
         let new = Arc::new(Owner {
             fd,
+            handles: Mutex::default(),
             held: Mutex::default(),
         });
         let mut owners = self.locks.owners.lock();
         let entry = owners.entry((file.inode.file_id, owner)).or_insert(new);
         Ok(entry.clone())
+    }
+
+    /// For both kinds of lock where that is allowed: the same owner may come by another handle.
+    /// Never by our own rights: a program that is open for writing can't be run, and who may only
+    /// read it must not bring that about.
+    fn lock_descriptor(&self, caller: &Caller, file: &OpenFile) -> Result<OwnedFd> {
+        let reopen = |flags| self.proc.reopen(file.fd.as_fd(), flags);
+        let open = |flags| self.table.with_room(|| reopen(flags));
+        if file.writable {
+            return open(OFlags::RDWR).or_else(|_| open(OFlags::WRONLY));
+        }
+        if !self.options.read_only
+            && let Ok(fd) = self.act_as(caller, || reopen(OFlags::RDWR))
+        {
+            return Ok(fd);
+        }
+        open(OFlags::RDONLY)
+    }
+}
+
+impl Owner {
+    fn came_by(&self, handle: u64) {
+        let mut handles = self.handles.lock();
+        if !handles.contains(&handle) {
+            handles.push(handle);
+        }
     }
 }
 

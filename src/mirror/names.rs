@@ -211,14 +211,14 @@ impl Mirror {
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        let file = self.create_as(caller, || {
-            rustix::fs::openat(&*dir, name, oflags, mode).or_fail("openat")
-        })?;
+        let open = || rustix::fs::openat(&*dir, name, oflags, mode).or_fail("openat");
+        let file = self.table.with_room(|| self.create_as(caller, open))?;
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Fail::new(Errno::STALE, "create"));
         }
-        let only_name = self.proc.reopen(file.as_fd(), OFlags::PATH)?;
+        let only_name = || self.proc.reopen(file.as_fd(), OFlags::PATH);
+        let only_name = self.table.with_room(only_name)?;
         let inode = self.table.intern(only_name, &stat, parent, name)?;
         let attr = Attr { id: inode.id, stat };
         let opened = self.enter_file(inode, file, asked, &stat);

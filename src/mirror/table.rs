@@ -9,7 +9,7 @@
 //! Order of locks: `state` before `clock`; the locks of an [`Inode`] are leaves. None is held
 //! across a system call.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -154,13 +154,16 @@ impl InodeTable {
     fn reopen(&self, inode: &Inode, parked: &Parked, depth: usize) -> Result<OwnedFd> {
         let stale = Fail::new(Errno::STALE, "find the inode again");
         let fd = match (&parked.handle, &self.handles) {
-            (Some(handle), Some(mount)) => handle.open(mount.as_fd(), NAME_ONLY)?,
+            (Some(handle), Some(mount)) => {
+                self.with_room(|| handle.open(mount.as_fd(), NAME_ONLY))?
+            }
             _ if depth == 0 => return Err(stale),
             _ => {
                 let home = inode.home().ok_or(stale.clone())?;
                 let parent = self.get(home.parent)?;
                 let parent = self.fd_within(&parent, depth - 1)?;
-                openat_name_only(&parent, &home.name).map_err(|fail| match fail.errno {
+                let opened = self.with_room(|| openat_name_only(&parent, &home.name));
+                opened.map_err(|fail| match fail.errno {
                     Errno::NOENT | Errno::NOTDIR => stale.clone(),
                     _ => fail,
                 })?
@@ -179,20 +182,28 @@ impl InodeTable {
         }
     }
 
+    /// Runs `open`, which takes a descriptor; when there is none left, once more after some of
+    /// the table's own were given back: open files may need what its share leaves free, and more.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub(super) fn with_room<T>(&self, mut open: impl FnMut() -> Result<T>) -> Result<T> {
+        match open() {
+            Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => {
+                self.thin(self.open.load(Ordering::Relaxed) / 2);
+                open()
+            }
+            opened => opened,
+        }
+    }
+
     /// Opens a name of a directory as `O_PATH`, and counts one lookup of what it means.
     ///
     /// # Errors
     /// Those of openat(2) and fstat(2).
     pub fn lookup(&self, parent: &Inode, name: &OsStr) -> Result<(Arc<Inode>, Stat)> {
         let dir = self.fd(parent)?;
-        let fd = match openat_name_only(&dir, name) {
-            Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => {
-                // Others hold what our share leaves free: give back some of ours, once.
-                self.thin(self.open.load(Ordering::Relaxed) / 2);
-                openat_name_only(&dir, name)?
-            }
-            opened => opened?,
-        };
+        let fd = self.with_room(|| openat_name_only(&dir, name))?;
         let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
         let inode = self.intern(fd, &stat, parent.id, name)?;
         Ok((inode, stat))
@@ -287,9 +298,6 @@ impl InodeTable {
 
     /// The id that an entry of a directory on device `dev` would most likely get.
     pub fn likely_id(&self, key: Key) -> NodeId {
-        if key == self.root.key {
-            return ROOT;
-        }
         let natural = self.natural_id(&mut self.state.lock().devices, key);
         natural.unwrap_or(key.ino)
     }
@@ -380,10 +388,14 @@ impl InodeTable {
         self.metrics.set_descriptors(open as u64);
     }
 
-    /// Drops the ids of forgotten inodes from the queue.
+    /// Drops the ids of forgotten inodes from the queue, and all but one of an id that stands in
+    /// it more than once: a number that is given, forgotten and given again enters each time.
     fn compact(&self) {
         let state = self.state.lock();
-        self.clock.lock().retain(|id| state.by_id.contains_key(id));
+        let mut seen = HashSet::new();
+        self.clock
+            .lock()
+            .retain(|id| state.by_id.contains_key(id) && seen.insert(*id));
     }
 
     /// Closes descriptors not used lately, until at most `goal` are open.
@@ -408,10 +420,13 @@ impl InodeTable {
         };
         inode.take_touched();
         let by_handle = self.handles.is_some() && inode.key.dev == self.root.key.dev;
+        if !by_handle && !may_park_by_name(inode) {
+            return false;
+        }
         let Ok(parked) = Parked::of(fd.as_fd(), by_handle) else {
             return false;
         };
-        if parked.handle.is_none() && inode.home().is_none() {
+        if parked.handle.is_none() && !may_park_by_name(inode) {
             return false;
         }
         if inode.park(parked) {
@@ -419,6 +434,12 @@ impl InodeTable {
         }
         true
     }
+}
+
+/// Whether a name would bring the inode back. Who has it open goes on using it when the name is
+/// gone, or is another's.
+fn may_park_by_name(inode: &Inode) -> bool {
+    inode.opens.load(Ordering::Relaxed) == 0 && inode.home().is_some()
 }
 
 fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {
@@ -539,6 +560,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_open_is_not_left_to_its_name() {
+        for by_handle in [true, false] {
+            let tree = tree(by_handle);
+            make(tree.dir.path(), "name");
+            let inode = lookup(&tree, "name");
+            inode.opens.fetch_add(1, Ordering::Relaxed);
+            let open = fs::File::open(tree.dir.path().join("name")).unwrap();
+            tree.table.park(&inode);
+            fs::remove_file(tree.dir.path().join("name")).unwrap();
+            assert_eq!(read(&tree, &inode), "name");
+            drop(open);
+        }
+    }
+
+    #[test]
     fn a_rename_of_ours_keeps_the_way_back() {
         let tree = tree(false);
         make(tree.dir.path(), "before");
@@ -560,6 +596,18 @@ mod tests {
         assert!(tree.table.forget(one.id, 1).is_none());
         assert!(tree.table.forget(one.id, 1).is_some());
         assert_eq!(tree.table.get(one.id).unwrap_err().errno, Errno::STALE);
+    }
+
+    #[test]
+    fn a_number_used_again_and_again_does_not_fill_the_queue() {
+        let tree = tree(true);
+        make(tree.dir.path(), "name");
+        for _ in 0..20_000 {
+            let inode = lookup(&tree, "name");
+            assert!(tree.table.forget(inode.id, 1).is_some());
+        }
+        let queued = tree.table.clock.lock().len();
+        assert!(queued < 10_000, "{queued} in the queue, for one inode");
     }
 
     #[test]

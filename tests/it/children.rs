@@ -177,7 +177,8 @@ fn mutator() -> ! {
     std::process::exit(0)
 }
 
-fn lock(
+/// fcntl(2) with a range; 0 for `len` means to the end of any file.
+pub(crate) fn lock(
     file: &std::fs::File,
     command: i32,
     kind: &str,

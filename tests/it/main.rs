@@ -9,6 +9,7 @@
     reason = "not every helper is used by every set of families"
 )]
 
+mod abuse;
 mod children;
 mod command;
 mod control;

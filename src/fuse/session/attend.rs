@@ -7,7 +7,7 @@ use crate::fuse::adapter::Shared;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use std::io;
 use std::sync::Arc;
@@ -19,8 +19,10 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_secs(1);
 
 /// Takes SIGINT, SIGTERM and SIGHUP away from their defaults; they wait for [`Attendants::start`].
+/// A write beyond our own `ulimit -f` is EFBIG for who asked for it, and not our end (SIGXFSZ).
 pub(super) fn catch_signals() -> Result<Signals, Refusal> {
-    Signals::new([SIGINT, SIGTERM, SIGHUP])
+    signal_hook::flag::register(SIGXFSZ, Arc::default())
+        .and_then(|_| Signals::new([SIGINT, SIGTERM, SIGHUP]))
         .map_err(|error| Refusal::system(format!("catch signals: {error}")))
 }
 

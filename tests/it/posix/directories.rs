@@ -3,7 +3,7 @@
 use super::*;
 use rustix::fs::{lstat, mkdir, rmdir, unlink};
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 checks! {
@@ -15,6 +15,8 @@ checks! {
     names_of_256_bytes_are_refused,
     names_of_any_bytes,
     listings_agree_with_stat,
+    what_may_only_be_listed_tells_its_types,
+    dot_has_the_directorys_number,
     ten_thousand_entries_each_once,
     telling_and_seeking,
     rewinding_shows_what_is_new,
@@ -151,6 +153,32 @@ fn listings_agree_with_stat(at: &Path) {
     assert_eq!(dots.len(), 2);
     for dot in dots {
         assert_eq!(u32::from(dot.kind), libc::S_IFDIR >> 12);
+    }
+}
+
+fn what_may_only_be_listed_tells_its_types(at: &Path) {
+    let path = dir(at, "d");
+    dir(&path, "folder");
+    file(&path, "plain", b"");
+    rustix::fs::symlink("away", path.join("link")).unwrap();
+    crate::support::set_mode(&path, 0o444);
+    let types: BTreeMap<_, _> = std::fs::read_dir(&path)
+        .unwrap()
+        .map(Result::unwrap)
+        .map(|entry| (entry.file_name(), entry.file_type().unwrap()))
+        .collect();
+    crate::support::set_mode(&path, 0o755);
+    assert!(types[OsStr::new("folder")].is_dir());
+    assert!(types[OsStr::new("plain")].is_file());
+    assert!(types[OsStr::new("link")].is_symlink());
+}
+
+fn dot_has_the_directorys_number(at: &Path) {
+    for path in [at, dir(at, "d").as_path(), at.parent().unwrap()] {
+        let fd = open(path, OFlags::RDONLY | OFlags::DIRECTORY);
+        let listed = rustix::fs::Dir::read_from(&fd).unwrap();
+        let dot = listed.map(Result::unwrap).find(|e| e.file_name() == c".");
+        assert_eq!(dot.unwrap().ino(), stat(path).st_ino, "{}", path.display());
     }
 }
 

@@ -1,9 +1,10 @@
 //! Record locks (fcntl) between processes, and whole-file locks (flock).
 
 use super::*;
-use crate::children::Actor;
+use crate::children::{Actor, lock};
 use crate::support::wait_until;
 use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
 use std::time::Duration;
 
 checks! {
@@ -16,6 +17,8 @@ checks! {
     a_waiter_gets_the_lock_when_its_holder_dies,
     a_waiter_can_be_killed,
     a_lock_is_split_and_joined,
+    an_ofd_lock_excludes_another_open,
+    an_ofd_lock_goes_with_its_open,
     flock_excludes_another_open,
     flock_ends_with_its_descriptor,
     flock_shares_and_converts,
@@ -138,6 +141,39 @@ fn a_lock_is_split_and_joined(at: &Path) {
     assert_eq!(b.ask("set unlock 40 20"), "ok");
     assert_eq!(a.ask("set read 40 20"), "ok");
     assert_eq!(b.ask("set read 40 20"), "ok");
+}
+
+/// Two opens of a new file, and a third that stays as it is.
+fn three_opens(at: &Path) -> [File; 3] {
+    let path = file(at, "f", b"");
+    [(); 3].map(|()| open(&path, OFlags::RDWR).into())
+}
+
+fn try_ofd(file: &File, kind: &str) -> bool {
+    lock(file, libc::F_OFD_SETLK, kind, (0, 0)).is_ok()
+}
+
+fn an_ofd_lock_excludes_another_open(at: &Path) {
+    let [a, b, _c] = three_opens(at);
+    assert!(try_ofd(&a, "write"));
+    assert!(!try_ofd(&b, "read"), "though it is the same process");
+    drop(a.try_clone().unwrap());
+    assert!(!try_ofd(&b, "read"), "a duplicate's end is not its own");
+    assert!(try_ofd(&a, "unlock"));
+    assert!(try_ofd(&b, "read"));
+}
+
+fn an_ofd_lock_goes_with_its_open(at: &Path) {
+    let [a, b, c] = three_opens(at);
+    assert!(try_ofd(&a, "write"));
+    drop(a);
+    wait_until("the lock goes", Duration::from_secs(10), || {
+        try_ofd(&b, "write")
+    });
+    drop(b);
+    wait_until("and the next", Duration::from_secs(10), || {
+        try_ofd(&c, "write")
+    });
 }
 
 fn flock_excludes_another_open(at: &Path) {
