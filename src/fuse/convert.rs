@@ -83,7 +83,9 @@ pub(super) fn time(time: TimeOrNow) -> Time {
         Ok(since) => Time::At(since.as_secs() as i64, since.subsec_nanos()),
         Err(before) => {
             let before = before.duration();
-            Time::At(-(before.as_secs() as i64), before.subsec_nanos())
+            // The first second of all has no counterpart after 1970: it stays itself.
+            let seconds = (before.as_secs() as i64).wrapping_neg();
+            Time::At(seconds, before.subsec_nanos())
         }
     }
 }
@@ -103,5 +105,15 @@ mod tests {
     fn what_the_library_decodes_wrongly_is_read_rightly() {
         let as_decoded = UNIX_EPOCH - Duration::new(5, 300);
         assert_eq!(time(TimeOrNow::SpecificTime(as_decoded)), Time::At(-5, 300));
+    }
+
+    #[test]
+    fn the_first_and_the_last_second_of_all_are_times() {
+        let first = UNIX_EPOCH - Duration::from_secs(1 << 63);
+        let last = UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);
+        for (at, seconds) in [(first, i64::MIN), (last, i64::MAX)] {
+            assert_eq!(time(TimeOrNow::SpecificTime(at)), Time::At(seconds, 0));
+            assert_eq!(system_time(seconds, 0), at);
+        }
     }
 }

@@ -56,8 +56,10 @@ impl Credentials {
     /// When `pid` is 0 (a caller in another pid namespace) or gone, it has no supplementary
     /// groups and no capabilities. A caller in another user namespace has no capabilities
     /// either: its `/proc/PID/status` shows those it has *there*, which anyone can give himself.
+    /// Nor has one whose ids there are not those of the request: a thread that acts for another
+    /// (the kernel's NFS server, io_uring with a personality) lends him nothing of its own.
     pub fn of_request(uid: u32, gid: u32, pid: u32) -> Self {
-        let (groups, effective) = of_thread(pid).unwrap_or_default();
+        let (groups, effective) = of_thread(pid, uid, gid).unwrap_or_default();
         Self {
             uid,
             gid,
@@ -239,12 +241,16 @@ fn fsgid() -> u32 {
     unsafe { libc::syscall(SYS_SETFSGID, u32::MAX) as u32 }
 }
 
-/// Supplementary groups and effective capabilities of a thread, as far as they count for us.
-fn of_thread(pid: u32) -> Option<(Vec<u32>, u64)> {
+/// Supplementary groups and effective capabilities of a thread, as far as they count for us when
+/// it asks as that user and group.
+fn of_thread(pid: u32, uid: u32, gid: u32) -> Option<(Vec<u32>, u64)> {
     if pid == 0 {
         return None;
     }
     let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    if file_system_id(&status, "Uid") != Some(uid) || file_system_id(&status, "Gid") != Some(gid) {
+        return None;
+    }
     let (groups, effective) = parse_status(&status)?;
     let same_namespace = user_namespace(&pid.to_string())
         .zip(user_namespace("self"))
@@ -256,6 +262,13 @@ fn of_thread(pid: u32) -> Option<(Vec<u32>, u64)> {
 fn user_namespace(process: &str) -> Option<(u64, u64)> {
     let namespace = fs::metadata(format!("/proc/{process}/ns/user")).ok()?;
     Some((namespace.dev(), namespace.ino()))
+}
+
+/// The last of the four ids (real, effective, saved, file system) on a line of
+/// `/proc/PID/status`.
+fn file_system_id(status: &[u8], name: &str) -> Option<u32> {
+    let ids = super::watch::field(status, name)?;
+    ids.split_ascii_whitespace().nth(3)?.parse().ok()
 }
 
 fn parse_status(status: &[u8]) -> Option<(Vec<u32>, u64)> {
@@ -462,6 +475,16 @@ mod tests {
     }
 
     #[test]
+    fn who_acts_for_another_lends_him_nothing() {
+        let me = Credentials::of_self();
+        for (uid, gid) in [(STRANGER, me.gid), (me.uid, STRANGER), (STRANGER, STRANGER)] {
+            let seen = Credentials::of_request(uid, gid, std::process::id());
+            assert_eq!((seen.uid, seen.gid), (uid, gid));
+            assert_eq!((seen.groups, seen.effective), (vec![], 0));
+        }
+    }
+
+    #[test]
     fn capabilities_of_another_user_namespace_do_not_count() {
         let mut child = Command::new("unshare")
             .args(["--user", "--map-root-user", "sh", "-c"])
@@ -474,7 +497,8 @@ mod tests {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        let seen = Credentials::of_request(1, 1, child.id());
+        let me = Credentials::of_self();
+        let seen = Credentials::of_request(me.uid, me.gid, child.id());
         child.kill().unwrap();
         child.wait().unwrap();
         if line.is_empty() {

@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::os::fd::IntoRawFd;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -164,4 +166,30 @@ fn a_write_beyond_the_daemons_own_limit_is_an_error() {
     assert_eq!(Errno::from_io_error(&error), Some(Errno::FBIG));
     assert!(mount.alive());
     write_file(&path, b"small enough");
+}
+
+#[test]
+fn any_time_may_be_set() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let path = source.file("f", b"");
+    let mount = Mount::of(source.path()).start();
+    // A thread, because a daemon that lost the request would keep it for ever.
+    let at = mount.path().join("f");
+    let (told, hears) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for tv_sec in [i64::MIN, i64::MIN + 1, -1, i64::MAX] {
+            let time = Timespec { tv_sec, tv_nsec: 1 };
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
+            rustix::fs::utimensat(CWD, &at, &times, AtFlags::empty()).unwrap();
+        }
+        let _ = told.send(fs::metadata(&at).unwrap().mtime());
+    });
+    let shown = hears.recv_timeout(Duration::from_secs(20));
+    assert_eq!(shown, Ok(fs::metadata(&path).unwrap().mtime()));
 }
