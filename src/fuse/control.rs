@@ -370,7 +370,8 @@ pub(super) fn name_changed(
     let Ok(stat) = rustix::fs::fstat(directory) else {
         return;
     };
-    let Some(directory) = mirror.table().find(mirror::Key::of(&stat)) else {
+    let key = mirror::Key::of(directory, &stat).ok();
+    let Some(directory) = key.and_then(|key| mirror.table().find(key)) else {
         return;
     };
     if let Err(error) = notifier.inval_entry(fuser::INodeNo(directory.id), name) {

@@ -184,8 +184,8 @@ impl Mirror {
             let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
             ahead.push_back(Entry {
                 ino: self.table.likely_id(Key {
-                    dev: dir.inode.key.dev,
                     ino: entry.ino(),
+                    ..dir.inode.key
                 }),
                 next: entry.next_entry_cookie(),
                 kind: entry_kind(dir, entry.file_type(), &name),

@@ -25,15 +25,26 @@ pub struct Key {
     pub dev: u64,
     /// Inode number on it.
     pub ino: u64,
+    /// The mount by which it was reached; by another one the same file may be read-only. 0 where
+    /// the kernel does not tell (before Linux 5.8).
+    pub mount: u64,
 }
 
 impl Key {
-    /// The key of what `stat` describes.
-    pub fn of(stat: &Stat) -> Self {
-        Self {
+    /// The key of the inode behind `fd`, which `stat` describes.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn of(fd: BorrowedFd<'_>, stat: &Stat) -> Result<Self> {
+        // What the kernel knows by itself; no server is asked.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let statx = rustix::fs::statx(fd, c"", flags, StatxFlags::MNT_ID).or_fail("statx")?;
+        let told = statx.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+        Ok(Self {
             dev: stat.st_dev,
             ino: stat.st_ino,
-        }
+            mount: if told { statx.stx_mnt_id } else { 0 },
+        })
     }
 }
 
@@ -44,7 +55,7 @@ pub struct Inode {
     pub id: NodeId,
     /// The key of its windows; unlike the id never used twice.
     pub file_id: FileId,
-    /// Device and number.
+    /// Device, number and mount.
     pub key: Key,
     /// Its type, which never changes.
     pub kind: FileType,
@@ -124,15 +135,16 @@ impl Inode {
     pub(super) fn new(
         id: NodeId,
         file_id: FileId,
-        stat: &Stat,
+        key: Key,
+        kind: FileType,
         fd: OwnedFd,
         home: Option<Home>,
     ) -> Self {
         Self {
             id,
             file_id,
-            key: Key::of(stat),
-            kind: FileType::from_raw_mode(stat.st_mode),
+            key,
+            kind,
             opens: AtomicU32::new(0),
             cached: Mutex::new(None),
             place: Mutex::new(Place::Open(Arc::new(fd))),

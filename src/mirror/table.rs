@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags, Stat};
 
 use super::inode::{Found, Home, Inode, Key, NodeId, Parked, ROOT};
 use crate::observe::Metrics;
@@ -54,7 +54,8 @@ pub struct InodeTable {
 struct State {
     by_id: HashMap<NodeId, Entry>,
     by_key: HashMap<Key, Arc<Inode>>,
-    devices: HashMap<u64, u64>,
+    /// The mounts inside the source, by device and mount.
+    mounts: HashMap<(u64, u64), u64>,
 }
 
 #[derive(Debug)]
@@ -71,7 +72,9 @@ impl InodeTable {
     pub fn new(root: OwnedFd, limit: usize, metrics: Arc<Metrics>) -> Result<Self> {
         let stat = rustix::fs::fstat(&root).or_fail("fstat")?;
         let handles = handle_mount(&root);
-        let root = Arc::new(Inode::new(ROOT, FileId(0), &stat, root, None));
+        let key = Key::of(root.as_fd(), &stat)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, root, None));
         let entry = Entry {
             inode: root.clone(),
             lookups: 1,
@@ -80,7 +83,7 @@ impl InodeTable {
             state: Mutex::new(State {
                 by_id: HashMap::from([(ROOT, entry)]),
                 by_key: HashMap::from([(root.key, root.clone())]),
-                devices: HashMap::new(),
+                mounts: HashMap::new(),
             }),
             clock: Mutex::new(VecDeque::new()),
             root,
@@ -112,7 +115,7 @@ impl InodeTable {
         state.by_id.get(&id).map(|entry| entry.inode.clone())
     }
 
-    /// The inode of that device and number, if the kernel knows it.
+    /// The inode of that key, if the kernel knows it.
     pub fn find(&self, key: Key) -> Option<Arc<Inode>> {
         self.state.lock().by_key.get(&key).cloned()
     }
@@ -170,7 +173,7 @@ impl InodeTable {
             }
         };
         let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
-        if Key::of(&stat) != inode.key || !parked.is(fd.as_fd())? {
+        if Key::of(fd.as_fd(), &stat)? != inode.key || !parked.is(fd.as_fd())? {
             return Err(stale);
         }
         Ok(fd)
@@ -220,8 +223,8 @@ impl InodeTable {
         parent: NodeId,
         name: &OsStr,
     ) -> Result<Arc<Inode>> {
-        let key = Key::of(stat);
-        let home = (self.handles.is_none() || key.dev != self.root.key.dev).then(|| Home {
+        let key = Key::of(fd.as_fd(), stat)?;
+        let home = (!self.by_handle(key)).then(|| Home {
             parent,
             name: name.into(),
         });
@@ -229,7 +232,8 @@ impl InodeTable {
         loop {
             let known = self.find(key);
             let Some(inode) = known else {
-                match self.insert(fd, stat, home.clone()) {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                match self.insert(fd, key, kind, home.clone()) {
                     Ok(inode) => return Ok(inode),
                     Err(back) => fd = back,
                 }
@@ -251,17 +255,17 @@ impl InodeTable {
     fn insert(
         &self,
         fd: OwnedFd,
-        stat: &Stat,
+        key: Key,
+        kind: FileType,
         home: Option<Home>,
     ) -> std::result::Result<Arc<Inode>, OwnedFd> {
-        let key = Key::of(stat);
         let mut state = self.state.lock();
         if state.by_key.contains_key(&key) {
             return Err(fd);
         }
         let id = self.choose_id(&mut state, key);
         let file_id = FileId(self.next_file.fetch_add(1, Ordering::Relaxed));
-        let inode = Arc::new(Inode::new(id, file_id, stat, fd, home));
+        let inode = Arc::new(Inode::new(id, file_id, key, kind, fd, home));
         state.by_key.insert(key, inode.clone());
         let entry = Entry {
             inode: inode.clone(),
@@ -274,31 +278,41 @@ impl InodeTable {
         Ok(inode)
     }
 
-    /// The inode's own number on the root's device; elsewhere one made of device and number.
+    /// Whether the root's own mount is where it lies.
+    fn at_home(&self, key: Key) -> bool {
+        (key.dev, key.mount) == (self.root.key.dev, self.root.key.mount)
+    }
+
+    /// Whether a file handle brings it back: what is opened by one is opened by the root's mount.
+    fn by_handle(&self, key: Key) -> bool {
+        self.handles.is_some() && self.at_home(key)
+    }
+
+    /// The inode's own number on the root's mount; elsewhere one made of the mount and the number.
     /// An id that still stands for another file is not given again.
     fn choose_id(&self, state: &mut State, key: Key) -> NodeId {
-        let id = self.natural_id(&mut state.devices, key);
+        let id = self.natural_id(&mut state.mounts, key);
         match id {
             Some(id) if !state.by_id.contains_key(&id) => id,
             _ => SYNTHETIC | self.next_synthetic.fetch_add(1, Ordering::Relaxed),
         }
     }
 
-    fn natural_id(&self, devices: &mut HashMap<u64, u64>, key: Key) -> Option<NodeId> {
+    fn natural_id(&self, mounts: &mut HashMap<(u64, u64), u64>, key: Key) -> Option<NodeId> {
         const INO_BITS: u32 = 48;
-        if key.dev == self.root.key.dev {
+        if self.at_home(key) {
             return (key.ino != ROOT && key.ino != 0 && key.ino < SYNTHETIC).then_some(key.ino);
         }
         // 0 is left to the ids that are merely counted; 14 bits are left below VIRTUAL.
-        let next = devices.len() as u64 + 1;
-        let device = *devices.entry(key.dev).or_insert(next);
-        (device < 1 << 14 && key.ino < 1 << INO_BITS)
-            .then_some(SYNTHETIC | device << INO_BITS | key.ino)
+        let next = mounts.len() as u64 + 1;
+        let mount = *mounts.entry((key.dev, key.mount)).or_insert(next);
+        (mount < 1 << 14 && key.ino < 1 << INO_BITS)
+            .then_some(SYNTHETIC | mount << INO_BITS | key.ino)
     }
 
-    /// The id that an entry of a directory on device `dev` would most likely get.
+    /// The id that an inode of that key would most likely get.
     pub fn likely_id(&self, key: Key) -> NodeId {
-        let natural = self.natural_id(&mut self.state.lock().devices, key);
+        let natural = self.natural_id(&mut self.state.lock().mounts, key);
         natural.unwrap_or(key.ino)
     }
 
@@ -352,15 +366,16 @@ impl InodeTable {
 
     /// Remembers a new name after a rename, where names are needed to find an inode again.
     pub fn moved(&self, parent: &Inode, name: &OsStr) {
-        if self.handles.is_some() && parent.key.dev == self.root.key.dev {
+        if self.by_handle(parent.key) {
             return;
         }
-        let Ok(dir) = self.fd(parent) else { return };
-        let Ok(stat) = rustix::fs::statat(&*dir, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-        else {
-            return;
+        let named = || {
+            let fd = openat_name_only(&*self.fd(parent)?, name)?;
+            let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
+            Key::of(fd.as_fd(), &stat)
         };
-        if let Some(inode) = self.find(Key::of(&stat)) {
+        let known = named().ok().and_then(|key| self.find(key));
+        if let Some(inode) = known {
             inode.moved(Home {
                 parent: parent.id,
                 name: name.into(),
@@ -419,7 +434,7 @@ impl InodeTable {
             return true;
         };
         inode.take_touched();
-        let by_handle = self.handles.is_some() && inode.key.dev == self.root.key.dev;
+        let by_handle = self.by_handle(inode.key);
         if !by_handle && !may_park_by_name(inode) {
             return false;
         }
@@ -623,7 +638,11 @@ mod tests {
         let id = tree.table.virtual_id();
         assert!(InodeTable::is_virtual(id));
         assert_ne!(id, tree.table.virtual_id());
-        let elsewhere = Key { dev: 12345, ino: 7 };
+        let elsewhere = Key {
+            dev: 12345,
+            ino: 7,
+            mount: 1,
+        };
         assert!(!InodeTable::is_virtual(tree.table.likely_id(elsewhere)));
     }
 }

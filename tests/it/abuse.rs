@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -192,4 +193,57 @@ fn any_time_may_be_set() {
     });
     let shown = hears.recv_timeout(Duration::from_secs(20));
     assert_eq!(shown, Ok(fs::metadata(&path).unwrap().mtime()));
+}
+
+/// A read-only view of one directory at another; gone with the test.
+struct ReadOnlyBind(PathBuf);
+
+impl ReadOnlyBind {
+    fn new(what: &Path, at: PathBuf) -> Self {
+        run(Command::new("mount").arg("--bind").arg(what).arg(&at));
+        let bind = Self(at);
+        run(Command::new("mount")
+            .args(["-o", "remount,bind,ro"])
+            .arg(&bind.0));
+        bind
+    }
+}
+
+impl Drop for ReadOnlyBind {
+    fn drop(&mut self) {
+        crate::support::detach(&self.0);
+    }
+}
+
+#[test]
+fn a_read_only_mount_inside_the_source_stays_read_only() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let writable = source.dir("writable");
+    write_file(&writable.join("f"), b"writable");
+    for n in 0..300 {
+        source.file(&format!("many{n}"), b"");
+    }
+    // Of the same file system: device and number are equal by either way.
+    let _bind = ReadOnlyBind::new(&writable, source.dir("view"));
+    let mount = Mount::of(source.path()).opt("attr_timeout=0").start();
+    limit(&mount, Resource::Nofile, 128);
+    let try_write = |folder| {
+        let mut options = File::options();
+        let opened = options
+            .write(true)
+            .open(mount.path().join(folder).join("f"));
+        opened.map_err(|error| Errno::from_io_error(&error))
+    };
+    for _ in 0..2 {
+        try_write("writable").unwrap();
+        assert_eq!(try_write("view").unwrap_err(), Some(Errno::ROFS));
+        assert_eq!(fs::read(mount.path().join("view/f")).unwrap(), b"writable");
+        // Their descriptors are closed, and the inodes found again.
+        for n in (0..300).chain(0..300) {
+            fs::metadata(mount.path().join(format!("many{n}"))).unwrap();
+        }
+    }
 }
