@@ -240,7 +240,7 @@ fn a_read_only_mount_copies_nothing() {
 fn the_opener_decides_not_the_writer() {
     let world = World::new();
     if stranger().run_as(|| ()).is_err() {
-        eprintln!("skipped: needs the right to act as another user");
+        crate::sys::testing::skip("needs the right to act as another user");
         return;
     }
     let mode = |path: PathBuf, mode| {

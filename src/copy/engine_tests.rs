@@ -201,7 +201,7 @@ fn what_cannot_be_mapped_is_read() {
 
     let sys = Path::new("/sys/kernel/mm/transparent_hugepage");
     if !sys.join("enabled").exists() {
-        eprintln!("skipped in part: no {}", sys.display());
+        crate::sys::testing::skip(&format!("no {}", sys.display()));
         return;
     }
     // It says that it has a page, and has a line.
@@ -242,7 +242,7 @@ fn special_bits_are_kept_only_for_their_owner() {
     ] {
         fs::write(&from, "text").unwrap();
         if chown(&from, Some(uid), Some(gid)).is_err() {
-            eprintln!("skipped in part: may not give files away");
+            crate::sys::testing::skip("may not give files away");
             continue;
         }
         fs::set_permissions(&from, Permissions::from_mode(0o6755)).unwrap();
@@ -285,7 +285,7 @@ fn on_a_small_file_system(size: &str, f: impl FnOnce(&Path) + Send) {
         let thread = scope.spawn(|| {
             #[allow(deprecated, reason = "what made it unsafe is UnshareFlags::FILES")]
             if let Err(errno) = rustix::thread::unshare(UnshareFlags::NEWNS) {
-                eprintln!("skipped: no mount namespace ({errno})");
+                crate::sys::testing::skip(&format!("no mount namespace ({errno})"));
                 return;
             }
             let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;

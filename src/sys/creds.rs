@@ -304,7 +304,7 @@ mod tests {
     fn privileged() -> bool {
         let can = ours().may_switch();
         if !can {
-            eprintln!("skipped: needs CAP_SETUID and CAP_SETGID");
+            crate::sys::testing::skip("needs CAP_SETUID and CAP_SETGID");
         }
         can
     }
@@ -502,7 +502,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         if line.is_empty() {
-            eprintln!("skipped: user namespaces are not permitted here");
+            crate::sys::testing::skip("user namespaces are not permitted here");
             return;
         }
         let shown = u64::from_str_radix(line.trim_start_matches("CapEff:").trim(), 16).unwrap();

@@ -127,7 +127,7 @@ fn attributes_are_the_sources() {
     make_tree(source.path());
     let mount = Mount::of(source.path()).start();
     let names = walk(source.path());
-    assert!(names.len() >= 13);
+    assert!(names.len() >= 12);
     assert_eq!(walk(mount.path()), names);
     for name in &names {
         let (native, mirrored) = (source.path().join(name), mount.path().join(name));
