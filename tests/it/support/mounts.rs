@@ -104,10 +104,17 @@ impl MountBuilder {
             }
             // `exec` keeps the pid that we signal and measure.
             Some(limit) => {
+                // Root's daemon would raise the limit again.
+                let binding = match self.user {
+                    None if rustix::process::geteuid().is_root() => {
+                        "setpriv --bounding-set -sys_resource"
+                    }
+                    _ => "",
+                };
                 let mut shell = Command::new("sh");
                 shell
                     .arg("-c")
-                    .arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\""));
+                    .arg(format!("ulimit -n {limit}; exec {binding} \"$0\" \"$@\""));
                 shell.arg(binary);
                 shell
             }
