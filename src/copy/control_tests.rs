@@ -400,7 +400,10 @@ fn a_shutdown_cancels_answers_and_takes_no_more() {
     let world = World::new();
     let desk = world.open();
     let running = desk.send("a hold\na b\n");
-    world.wait_for("running", 1);
+    // Past the last look at a cancel: while it copies, the shutdown would end it before its time.
+    while !world.path("hold").exists() {
+        std::thread::yield_now();
+    }
     let waiting = desk.send("a c\n");
     std::thread::scope(|scope| {
         let shutdown = scope.spawn(|| world.jobs.shutdown());
