@@ -27,7 +27,8 @@ pub enum LockOutcome {
     Held,
 }
 
-/// All lock owners. A leaf lock; the owners' own `held` are leaves as well.
+/// All lock owners. Order of locks: `owners`, then one owner's `handles` or `held`, which are leaves.
+/// None is held across a system call.
 #[derive(Debug, Default)]
 pub(super) struct Locks {
     owners: Mutex<HashMap<(FileId, u64), Arc<Owner>>>,
@@ -159,9 +160,15 @@ impl Mirror {
             handles: Mutex::default(),
             held: Mutex::default(),
         });
+        let key = (file.inode.file_id, owner);
         let mut owners = self.locks.owners.lock();
-        let entry = owners.entry((file.inode.file_id, owner)).or_insert(new);
-        Ok(entry.clone())
+        let first = owners.get(&key).cloned();
+        if first.is_none() {
+            owners.insert(key, new.clone());
+        }
+        drop(owners);
+        // Who was second closes his descriptor here, without the lock.
+        Ok(first.unwrap_or(new))
     }
 
     /// For both kinds of lock where that is allowed: the same owner may come by another handle.
