@@ -3,7 +3,7 @@
 use super::list::Word;
 use super::size;
 use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
-use crate::mirror::{Control, Io, Options};
+use crate::mirror::{Control, Io, Options, Passthrough};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -56,6 +56,18 @@ pub(super) const VALUED: &[Valued] = &[
         apply: |d, v| {
             let words = [("mmap", Io::Mmap), ("pread", Io::Pread)];
             choice(v, &words, "must be mmap or pread").map(|io| d.io = io)
+        },
+    },
+    Valued {
+        name: "passthrough",
+        value: "never|always",
+        help: "Files that the kernel serves by itself; needs root [default: never]",
+        apply: |d, v| {
+            let words = [
+                ("never", Passthrough::Never),
+                ("always", Passthrough::Always),
+            ];
+            choice(v, &words, "must be never or always").map(|p| d.passthrough = p)
         },
     },
     Valued {
@@ -188,6 +200,7 @@ pub(super) struct Draft {
     read_only: bool,
     noatime: bool,
     io: Io,
+    passthrough: Passthrough,
     window: Option<usize>,
     window_budget: usize,
     attr_timeout: Duration,
@@ -215,6 +228,7 @@ impl Default for Draft {
             read_only: false,
             noatime: false,
             io: Io::Mmap,
+            passthrough: Passthrough::Never,
             window: None,
             window_budget: 256 << 20,
             attr_timeout: Duration::from_secs(1),
@@ -289,10 +303,15 @@ impl Draft {
     }
 
     fn options(self, access: Access) -> Result<Options, String> {
+        if self.noatime && self.passthrough == Passthrough::Always {
+            // The kernel opens the source's files anew for it, without O_NOATIME.
+            return Err("options noatime and passthrough=always: only one of them can hold".into());
+        }
         Ok(Options {
             read_only: self.read_only,
             noatime: self.noatime,
             io: self.io,
+            passthrough: self.passthrough,
             window: self.fitting_window()?,
             window_budget: self.window_budget,
             attr_timeout: self.attr_timeout,

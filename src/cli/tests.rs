@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fuse::session::Access;
-use crate::mirror::{Control, Io};
+use crate::mirror::{Control, Io, Passthrough};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -63,6 +63,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("threads", "7"),
         ("clone-fd", "off"),
         ("io", "pread"),
+        ("passthrough", "always"),
         ("window", "128K"),
         ("window-budget", "64M"),
         ("attr-timeout", "2.5"),
@@ -173,6 +174,7 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "threads=0",
         "threads=257",
         "threads=-1",
+        "passthrough=maybe",
         "io=splice",
         "clone_fd=maybe",
         "control=on",
@@ -191,6 +193,15 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         let words = refused(&["/s", "/m", "-o", bad]);
         assert!(words.contains("must"), "{bad}: {words}");
     }
+}
+
+#[test]
+fn the_kernel_cannot_keep_times_of_access_still() {
+    let words = refused(&["/s", "/m", "-o", "noatime,passthrough=always"]);
+    assert!(words.contains("only one of them can hold"), "{words}");
+    assert_eq!(with("").options.passthrough, Passthrough::Never);
+    let asked = with("passthrough=always,io=pread").options;
+    assert_eq!(asked.passthrough, Passthrough::Always);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::convert::{self, entry_attr};
 use super::lock_waits::Waiter;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
-use crate::mirror::{Attr, Caller, InodeTable, LockOutcome, MAX_READ, Opened, Options, SetAttr};
+use crate::mirror::{Attr, Caller, InodeTable, LockOutcome, MAX_READ, Options, SetAttr};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
@@ -81,13 +81,6 @@ fn refused(operation: &'static str) -> Fail {
     Fail::new(sys::Errno::PERM, operation)
 }
 
-fn open_reply(opened: &Opened) -> (FileHandle, FopenFlags) {
-    let mut flags = FopenFlags::empty();
-    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
-    (FileHandle(opened.handle), flags)
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         // Not ATOMIC_O_TRUNC: the kernel would send the truncating open before it finds that the
@@ -117,6 +110,7 @@ impl Filesystem for Adapter {
             let _ = config.set_max_readahead(most);
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
+        self.shared.negotiate_passthrough(config);
         Ok(())
     }
 
@@ -320,16 +314,15 @@ impl Filesystem for Adapter {
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let shared = &self.shared;
-        let opened = shared.measured(Op::Open, || {
-            if virtual_file(ino) {
-                let handle = shared.control.open(req, ino.0, flags.0)?;
-                return Ok((FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO));
-            }
-            let opened = shared.mirror.open(ino.0, flags.0)?;
-            Ok(open_reply(&opened))
-        });
-        match opened {
-            Ok((handle, flags)) => reply.opened(handle, flags),
+        if virtual_file(ino) {
+            let open = || shared.control.open(req, ino.0, flags.0);
+            return match shared.measured(Op::Open, open) {
+                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
+                Err(errno) => reply.error(errno),
+            };
+        }
+        match shared.measured(Op::Open, || shared.mirror.open(ino.0, flags.0)) {
+            Ok(opened) => shared.reply_opened(ino.0, flags.0, &opened, reply),
             Err(errno) => reply.error(errno),
         }
     }
@@ -351,12 +344,7 @@ impl Filesystem for Adapter {
             shared.mirror.create(&caller, parent.0, name, mode, flags)
         });
         match created {
-            Ok((attr, opened)) => {
-                let (handle, flags) = open_reply(&opened);
-                let ttl = shared.mirror.options().entry_timeout;
-                let ttl = ttl.min(shared.mirror.options().attr_timeout);
-                reply.created(&ttl, &entry_attr(&attr), GENERATION, handle, flags);
-            }
+            Ok((attr, opened)) => shared.reply_created(&attr, flags, &opened, reply),
             Err(errno) => reply.error(errno),
         }
     }
@@ -436,7 +424,7 @@ impl Filesystem for Adapter {
         _req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
@@ -447,6 +435,7 @@ impl Filesystem for Adapter {
                 shared.control.release(fh.0);
             } else {
                 shared.mirror.release(fh.0);
+                shared.released(ino.0, flags.0);
             }
             Ok(())
         });
@@ -522,11 +511,10 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let shared = &self.shared;
-        let ttl = shared.mirror.options().entry_timeout;
-        let ttl = ttl.min(shared.mirror.options().attr_timeout);
+        let entry_ttl = shared.mirror.options().entry_timeout;
         let mut emit = |entry: &crate::mirror::Entry, attr: Option<&Attr>| {
             let (attr, ttl) = match attr {
-                Some(attr) => (entry_attr(attr), ttl),
+                Some(attr) => (entry_attr(attr), entry_ttl.min(shared.attr_ttl(attr))),
                 None => {
                     let id = shared.mirror.table().virtual_id();
                     let kind = convert::file_type(entry.kind);

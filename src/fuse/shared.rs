@@ -1,7 +1,7 @@
 //! What the adapter and the session share: the mirror, the control files, the ways to reply.
 
 use std::ffi::OsStr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use super::aside::Aside;
 use super::control::{ControlFiles, name_changed};
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
+use super::passthrough::Passthrough;
 use crate::copy::{Jobs, JobsOptions};
 use crate::mirror::{Attr, Control, InodeTable, Mirror, Options};
 use crate::observe::{Metrics, Op};
@@ -28,6 +29,7 @@ pub struct Shared {
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) aside: Aside,
     pub(super) lock_waits: LockWaits,
+    pub(super) passthrough: Passthrough,
 }
 
 impl Shared {
@@ -59,6 +61,7 @@ impl Shared {
         Ok(Self {
             mirror,
             control,
+            passthrough: Passthrough::new(metrics.clone()),
             metrics,
             notifier,
             aside: Aside::default(),
@@ -72,6 +75,14 @@ impl Shared {
         let _ = self.notifier.set(notifier);
     }
 
+    /// Agrees with the kernel on which of the two serves files.
+    pub(super) fn negotiate_passthrough(&self, config: &mut fuser::KernelConfig) {
+        let asked = self.mirror.options().passthrough;
+        if let Ok(root) = self.mirror.table().fd(self.mirror.table().root()) {
+            self.passthrough.negotiate(asked, root.as_fd(), config);
+        }
+    }
+
     /// Drops all windows, and all that the kernel caches of files. Not from a request's thread.
     pub fn drop_caches(&self) {
         self.mirror.drop_windows();
@@ -81,6 +92,14 @@ impl Shared {
         for id in self.mirror.table().ids() {
             // ENOENT: forgotten meanwhile; ENOTCONN: unmounted. Nothing is left to drop then.
             let _ = notifier.inval_inode(INodeNo(id), 0, 0);
+        }
+    }
+
+    /// Tells the kernel something, once there is a session. What it no longer knows (ENOENT) or
+    /// can't hear (ENOTCONN) needs no telling.
+    pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) -> std::io::Result<()>) {
+        if let Some(notifier) = self.notifier.get() {
+            let _ = tell(notifier);
         }
     }
 
@@ -132,7 +151,7 @@ impl Shared {
                 reply.entry(&Duration::ZERO, &entry_attr(&attr), GENERATION);
             }
             Ok(attr) => reply.entry_with_ttls(
-                &options.attr_timeout,
+                &self.attr_ttl(&attr),
                 &options.entry_timeout,
                 &entry_attr(&attr),
                 GENERATION,
@@ -148,8 +167,9 @@ impl Shared {
         }
     }
 
-    fn attr_ttl(&self, attr: &Attr) -> Duration {
-        if InodeTable::is_virtual(attr.id) {
+    /// How long attributes may be trusted.
+    pub(super) fn attr_ttl(&self, attr: &Attr) -> Duration {
+        if InodeTable::is_virtual(attr.id) || self.passthrough.stores_unseen(attr.id) {
             return Duration::ZERO;
         }
         self.mirror.options().attr_timeout

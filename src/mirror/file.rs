@@ -164,6 +164,22 @@ impl Mirror {
             .ok_or(Fail::new(Errno::BADF, "find the open file"))
     }
 
+    /// What an open file of this mirror has open in the source.
+    ///
+    /// # Errors
+    /// EBADF when there is no such handle.
+    pub fn opened(&self, handle: u64) -> Result<Arc<OwnedFd>> {
+        Ok(self.file(handle)?.fd.clone())
+    }
+
+    /// The kernel stores to this open file by itself: at the next open nothing is known of the
+    /// pages that it may have cached before.
+    pub fn pages_unknown(&self, handle: u64) {
+        if let Ok(file) = self.file(handle) {
+            *file.inode.cached.lock() = None;
+        }
+    }
+
     /// Reads up to `size` bytes at `offset` and lends them to `send`: from a mapped window, which
     /// nothing of ours touches, or from this thread's buffer.
     ///

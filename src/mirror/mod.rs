@@ -27,7 +27,7 @@ pub use dir::Entry;
 pub use file::Opened;
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
-pub use options::{Control, Io, Options};
+pub use options::{Control, Io, Options, Passthrough};
 pub use table::InodeTable;
 
 use crate::observe::Metrics;

@@ -12,6 +12,8 @@ pub struct Options {
     pub noatime: bool,
     /// How reads are served.
     pub io: Io,
+    /// Which files the kernel serves by itself.
+    pub passthrough: Passthrough,
     /// Size of a mapped window, in bytes.
     pub window: usize,
     /// The most that may be mapped for reading at any moment, in bytes.
@@ -39,6 +41,15 @@ pub enum Io {
     Mmap,
     /// By pread(2) into a buffer of the serving thread, for comparison.
     Pread,
+}
+
+/// Which files are handed to the kernel, which then reads, writes and maps them by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    /// None.
+    Never,
+    /// Every regular file, where the kernel and our privileges allow it.
+    Always,
 }
 
 /// Whether and how the control files show.

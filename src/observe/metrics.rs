@@ -12,7 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::names;
-use super::op::{CopyEnd, Fallback, Op, ReadMode};
+use super::op::{CopyEnd, Fallback, Op, OpenMode, PassthroughState, ReadMode};
 
 type Counter = Counts<u64, AtomicU64>;
 type Gauge = Gauges<u64, AtomicU64>;
@@ -35,6 +35,8 @@ pub struct Metrics {
     operations: Box<[Counter]>,
     errors: Box<[Counter]>,
     durations: Box<[Histogram]>,
+    opens: Box<[Counter]>,
+    passthrough: Box<[Gauge]>,
     read: Box<[Counter]>,
     fallback: Box<[Counter]>,
     written: Counter,
@@ -62,6 +64,8 @@ impl Metrics {
         let counter = Counter::default;
         let ops = || Op::ALL.iter().map(|op| op.label());
         let modes = ReadMode::ALL.iter().map(|mode| mode.label());
+        let open_modes = OpenMode::ALL.iter().map(|mode| mode.label());
+        let states = PassthroughState::ALL.iter().map(|state| state.label());
         let reasons = Fallback::ALL.iter().map(|reason| reason.label());
         let ends = CopyEnd::ALL.iter().map(|end| end.label());
         let seconds = || Histogram::new(DURATION_BUCKETS);
@@ -77,6 +81,15 @@ impl Metrics {
                 Some(&operations),
             ),
             operations,
+            opens: family(&mut r, names::OPENS, "mode", open_modes, counter, None),
+            passthrough: family(
+                &mut r,
+                names::PASSTHROUGH,
+                "state",
+                states,
+                Gauge::default,
+                None,
+            ),
             read: family(&mut r, names::READ_BYTES, "mode", modes, counter, None),
             fallback: family(
                 &mut r,
@@ -114,6 +127,18 @@ impl Metrics {
             self.errors[at].inc();
         }
         self.durations[at].observe(started.elapsed().as_secs_f64());
+    }
+
+    /// A file was opened, and is served that way.
+    pub fn opened(&self, mode: OpenMode) {
+        self.opens[mode as usize].inc();
+    }
+
+    /// Whether the kernel serves files by itself, and why not.
+    pub fn set_passthrough(&self, state: PassthroughState) {
+        for (at, gauge) in self.passthrough.iter().enumerate() {
+            gauge.set(u64::from(at == state as usize));
+        }
     }
 
     /// A read was answered with that many bytes.

@@ -25,6 +25,10 @@ names! {
     OPERATION_ERRORS = "corfs_operation_errors_total",
     /// Time from request to reply in seconds, a histogram by `op`.
     OPERATION_DURATION = "corfs_operation_duration_seconds",
+    /// Opens of files, by `mode`.
+    OPENS = "corfs_opens_total",
+    /// 1 at the `state` of FUSE passthrough that holds.
+    PASSTHROUGH = "corfs_passthrough",
     /// Bytes that reads were answered with, by `mode`.
     READ_BYTES = "corfs_read_bytes_total",
     /// Bytes of reads that should have come from a window and did not, by `reason`.

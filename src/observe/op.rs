@@ -73,6 +73,32 @@ labelled! {
 }
 
 labelled! {
+    /// How an open file is served.
+    OpenMode {
+        /// Reads come to us, and are answered from mapped windows:
+        Mmap = "mmap",
+        /// Reads come to us, and are answered from a buffer:
+        Pread = "pread",
+        /// The kernel reads and writes the source's file by itself:
+        Passthrough = "passthrough",
+    }
+}
+
+labelled! {
+    /// Whether the kernel may serve files by itself, and why not.
+    PassthroughState {
+        /// It does:
+        On = "on",
+        /// `passthrough=never`:
+        NotAsked = "not_asked",
+        /// The daemon lacks CAP_SYS_ADMIN:
+        NotPrivileged = "not_privileged",
+        /// The kernel cannot (before Linux 6.9):
+        NotSupported = "not_supported",
+    }
+}
+
+labelled! {
     /// Why bytes of an `io=mmap` mount came by pread after all.
     Fallback {
         /// All windows were in use and another would have passed the budget:

@@ -15,6 +15,7 @@ mod command;
 mod control;
 mod inspect;
 mod mirror;
+mod passthrough;
 mod posix;
 mod programs;
 mod reads;

@@ -1,6 +1,6 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
-use crate::mirror::{Control, Io, Options};
+use crate::mirror::{Control, Io, Options, Passthrough};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -103,6 +103,7 @@ impl Settings {
         line("threads", &self.threads());
         line("clone_fd", &if self.clone_fd { "on" } else { "off" });
         line("io", &word_of_io(o.io));
+        line("passthrough", &word_of_passthrough(o.passthrough));
         line("window", &o.window);
         line("window_budget", &o.window_budget);
         line("attr_timeout", &o.attr_timeout.as_secs_f64());
@@ -123,6 +124,13 @@ fn word_of_io(io: Io) -> &'static str {
     match io {
         Io::Mmap => "mmap",
         Io::Pread => "pread",
+    }
+}
+
+fn word_of_passthrough(passthrough: Passthrough) -> &'static str {
+    match passthrough {
+        Passthrough::Never => "never",
+        Passthrough::Always => "always",
     }
 }
 

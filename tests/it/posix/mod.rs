@@ -234,6 +234,11 @@ fn mount_with_plain_reads() {
 }
 
 #[test]
+fn mount_with_passthrough() {
+    on_a_mount("passthrough=always");
+}
+
+#[test]
 fn root_mount_used_by_an_ordinary_user() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;

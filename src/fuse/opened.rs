@@ -1,0 +1,94 @@
+//! Answers to opens: which way the file is served, and what the kernel may keep of it.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fuser::{BackingId, FileHandle, FopenFlags, INodeNo, ReplyCreate, ReplyOpen};
+
+use super::convert::entry_attr;
+use super::shared::{GENERATION, Shared};
+use crate::mirror::{Attr, Io, NodeId, Opened};
+use crate::observe::OpenMode;
+
+impl Shared {
+    /// Answers an open of a file; `flags` as the caller gave them.
+    pub(super) fn reply_opened(&self, id: NodeId, flags: i32, opened: &Opened, reply: ReplyOpen) {
+        let backing = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
+        let handle = FileHandle(opened.handle);
+        match backing {
+            Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
+            None => reply.opened(handle, own_flags(opened)),
+        }
+    }
+
+    /// Answers an open that made the file.
+    pub(super) fn reply_created(
+        &self,
+        attr: &Attr,
+        flags: i32,
+        opened: &Opened,
+        reply: ReplyCreate,
+    ) {
+        let backing = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
+        let ttl = self.mirror.options().entry_timeout;
+        let ttl = ttl.min(self.attr_ttl(attr));
+        let (shown, handle) = (entry_attr(attr), FileHandle(opened.handle));
+        let none = FopenFlags::empty();
+        match backing {
+            Some(backing) => {
+                reply.created_passthrough(&ttl, &shown, GENERATION, handle, none, &backing);
+            }
+            None => reply.created(&ttl, &shown, GENERATION, handle, own_flags(opened)),
+        }
+    }
+
+    /// Counts an open; `Some` when the kernel is to serve it.
+    fn choose_way(
+        &self,
+        id: NodeId,
+        flags: i32,
+        opened: &Opened,
+        open_backing: impl FnOnce(Arc<OwnedFd>) -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        let register = || {
+            if opened.direct_io {
+                // The kernel believes the size of what it serves.
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            let fd = self.mirror.opened(opened.handle);
+            open_backing(fd.map_err(|fail| io::Error::from(fail.errno))?)
+        };
+        let writes = may_write(flags);
+        let Some(backing) = self.passthrough.open(id, writes, register) else {
+            self.metrics.opened(match self.mirror.options().io {
+                Io::Mmap => OpenMode::Mmap,
+                Io::Pread => OpenMode::Pread,
+            });
+            return None;
+        };
+        self.mirror.pages_unknown(opened.handle);
+        if writes {
+            // Stores come unseen from now on: what the kernel holds of the attributes must not
+            // live on. Attributes alone (offset -1) are dropped without waiting for anything.
+            self.notify(|notifier| notifier.inval_inode(INodeNo(id), -1, 0));
+        }
+        Some(backing)
+    }
+
+    /// Takes back what an open counted.
+    pub(super) fn released(&self, id: NodeId, flags: i32) {
+        self.passthrough.release(id, may_write(flags));
+    }
+}
+
+fn may_write(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+fn own_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
+    flags
+}

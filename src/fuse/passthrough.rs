@@ -1,0 +1,189 @@
+//! FUSE passthrough: the files that the kernel reads, writes and maps by itself.
+//!
+//! The kernel allows an inode one way at a time (fs/fuse/iomode.c): while it is open by
+//! passthrough, every further open must name the same backing file; while it is open otherwise, a
+//! passthrough open fails. So the way is chosen at the first open and stays until the last release.
+//! A count here falls only when the kernel's own has fallen: RELEASE is sent after it let go.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::{BackingId, InitFlags, KernelConfig};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::mirror::{NodeId, Passthrough as Asked};
+use crate::observe::{Metrics, OpenMode, PassthroughState};
+
+/// Magic numbers (statfs(2)) of the file systems that may stand on another one themselves.
+const STACKED: [i64; 3] = [
+    0x794c_7630, // overlayfs
+    0x6573_5546, // FUSE, which may hand files to another one in this same way
+    0xf15f,      // ecryptfs
+];
+
+/// Which open files the kernel serves by itself.
+#[derive(Debug)]
+pub(super) struct Passthrough {
+    /// The kernel agreed to it: from then on opens are counted.
+    agreed: AtomicBool,
+    /// Taken back at the first refusal that holds for every file.
+    on: AtomicBool,
+    /// A leaf lock, held across the ioctl that makes a backing id: that one only looks the
+    /// descriptor up and takes a number, it waits for nobody.
+    inodes: Mutex<HashMap<NodeId, Way>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How an open inode is served.
+#[derive(Debug)]
+enum Way {
+    /// By the kernel, from this backing file; `writers` of its opens may store.
+    Kernel {
+        backing: Arc<BackingId>,
+        opens: usize,
+        writers: usize,
+    },
+    /// By us.
+    Ourselves { opens: usize },
+}
+
+impl Passthrough {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.set_passthrough(PassthroughState::NotAsked);
+        Self {
+            agreed: AtomicBool::new(false),
+            on: AtomicBool::new(false),
+            inodes: Mutex::default(),
+            metrics,
+        }
+    }
+
+    /// Asks the kernel for it, if the user did; without success everything is served by us.
+    pub(super) fn negotiate(
+        &self,
+        asked: Asked,
+        source: BorrowedFd<'_>,
+        config: &mut KernelConfig,
+    ) {
+        if asked == Asked::Never {
+            return;
+        }
+        if config
+            .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
+            .is_err()
+        {
+            return self.off(PassthroughState::NotSupported);
+        }
+        // One level leaves room for another file system on top of this one (the kernel allows
+        // two in all); a source that is itself stacked takes both.
+        let stacked = rustix::fs::fstatfs(source).is_ok_and(|s| STACKED.contains(&s.f_type));
+        let _ = config.set_max_stack_depth(if stacked { 2 } else { 1 });
+        self.metrics.set_passthrough(PassthroughState::On);
+        self.agreed.store(true, Ordering::Relaxed);
+        self.on.store(true, Ordering::Relaxed);
+    }
+
+    fn off(&self, state: PassthroughState) {
+        self.on.store(false, Ordering::Relaxed);
+        self.metrics.set_passthrough(state);
+        log::info!(
+            "passthrough: {}; files are served by mapped windows",
+            state.label()
+        );
+    }
+
+    /// Counts an open of an inode and chooses its way: `Some` when the kernel is to serve it.
+    /// `register` makes a backing id of the open file.
+    pub(super) fn open(
+        &self,
+        id: NodeId,
+        writes: bool,
+        register: impl FnOnce() -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        if !self.agreed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut inodes = self.inodes.lock();
+        let way = match inodes.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(self.choose(register)),
+        };
+        match way {
+            Way::Kernel {
+                backing,
+                opens,
+                writers,
+            } => {
+                *opens += 1;
+                *writers += usize::from(writes);
+                self.metrics.opened(OpenMode::Passthrough);
+                Some(backing.clone())
+            }
+            Way::Ourselves { opens } => {
+                *opens += 1;
+                None
+            }
+        }
+    }
+
+    fn choose(&self, register: impl FnOnce() -> io::Result<BackingId>) -> Way {
+        if self.on.load(Ordering::Relaxed) {
+            match register() {
+                Ok(backing) => {
+                    return Way::Kernel {
+                        backing: Arc::new(backing),
+                        opens: 0,
+                        writers: 0,
+                    };
+                }
+                Err(error) => self.refused(&error),
+            }
+        }
+        Way::Ourselves { opens: 0 }
+    }
+
+    fn refused(&self, error: &io::Error) {
+        match Errno::from_io_error(error) {
+            Some(Errno::PERM) => self.off(PassthroughState::NotPrivileged),
+            Some(Errno::NOTTY | Errno::NOSYS) => self.off(PassthroughState::NotSupported),
+            // Of this file only: its file system is stacked too high (ELOOP), say.
+            _ => log::debug!("passthrough of a file refused: {error}"),
+        }
+    }
+
+    /// Takes back one open; `writes` as it was at the open.
+    pub(super) fn release(&self, id: NodeId, writes: bool) {
+        if !self.agreed.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut inodes = self.inodes.lock();
+        let left = match inodes.get_mut(&id) {
+            None => return,
+            Some(Way::Ourselves { opens }) => {
+                *opens -= 1;
+                *opens
+            }
+            Some(Way::Kernel { opens, writers, .. }) => {
+                *opens -= 1;
+                *writers -= usize::from(writes);
+                *opens
+            }
+        };
+        let last = (left == 0).then(|| inodes.remove(&id));
+        drop(inodes);
+        // A backing file is closed by an ioctl, and may be the last hold on a deleted file.
+        drop(last);
+    }
+
+    /// Whether stores may happen that we are not told of: what we know of such an inode's
+    /// attributes may be old the moment after.
+    pub(super) fn stores_unseen(&self, id: NodeId) -> bool {
+        self.agreed.load(Ordering::Relaxed)
+            && matches!(self.inodes.lock().get(&id), Some(Way::Kernel { writers, .. }) if *writers > 0)
+    }
+}
