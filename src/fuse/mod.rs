@@ -5,5 +5,6 @@ mod aside;
 mod control;
 mod convert;
 mod lock_waits;
+mod prune;
 pub mod session;
 mod shared;
