@@ -3,7 +3,7 @@
 use super::list::Word;
 use super::size;
 use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
-use crate::mirror::{Control, Io, Options, Passthrough};
+use crate::mirror::{Control, Io, Options, Passthrough, Reach};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -17,6 +17,12 @@ const PAGE: usize = 4096;
 
 /// The smallest budget, in bytes.
 const LEAST_BUDGET: usize = 2 << 20;
+
+/// How many inodes may be known unless it is said otherwise: they take less than 256 MiB.
+const INODES: usize = 1 << 20;
+
+/// The smallest limit of inodes: the kernel holds on to what its users use.
+const LEAST_INODES: usize = 256;
 
 /// The folder at the root of every mount, whose name is taken.
 const FOLDER: &str = ".corfs";
@@ -81,6 +87,12 @@ pub(super) const VALUED: &[Valued] = &[
         value: "SIZE",
         help: "The most bytes mapped at once [default: 256M]",
         apply: |d, v| budget(v).map(|size| d.window_budget = size),
+    },
+    Valued {
+        name: "inode-limit",
+        value: "N",
+        help: "Inodes known before the kernel is asked to forget some; 0: no limit [default: 1M]",
+        apply: |d, v| inode_limit(v).map(|limit| d.inode_limit = limit),
     },
     Valued {
         name: "attr-timeout",
@@ -203,6 +215,7 @@ pub(super) struct Draft {
     passthrough: Passthrough,
     window: Option<usize>,
     window_budget: usize,
+    inode_limit: Option<usize>,
     attr_timeout: Duration,
     entry_timeout: Duration,
     negative_timeout: Duration,
@@ -231,6 +244,7 @@ impl Default for Draft {
             passthrough: Passthrough::Never,
             window: None,
             window_budget: 256 << 20,
+            inode_limit: Some(INODES),
             attr_timeout: Duration::from_secs(1),
             entry_timeout: Duration::from_secs(1),
             negative_timeout: Duration::ZERO,
@@ -314,6 +328,8 @@ impl Draft {
             passthrough: self.passthrough,
             window: self.fitting_window()?,
             window_budget: self.window_budget,
+            inode_limit: self.inode_limit,
+            reach: Reach::HandleFirst,
             attr_timeout: self.attr_timeout,
             entry_timeout: self.entry_timeout,
             negative_timeout: self.negative_timeout,
@@ -378,6 +394,16 @@ fn budget(value: &OsStr) -> Result<usize, &'static str> {
         .and_then(|size| usize::try_from(size).ok())
         .filter(|size| *size >= LEAST_BUDGET && isize::try_from(*size).is_ok())
         .ok_or("must be a size of at least 2M (K, M, G and T are powers of 1024)")
+}
+
+fn inode_limit(value: &OsStr) -> Result<Option<usize>, &'static str> {
+    let right = "must be a number of at least 256 (K and M are powers of 1024), or 0 for no limit";
+    let number = size::bytes(text(value)).and_then(|n| usize::try_from(n).ok());
+    match number.ok_or(right)? {
+        0 => Ok(None),
+        n if n < LEAST_INODES => Err(right),
+        n => Ok(Some(n)),
+    }
 }
 
 fn timeout(value: &OsStr) -> Result<Duration, &'static str> {

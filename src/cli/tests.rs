@@ -42,6 +42,7 @@ fn the_defaults_are_those_that_the_help_tells() {
     assert_eq!(options.io, Io::Mmap);
     assert_eq!(options.window, 4 << 20);
     assert_eq!(options.window_budget, 256 << 20);
+    assert_eq!(options.inode_limit, Some(1 << 20));
     assert_eq!(options.attr_timeout, Duration::from_secs(1));
     assert_eq!(options.entry_timeout, Duration::from_secs(1));
     assert_eq!(options.negative_timeout, Duration::ZERO);
@@ -66,6 +67,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("passthrough", "always"),
         ("window", "128K"),
         ("window-budget", "64M"),
+        ("inode-limit", "64K"),
         ("attr-timeout", "2.5"),
         ("entry-timeout", "3"),
         ("negative-timeout", "4"),
@@ -189,6 +191,9 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "log_file=",
         "window=64M,window_budget=8M",
         "window_budget=16777216T",
+        "inode_limit=255",
+        "inode_limit=many",
+        "inode_limit=",
     ] {
         let words = refused(&["/s", "/m", "-o", bad]);
         assert!(words.contains("must"), "{bad}: {words}");
@@ -202,6 +207,13 @@ fn the_kernel_cannot_keep_times_of_access_still() {
     assert_eq!(with("").options.passthrough, Passthrough::Never);
     let asked = with("passthrough=always,io=pread").options;
     assert_eq!(asked.passthrough, Passthrough::Always);
+}
+
+#[test]
+fn a_limit_of_inodes_is_a_number_or_none() {
+    assert_eq!(with("inode_limit=256").options.inode_limit, Some(256));
+    assert_eq!(with("inode_limit=64K").options.inode_limit, Some(65536));
+    assert_eq!(with("inode_limit=0").options.inode_limit, None);
 }
 
 #[test]

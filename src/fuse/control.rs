@@ -367,11 +367,8 @@ pub(super) fn name_changed(
     directory: BorrowedFd<'_>,
     name: &OsStr,
 ) {
-    let Ok(stat) = rustix::fs::fstat(directory) else {
-        return;
-    };
-    let key = mirror::Key::of(directory, &stat).ok();
-    let Some(directory) = key.and_then(|key| mirror.table().find(key)) else {
+    let seen = mirror.table().see(directory).ok();
+    let Some(directory) = seen.and_then(|seen| mirror.table().find(seen.key)) else {
         return;
     };
     if let Err(error) = notifier.inval_entry(fuser::INodeNo(directory.id), name) {

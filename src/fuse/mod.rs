@@ -7,5 +7,6 @@ mod convert;
 mod lock_waits;
 mod opened;
 mod passthrough;
+mod prune;
 pub mod session;
 mod shared;

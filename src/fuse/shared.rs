@@ -13,6 +13,7 @@ use super::control::{ControlFiles, name_changed};
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
 use super::passthrough::Passthrough;
+use super::prune::Pruner;
 use crate::copy::{Jobs, JobsOptions};
 use crate::mirror::{Attr, Control, InodeTable, Mirror, Options};
 use crate::observe::{Metrics, Op};
@@ -101,6 +102,19 @@ impl Shared {
         if let Some(notifier) = self.notifier.get() {
             let _ = tell(notifier);
         }
+    }
+
+    /// Keeps the inodes to their limit, until [`Shared::stop_pruning`]. `device` is the session's
+    /// `/dev/fuse`. To be called from a thread that does nothing else.
+    pub fn prune(&self, device: OwnedFd) {
+        if let Some(notifier) = self.notifier.get() {
+            Pruner::new(device, notifier.clone()).run(self.mirror.table(), &self.metrics);
+        }
+    }
+
+    /// Ends [`Shared::prune`].
+    pub fn stop_pruning(&self) {
+        self.mirror.table().end_pruning();
     }
 
     /// Housekeeping, once a second.

@@ -6,7 +6,6 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
@@ -43,7 +42,7 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct OpenDir {
     inode: Arc<Inode>,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// Held while the directory is read: readers of one stream share its position anyway.
     stream: Mutex<Stream>,
 }
@@ -74,7 +73,8 @@ impl Mirror {
             }
             opened => opened?,
         };
-        self.pin(&inode);
+        let fd = Arc::new(fd);
+        self.table.lend(&inode, &fd);
         let dir = OpenDir {
             inode,
             fd,
@@ -215,7 +215,7 @@ impl Mirror {
         let Some(dir) = self.dirs.write().remove(&handle) else {
             return;
         };
-        dir.inode.opens.fetch_sub(1, Ordering::Relaxed);
+        self.give_back(&dir.inode, &dir.fd, self.nameless(&dir.fd));
         self.metrics.handle_closed();
     }
 }

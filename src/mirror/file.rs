@@ -11,6 +11,7 @@ use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::ReadWriteFlags;
 
 use super::inode::{Inode, NodeId, Version};
+use super::reach::NAME_ONLY;
 use super::{Io, MAX_READ, Mirror};
 use crate::observe::{Fallback, ReadMode};
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -131,7 +132,8 @@ impl Mirror {
         stat: &Stat,
     ) -> Opened {
         let handle = self.new_handle();
-        self.pin(&inode);
+        let fd = Arc::new(fd);
+        self.table.lend(&inode, &fd);
         let opened = Opened {
             handle,
             keep_cache: keep_cache(&inode, stat),
@@ -139,21 +141,13 @@ impl Mirror {
         };
         let file = OpenFile {
             inode,
-            fd: Arc::new(fd),
+            fd,
             writable: asked.writes(),
             append: asked.append,
             read_end: AtomicU64::new(0),
         };
         self.files.write().insert(handle, Arc::new(file));
         opened
-    }
-
-    /// Counts an open of the inode.
-    pub(super) fn pin(&self, inode: &Inode) {
-        inode.opens.fetch_add(1, Ordering::Relaxed);
-        // Its descriptor stays from now on where only a name would bring it back; if it was closed
-        // a moment ago, the name is still there.
-        let _ = self.table.fd(inode);
     }
 
     pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
@@ -176,7 +170,7 @@ impl Mirror {
     /// pages that it may have cached before.
     pub fn pages_unknown(&self, handle: u64) {
         if let Ok(file) = self.file(handle) {
-            *file.inode.cached.lock() = None;
+            file.inode.now_caches(None);
         }
     }
 
@@ -306,13 +300,23 @@ impl Mirror {
         };
         self.metrics.handle_closed();
         self.locks.drop_handle(file.inode.file_id, handle);
-        if file.inode.opens.fetch_sub(1, Ordering::Relaxed) > 1 {
-            return;
-        }
+        let nameless = self.nameless(&file.fd);
         // A window would keep the space of a file that has no name left.
-        if rustix::fs::fstat(&*file.fd).is_ok_and(|stat| stat.st_nlink == 0) {
+        if self.give_back(&file.inode, &file.fd, nameless) && nameless {
             self.windows.forget(file.inode.file_id);
         }
+    }
+
+    /// The descriptor of an open file or directory is about to be closed; true when it was the
+    /// last of the inode.
+    pub(super) fn give_back(&self, inode: &Inode, fd: &Arc<OwnedFd>, nameless: bool) -> bool {
+        let renew = || self.proc.reopen(fd.as_fd(), NAME_ONLY);
+        self.table.take_back(inode, fd, nameless, renew)
+    }
+
+    /// Whether the file has lost its last name.
+    pub(super) fn nameless(&self, fd: &OwnedFd) -> bool {
+        rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// Brings a file's data, and unless `data_only` its metadata, to the disk.
@@ -382,10 +386,7 @@ fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs() as i64);
     let settled = now - version.changed() >= RACY;
-    let mut cached = inode.cached.lock();
-    let keep = *cached == Some(version);
-    *cached = settled.then_some(version);
-    keep
+    inode.now_caches(settled.then_some(version)) == Some(version)
 }
 
 /// A file of size 0 that has bytes: the kernel would not even ask for them.

@@ -1,14 +1,18 @@
 //! One inode of the source, as long as the kernel knows it.
+//!
+//! There may be a million of them: what only few have (a descriptor, a version) is not inline.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Stat, StatxFlags};
 
 use crate::sys::handle::FileHandle;
+use crate::sys::short::Short;
 use crate::sys::{OrFail, Result};
 use crate::window::FileId;
 
@@ -18,34 +22,14 @@ pub type NodeId = u64;
 /// The root of the mirror.
 pub const ROOT: NodeId = 1;
 
-/// What identifies an inode within one mount of its file system, while a descriptor keeps it.
+/// What identifies an inode, while a descriptor keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// Device.
-    pub dev: u64,
-    /// Inode number on it.
+    /// Inode number on its device.
     pub ino: u64,
-    /// The mount by which it was reached; by another one the same file may be read-only. 0 where
-    /// the kernel does not tell (before Linux 5.8).
-    pub mount: u64,
-}
-
-impl Key {
-    /// The key of the inode behind `fd`, which `stat` describes.
-    ///
-    /// # Errors
-    /// Those of statx(2).
-    pub fn of(fd: BorrowedFd<'_>, stat: &Stat) -> Result<Self> {
-        // What the kernel knows by itself; no server is asked.
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let statx = rustix::fs::statx(fd, c"", flags, StatxFlags::MNT_ID).or_fail("statx")?;
-        let told = statx.stx_mask & StatxFlags::MNT_ID.bits() != 0;
-        Ok(Self {
-            dev: stat.st_dev,
-            ino: stat.st_ino,
-            mount: if told { statx.stx_mnt_id } else { 0 },
-        })
-    }
+    /// Device and mount, as the table numbers them; 0 are those of the root. By another mount the
+    /// same file may be read-only.
+    pub site: u32,
 }
 
 /// One inode of the source.
@@ -55,25 +39,43 @@ pub struct Inode {
     pub id: NodeId,
     /// The key of its windows; unlike the id never used twice.
     pub file_id: FileId,
-    /// Device, number and mount.
+    /// Number, device and mount.
     pub key: Key,
     /// Its type, which never changes.
     pub kind: FileType,
     /// How many files are open on it.
     pub opens: AtomicU32,
-    /// What the kernel's cached pages are of (see [`super::file`]). A leaf lock.
-    pub cached: Mutex<Option<Version>>,
-    /// A leaf lock: nothing else is taken, and no system call made, under it.
-    place: Mutex<Place>,
-    /// Where it was last seen, kept where a handle can't bring it back. A leaf lock.
-    home: Mutex<Option<Home>>,
+    /// How often the kernel looked it up without forgetting it. Changed under the table's lock.
+    pub(super) lookups: AtomicU64,
     /// Used since the descriptors were last thinned out.
     touched: AtomicBool,
+    /// Used since the table was last pruned.
+    used: AtomicBool,
+    /// A leaf lock: nothing else is taken, and no system call made, under it.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    place: Place,
+    /// Where it was last seen; the root has none.
+    home: Option<Home>,
+    /// What only those have that were opened.
+    opened: Option<Box<OpenState>>,
+}
+
+/// What is known of an inode that is or was open.
+#[derive(Debug, Default)]
+struct OpenState {
+    /// What the kernel's cached pages are of (see [`super::file`]).
+    cached: Option<Version>,
+    /// The descriptors of its open files.
+    files: Vec<Weak<OwnedFd>>,
 }
 
 /// Size and times of a file: while these are equal, so are its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Version {
+pub(super) struct Version {
     size: i64,
     mtime: (i64, u64),
     ctime: (i64, u64),
@@ -81,7 +83,7 @@ pub struct Version {
 
 impl Version {
     /// The version that `stat` shows.
-    pub fn of(stat: &Stat) -> Self {
+    pub(super) fn of(stat: &Stat) -> Self {
         Self {
             size: stat.st_size,
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
@@ -90,7 +92,7 @@ impl Version {
     }
 
     /// When it was last changed, in seconds since 1970.
-    pub fn changed(&self) -> i64 {
+    pub(super) fn changed(&self) -> i64 {
         self.mtime.0.max(self.ctime.0)
     }
 }
@@ -103,29 +105,39 @@ enum Place {
     Gone,
 }
 
-/// What finds an inode again after its descriptor was closed.
-#[derive(Clone, Debug)]
-pub(super) struct Parked {
-    pub(super) handle: Option<FileHandle>,
-    born: Birth,
-}
-
-/// When an inode came to be; where the file system does not say, when it last changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Birth {
+/// What an inode is known by after its descriptor was closed: numbers are used again, handles and
+/// birth times are not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Parked {
+    /// To compare handles needs no privilege; to open them does.
+    Handle(FileHandle),
+    /// When it came to be, where the file system has no handles.
     Born(i64, u32),
+    /// When it last changed, where the file system does not say when it came to be.
     Changed(i64, u32),
 }
 
 /// A name of an inode.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Home {
     pub(super) parent: NodeId,
-    pub(super) name: Box<OsStr>,
+    name: Short,
 }
 
-/// What `Inode::place` found.
+impl Home {
+    pub(super) fn new(parent: NodeId, name: &OsStr) -> Self {
+        let name = Short::new(name.as_bytes());
+        Self { parent, name }
+    }
+
+    pub(super) fn name(&self) -> &OsStr {
+        OsStr::from_bytes(self.name.as_bytes())
+    }
+}
+
+/// What `Inode::found` found.
 pub(super) enum Found {
+    /// Its own descriptor, or that of an open file.
     Open(Arc<OwnedFd>),
     Parked(Parked),
     Gone,
@@ -140,104 +152,198 @@ impl Inode {
         fd: OwnedFd,
         home: Option<Home>,
     ) -> Self {
+        let state = State {
+            place: Place::Open(Arc::new(fd)),
+            home,
+            opened: None,
+        };
         Self {
             id,
             file_id,
             key,
             kind,
             opens: AtomicU32::new(0),
-            cached: Mutex::new(None),
-            place: Mutex::new(Place::Open(Arc::new(fd))),
-            home: Mutex::new(home),
+            lookups: AtomicU64::new(1),
             touched: AtomicBool::new(false),
+            used: AtomicBool::new(true),
+            state: Mutex::new(state),
         }
     }
 
     pub(super) fn found(&self) -> Found {
-        match &*self.place.lock() {
+        let state = self.state.lock();
+        match &state.place {
             Place::Open(fd) => {
                 self.touched.store(true, Ordering::Relaxed);
                 Found::Open(fd.clone())
             }
-            Place::Parked(parked) => Found::Parked(parked.clone()),
+            Place::Parked(parked) => match state.lent() {
+                Some(fd) => Found::Open(fd),
+                None => Found::Parked(parked.clone()),
+            },
             Place::Gone => Found::Gone,
         }
     }
 
+    /// The descriptor that is the table's own.
+    pub(super) fn own(&self) -> Option<Arc<OwnedFd>> {
+        match &self.state.lock().place {
+            Place::Open(fd) => Some(fd.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whether it must not be found again.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self.state.lock().place, Place::Gone)
+    }
+
+    /// Whether an open file would lend its descriptor.
+    pub(super) fn is_lent(&self) -> bool {
+        self.state.lock().is_lent()
+    }
+
     /// Gives a parked inode a descriptor again; false when it has one or is gone.
     pub(super) fn adopt(&self, fd: &Arc<OwnedFd>) -> bool {
-        let mut place = self.place.lock();
-        if !matches!(*place, Place::Parked(_)) {
+        let mut state = self.state.lock();
+        if !matches!(state.place, Place::Parked(_)) {
             return false;
         }
-        *place = Place::Open(fd.clone());
+        state.place = Place::Open(fd.clone());
         true
     }
 
-    /// Closes the descriptor, keeping what finds the inode again; false when there was none.
+    /// Closes the descriptor, keeping what the inode is known by; false when there was none.
     pub(super) fn park(&self, parked: Parked) -> bool {
-        let mut place = self.place.lock();
-        if !matches!(*place, Place::Open(_)) {
+        let mut state = self.state.lock();
+        if !matches!(state.place, Place::Open(_)) {
             return false;
         }
-        let old = std::mem::replace(&mut *place, Place::Parked(parked));
-        drop(place);
+        let old = std::mem::replace(&mut state.place, Place::Parked(parked));
+        drop(state);
         drop(old);
         true
     }
 
-    /// Marks the inode as one that must not be found again; true when a descriptor was open.
-    pub(super) fn end(&self) -> bool {
-        let old = std::mem::replace(&mut *self.place.lock(), Place::Gone);
-        matches!(old, Place::Open(_))
+    /// Marks the inode as one that must not be found again; returns the descriptor that it had,
+    /// to be closed without a lock.
+    #[must_use]
+    pub(super) fn end(&self) -> Option<Arc<OwnedFd>> {
+        match std::mem::replace(&mut self.state.lock().place, Place::Gone) {
+            Place::Open(fd) => Some(fd),
+            _ => None,
+        }
+    }
+
+    /// Remembers the descriptor of an open file.
+    pub(super) fn lend(&self, fd: &Arc<OwnedFd>) {
+        let mut state = self.state.lock();
+        let opened = state.opened.get_or_insert_default();
+        opened.files.push(Arc::downgrade(fd));
+    }
+
+    /// Forgets the descriptor of an open file, which is about to be closed; true when the inode
+    /// has no other from now on.
+    pub(super) fn take_back(&self, fd: &Arc<OwnedFd>) -> bool {
+        let mut state = self.state.lock();
+        if let Some(opened) = &mut state.opened {
+            opened.files.retain(|file| file.as_ptr() != Arc::as_ptr(fd));
+            if opened.files.is_empty() && opened.cached.is_none() {
+                state.opened = None;
+            } else if opened.files.is_empty() {
+                opened.files = Vec::new();
+            }
+        }
+        matches!(state.place, Place::Parked(_)) && !state.is_lent()
+    }
+
+    /// Remembers what the kernel's cached pages are of; returns what they were of.
+    pub(super) fn now_caches(&self, version: Option<Version>) -> Option<Version> {
+        let mut state = self.state.lock();
+        let opened = state.opened.get_or_insert_default();
+        std::mem::replace(&mut opened.cached, version)
     }
 
     pub(super) fn take_touched(&self) -> bool {
         self.touched.swap(false, Ordering::Relaxed)
     }
 
+    /// A request named it.
+    pub(super) fn touch(&self) {
+        self.used.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn take_used(&self) -> bool {
+        self.used.swap(false, Ordering::Relaxed)
+    }
+
     pub(super) fn home(&self) -> Option<Home> {
-        self.home.lock().clone()
+        self.state.lock().home.clone()
+    }
+
+    /// The directory and the name in it by which it was last seen; the root has none.
+    pub fn last_seen(&self) -> Option<(NodeId, OsString)> {
+        let home = self.home()?;
+        Some((home.parent, home.name().to_owned()))
     }
 
     pub(super) fn moved(&self, home: Home) {
-        *self.home.lock() = Some(home);
+        let mut state = self.state.lock();
+        if state.home.as_ref() != Some(&home) {
+            state.home = Some(home);
+        }
+    }
+}
+
+impl State {
+    fn lent(&self) -> Option<Arc<OwnedFd>> {
+        let opened = self.opened.as_ref()?;
+        opened.files.iter().find_map(Weak::upgrade)
+    }
+
+    /// As `lent().is_some()`, but can't be the last to hold a descriptor, and so close it.
+    fn is_lent(&self) -> bool {
+        let files = self.opened.as_ref().map_or(&[][..], |opened| &opened.files);
+        files.iter().any(|file| file.strong_count() > 0)
     }
 }
 
 impl Parked {
-    /// What will find the inode behind `fd` again.
-    pub(super) fn of(fd: BorrowedFd<'_>, with_handle: bool) -> Result<Self> {
-        Ok(Self {
-            handle: if with_handle {
-                FileHandle::of(fd).ok()
-            } else {
-                None
-            },
-            born: Birth::of(fd)?,
-        })
-    }
-
-    /// Whether `fd`, of the same device and number, is the inode that was parked: numbers are
-    /// used again, handles and birth times are not.
-    pub(super) fn is(&self, fd: BorrowedFd<'_>) -> Result<bool> {
-        if let Some(handle) = &self.handle {
-            return Ok(FileHandle::of(fd).is_ok_and(|other| other == *handle));
+    /// What the inode behind `fd` is known by.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub(super) fn of(fd: BorrowedFd<'_>) -> Result<Self> {
+        if let Ok(handle) = FileHandle::of(fd) {
+            return Ok(Self::Handle(handle));
         }
-        Ok(Birth::of(fd)? == self.born)
-    }
-}
-
-impl Birth {
-    fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let wanted = StatxFlags::BTIME | StatxFlags::CTIME;
-        let statx =
-            rustix::fs::statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH, wanted).or_fail("statx")?;
+        let statx = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted).or_fail("statx")?;
         let born = statx.stx_btime;
         if statx.stx_mask & StatxFlags::BTIME.bits() != 0 {
             return Ok(Self::Born(born.tv_sec, born.tv_nsec));
         }
         let changed = statx.stx_ctime;
         Ok(Self::Changed(changed.tv_sec, changed.tv_nsec))
+    }
+
+    /// Whether `fd`, of the same device and number, is the inode that was parked.
+    ///
+    /// # Errors
+    /// As for [`Parked::of`].
+    pub(super) fn is(&self, fd: &OwnedFd) -> Result<bool> {
+        Ok(Self::of(fd.as_fd())? == *self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A million of them must leave room below 256 MiB: with the counts of its [`Arc`] and the
+    /// allocator's own word an inode is a block of 144 bytes.
+    #[test]
+    fn an_inode_is_small() {
+        assert!(size_of::<Inode>() <= 120, "{}", size_of::<Inode>());
     }
 }

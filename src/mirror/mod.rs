@@ -8,9 +8,12 @@ mod caller;
 mod dir;
 mod file;
 mod inode;
+mod known;
 mod locks;
 mod names;
 mod options;
+mod prune;
+mod reach;
 mod table;
 
 use std::collections::HashMap;
@@ -28,11 +31,13 @@ pub use file::Opened;
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
 pub use options::{Control, Io, Options, Passthrough};
-pub use table::InodeTable;
+pub use prune::Crowd;
+pub use reach::Reach;
+pub use table::{Ceilings, InodeTable, Seen};
 
 use crate::observe::Metrics;
 use crate::sys::procfd::ProcFd;
-use crate::sys::{Errno, Fail, Result};
+use crate::sys::{Errno, Fail, Result, memory};
 use crate::window::{WindowCache, WindowOptions};
 
 /// The largest read that the kernel asks for in one request, in bytes: `max_pages_limit` of
@@ -41,6 +46,12 @@ pub const MAX_READ: usize = 1 << 20;
 
 /// Windows not used for this long are unmapped: a mapping keeps a deleted file's space.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// So many inodes forgotten are worth asking the allocator for their memory: some megabytes.
+const TRIM_AFTER: u64 = 16 << 10;
+
+/// So many are worth it in the midst of forgetting.
+const TRIM_AT_LAST: u64 = 1 << 20;
 
 /// A source directory, served.
 ///
@@ -55,6 +66,9 @@ pub struct Mirror {
     files: RwLock<HashMap<u64, Arc<file::OpenFile>>>,
     dirs: RwLock<HashMap<u64, Arc<dir::OpenDir>>>,
     next_handle: AtomicU64,
+    /// Inodes forgotten by the time of the last tick, and of the last trim.
+    forgotten_at_tick: AtomicU64,
+    forgotten_at_trim: AtomicU64,
     locks: locks::Locks,
     privileged: bool,
 }
@@ -76,13 +90,19 @@ impl Mirror {
             max_read: MAX_READ,
         };
         windows.check()?;
+        let ceilings = Ceilings {
+            descriptors,
+            inodes: options.inode_limit.unwrap_or(usize::MAX),
+        };
         Ok(Self {
-            table: InodeTable::new(source, descriptors, metrics.clone())?,
+            table: InodeTable::new(source, ceilings, options.reach, metrics.clone())?,
             windows: WindowCache::new(windows, metrics.clone()),
             proc: ProcFd::open()?,
             files: RwLock::default(),
             dirs: RwLock::default(),
             next_handle: AtomicU64::new(1),
+            forgotten_at_tick: AtomicU64::new(0),
+            forgotten_at_trim: AtomicU64::new(0),
             locks: locks::Locks::default(),
             privileged: rustix::process::geteuid().is_root(),
             options,
@@ -108,6 +128,20 @@ impl Mirror {
     /// Housekeeping, once a second.
     pub fn tick(&self) {
         self.windows.trim_idle(IDLE);
+        self.give_back_memory();
+    }
+
+    /// Gives freed memory back to the system, once a wave of forgetting is over or has gone on
+    /// for long.
+    fn give_back_memory(&self) {
+        let forgotten = self.table.forgotten();
+        let before = self.forgotten_at_tick.swap(forgotten, Ordering::Relaxed);
+        let since = forgotten - self.forgotten_at_trim.load(Ordering::Relaxed);
+        let calm = forgotten - before < since / 8;
+        if (calm && since >= TRIM_AFTER) || since >= TRIM_AT_LAST {
+            self.forgotten_at_trim.store(forgotten, Ordering::Relaxed);
+            memory::trim();
+        }
     }
 
     /// The kernel takes back `count` lookups of an inode.

@@ -222,13 +222,14 @@ impl Mirror {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         let open = || rustix::fs::openat(&*dir, name, oflags, mode).or_fail("openat");
         let file = self.table.with_room(|| self.create_as(caller, open))?;
-        let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        let seen = self.table.see(file.as_fd())?;
+        if seen.kind() != FileType::RegularFile {
             return Err(Fail::new(Errno::STALE, "create"));
         }
         let only_name = || self.proc.reopen(file.as_fd(), OFlags::PATH);
         let only_name = self.table.with_room(only_name)?;
-        let inode = self.table.intern(only_name, &stat, parent, name)?;
+        let inode = self.table.intern(only_name, &seen, parent, name)?;
+        let stat = seen.stat;
         let attr = Attr { id: inode.id, stat };
         let opened = self.enter_file(inode, file, asked, &stat);
         Ok((attr, opened))

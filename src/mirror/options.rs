@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use super::reach::Reach;
+
 /// How a mirror behaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -18,6 +20,10 @@ pub struct Options {
     pub window: usize,
     /// The most that may be mapped for reading at any moment, in bytes.
     pub window_budget: usize,
+    /// How many inodes are known before the kernel is asked to forget some; `None` for any number.
+    pub inode_limit: Option<usize>,
+    /// Which way back to an inode whose descriptor was closed is tried first.
+    pub reach: Reach,
     /// How long the kernel may keep attributes.
     pub attr_timeout: Duration,
     /// How long the kernel may keep names that exist.

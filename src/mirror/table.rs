@@ -2,25 +2,26 @@
 //!
 //! Every inode that the kernel knows stands in the table. It is held by an `O_PATH` descriptor,
 //! so that its number can't come to mean another file. When there are more of them than the
-//! table's share of descriptors, those not used lately are closed, and found again by file handle
-//! (privileged) or by parent and name, with their identity checked: another file in that place is
-//! ESTALE, never served.
+//! table's share of descriptors, those not used lately are closed, and found again as
+//! [`super::reach`] says. When there are more inodes than the table's limit, the kernel is asked
+//! to forget those not used lately ([`super::prune`]).
 //!
-//! Order of locks: `state` before `clock`; the locks of an [`Inode`] are leaves. None is held
-//! across a system call.
+//! Order of locks: `state` before `clock`; the locks of an [`Inode`] are leaves, and may be taken
+//! under `state`. None is held across a system call.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{AtFlags, FileType, Stat, Statx, StatxFlags};
 
-use super::inode::{Found, Home, Inode, Key, NodeId, Parked, ROOT};
+use super::inode::{Found, Home, Inode, Key, NodeId, ROOT};
+use super::known::Known;
+use super::reach::{Reach, handle_mount, openat_name_only};
 use crate::observe::Metrics;
-use crate::sys::handle::FileHandle;
 use crate::sys::{Errno, Fail, OrFail, Result};
 use crate::window::FileId;
 
@@ -28,68 +29,116 @@ use crate::window::FileId;
 const SYNTHETIC: u64 = 1 << 63;
 /// Synthetic ids of virtual files carry this one as well.
 const VIRTUAL: u64 = SYNTHETIC | 1 << 62;
-/// How many parents may have to be found again on the way to one inode.
-const DEEPEST: usize = 256;
 
-/// Flags for a descriptor that only names an inode.
-const NAME_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// What a table may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceilings {
+    /// Descriptors of inodes.
+    pub descriptors: usize,
+    /// Inodes, before the kernel is asked to forget some.
+    pub inodes: usize,
+}
 
 /// All inodes that the kernel knows.
 #[derive(Debug)]
 pub struct InodeTable {
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
+    /// Signalled when there are too many inodes, and at the end; waited for with `state`.
+    pub(super) crowded: Condvar,
     /// Ids in the order in which their descriptors may be closed: a second-chance queue.
-    clock: Mutex<VecDeque<NodeId>>,
-    root: Arc<Inode>,
+    pub(super) clock: Mutex<VecDeque<NodeId>>,
+    pub(super) root: Arc<Inode>,
     /// A readable descriptor on the root's file system, when handles can be opened there.
-    handles: Option<OwnedFd>,
-    open: AtomicUsize,
-    limit: usize,
+    pub(super) handles: Option<OwnedFd>,
+    pub(super) reach: Reach,
+    pub(super) open: AtomicUsize,
+    pub(super) ceilings: Ceilings,
+    /// Inodes forgotten so far.
+    pub(super) forgotten: AtomicU64,
+    /// The root's device and mount, which are site 0.
+    home: (u64, u64),
+    /// Any `Stat`, to be filled in: it can't be made from nothing.
+    blank: Stat,
     next_file: AtomicU64,
     next_synthetic: AtomicU64,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
-struct State {
-    by_id: HashMap<NodeId, Entry>,
-    by_key: HashMap<Key, Arc<Inode>>,
-    /// The mounts inside the source, by device and mount.
-    mounts: HashMap<(u64, u64), u64>,
+pub(super) struct State {
+    pub(super) known: Known,
+    /// The inodes whose id does not follow from their key.
+    aliases: HashMap<Key, Arc<Inode>>,
+    /// The mounts inside the source, by device and mount: their numbers, from 1.
+    sites: HashMap<(u64, u64), u32>,
+    /// Somebody waits for the table to fill up.
+    pub(super) waiting: bool,
+    /// No more pruning.
+    pub(super) ending: bool,
 }
 
-#[derive(Debug)]
-struct Entry {
-    inode: Arc<Inode>,
-    lookups: u64,
+/// What one statx(2) tells of an inode.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Its attributes.
+    pub stat: Stat,
+    /// What identifies it.
+    pub key: Key,
+}
+
+impl Seen {
+    /// Its type.
+    pub fn kind(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
 }
 
 impl InodeTable {
-    /// A table that holds at most `limit` descriptors, with the source's root in it.
+    /// A table within `ceilings`, with the source's root in it, whose inodes are found again in
+    /// the order that `reach` says.
     ///
     /// # Errors
-    /// Those of fstat(2) on the root.
-    pub fn new(root: OwnedFd, limit: usize, metrics: Arc<Metrics>) -> Result<Self> {
-        let stat = rustix::fs::fstat(&root).or_fail("fstat")?;
+    /// Those of fstat(2) and statx(2) on the root.
+    pub fn new(
+        root: OwnedFd,
+        ceilings: Ceilings,
+        reach: Reach,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let blank = rustix::fs::fstat(&root).or_fail("fstat")?;
+        let home = site_of(&statx(root.as_fd(), c"")?);
         let handles = handle_mount(&root);
-        let key = Key::of(root.as_fd(), &stat)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, root, None));
-        let entry = Entry {
-            inode: root.clone(),
-            lookups: 1,
+        let key = Key {
+            ino: blank.st_ino,
+            site: 0,
         };
+        let kind = FileType::from_raw_mode(blank.st_mode);
+        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, root, None));
+        let mut known = Known::new();
+        known.insert(root.clone());
+        metrics.set_inodes(1);
+        metrics.set_inode_limit(ceilings.inodes as u64);
         Ok(Self {
             state: Mutex::new(State {
-                by_id: HashMap::from([(ROOT, entry)]),
-                by_key: HashMap::from([(root.key, root.clone())]),
-                mounts: HashMap::new(),
+                known,
+                aliases: HashMap::from([(key, root.clone())]),
+                sites: HashMap::new(),
+                waiting: false,
+                ending: false,
             }),
+            crowded: Condvar::new(),
             clock: Mutex::new(VecDeque::new()),
             root,
             handles,
+            reach,
             open: AtomicUsize::new(1),
-            limit: limit.max(16),
+            ceilings: Ceilings {
+                descriptors: ceilings.descriptors.max(16),
+                ..ceilings
+            },
+            forgotten: AtomicU64::new(0),
+            home,
+            blank,
             next_file: AtomicU64::new(1),
             next_synthetic: AtomicU64::new(1),
             metrics,
@@ -101,28 +150,30 @@ impl InodeTable {
         &self.root
     }
 
-    /// The inode that the kernel calls `id`.
+    /// The inode that the kernel calls `id`, for a request of its.
     ///
     /// # Errors
     /// ESTALE when there is none.
     pub fn get(&self, id: NodeId) -> Result<Arc<Inode>> {
-        self.peek(id)
-            .ok_or(Fail::new(Errno::STALE, "find the inode"))
+        let inode = self.peek(id);
+        let inode = inode.ok_or(Fail::new(Errno::STALE, "find the inode"))?;
+        inode.touch();
+        Ok(inode)
     }
 
-    fn peek(&self, id: NodeId) -> Option<Arc<Inode>> {
-        let state = self.state.lock();
-        state.by_id.get(&id).map(|entry| entry.inode.clone())
+    pub(super) fn peek(&self, id: NodeId) -> Option<Arc<Inode>> {
+        self.state.lock().known.get(id).cloned()
     }
 
     /// The inode of that key, if the kernel knows it.
     pub fn find(&self, key: Key) -> Option<Arc<Inode>> {
-        self.state.lock().by_key.get(&key).cloned()
+        self.state.lock().find(key)
     }
 
     /// Every id that the kernel knows at this moment.
     pub fn ids(&self) -> Vec<NodeId> {
-        self.state.lock().by_id.keys().copied().collect()
+        let state = self.state.lock();
+        state.known.iter().map(|inode| inode.id).collect()
     }
 
     /// An id for a virtual file, never given before.
@@ -135,81 +186,42 @@ impl InodeTable {
         id & VIRTUAL == VIRTUAL
     }
 
-    /// A descriptor (`O_PATH`) of the inode.
+    /// Attributes and identity of the inode behind `fd`, by one system call.
     ///
     /// # Errors
-    /// ESTALE when it is gone, or its name now means another file; EMFILE and ENFILE.
-    pub fn fd(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
-        self.fd_within(inode, DEEPEST)
+    /// Those of statx(2).
+    pub fn see(&self, fd: BorrowedFd<'_>) -> Result<Seen> {
+        Ok(self.seen(&statx(fd, c"")?))
     }
 
-    fn fd_within(&self, inode: &Inode, depth: usize) -> Result<Arc<OwnedFd>> {
-        let parked = match inode.found() {
-            Found::Open(fd) => return Ok(fd),
-            Found::Gone => return Err(Fail::new(Errno::STALE, "find the inode")),
-            Found::Parked(parked) => parked,
+    fn seen(&self, statx: &Statx) -> Seen {
+        let key = Key {
+            ino: statx.stx_ino,
+            site: self.site(site_of(statx)),
         };
-        let fd = Arc::new(self.reopen(inode, &parked, depth)?);
-        self.adopt(inode, &fd);
-        Ok(fd)
+        let stat = stat_of(statx, self.blank);
+        Seen { stat, key }
     }
 
-    fn reopen(&self, inode: &Inode, parked: &Parked, depth: usize) -> Result<OwnedFd> {
-        let stale = Fail::new(Errno::STALE, "find the inode again");
-        let fd = match (&parked.handle, &self.handles) {
-            (Some(handle), Some(mount)) => {
-                self.with_room(|| handle.open(mount.as_fd(), NAME_ONLY))?
-            }
-            _ if depth == 0 => return Err(stale),
-            _ => {
-                let home = inode.home().ok_or(stale.clone())?;
-                let parent = self.get(home.parent)?;
-                let parent = self.fd_within(&parent, depth - 1)?;
-                let opened = self.with_room(|| openat_name_only(&parent, &home.name));
-                opened.map_err(|fail| match fail.errno {
-                    Errno::NOENT | Errno::NOTDIR => stale.clone(),
-                    _ => fail,
-                })?
-            }
-        };
-        let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
-        if Key::of(fd.as_fd(), &stat)? != inode.key || !parked.is(fd.as_fd())? {
-            return Err(stale);
+    fn site(&self, site: (u64, u64)) -> u32 {
+        if site == self.home {
+            return 0;
         }
-        Ok(fd)
-    }
-
-    fn adopt(&self, inode: &Inode, fd: &Arc<OwnedFd>) {
-        if inode.adopt(fd) {
-            self.opened(inode.id);
-        }
-    }
-
-    /// Runs `open`, which takes a descriptor; when there is none left, once more after some of
-    /// the table's own were given back: open files may need what its share leaves free, and more.
-    ///
-    /// # Errors
-    /// Those of `open`.
-    pub(super) fn with_room<T>(&self, mut open: impl FnMut() -> Result<T>) -> Result<T> {
-        match open() {
-            Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => {
-                self.thin(self.open.load(Ordering::Relaxed) / 2);
-                open()
-            }
-            opened => opened,
-        }
+        let mut state = self.state.lock();
+        let next = state.sites.len() as u32 + 1;
+        *state.sites.entry(site).or_insert(next)
     }
 
     /// Opens a name of a directory as `O_PATH`, and counts one lookup of what it means.
     ///
     /// # Errors
-    /// Those of openat(2) and fstat(2).
+    /// Those of openat(2) and statx(2).
     pub fn lookup(&self, parent: &Inode, name: &OsStr) -> Result<(Arc<Inode>, Stat)> {
         let dir = self.fd(parent)?;
         let fd = self.with_room(|| openat_name_only(&dir, name))?;
-        let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
-        let inode = self.intern(fd, &stat, parent.id, name)?;
-        Ok((inode, stat))
+        let seen = self.see(fd.as_fd())?;
+        let inode = self.intern(fd, &seen, parent.id, name)?;
+        Ok((inode, seen.stat))
     }
 
     /// Counts one lookup of the inode behind `fd`, found as `name` in `parent`.
@@ -219,21 +231,15 @@ impl InodeTable {
     pub fn intern(
         &self,
         fd: OwnedFd,
-        stat: &Stat,
+        seen: &Seen,
         parent: NodeId,
         name: &OsStr,
     ) -> Result<Arc<Inode>> {
-        let key = Key::of(fd.as_fd(), stat)?;
-        let home = (!self.by_handle(key)).then(|| Home {
-            parent,
-            name: name.into(),
-        });
+        let home = Home::new(parent, name);
         let mut fd = fd;
         loop {
-            let known = self.find(key);
-            let Some(inode) = known else {
-                let kind = FileType::from_raw_mode(stat.st_mode);
-                match self.insert(fd, key, kind, home.clone()) {
+            let Some(inode) = self.find(seen.key) else {
+                match self.insert(fd, seen.key, seen.kind(), home.clone()) {
                     Ok(inode) => return Ok(inode),
                     Err(back) => fd = back,
                 }
@@ -242,9 +248,7 @@ impl InodeTable {
             if !same_file(&inode, &fd)? {
                 self.retire(&inode);
             } else if self.raise(&inode) {
-                if let Some(home) = home {
-                    inode.moved(home);
-                }
+                inode.moved(home);
                 self.adopt(&inode, &Arc::new(fd));
                 return Ok(inode);
             }
@@ -257,226 +261,171 @@ impl InodeTable {
         fd: OwnedFd,
         key: Key,
         kind: FileType,
-        home: Option<Home>,
+        home: Home,
     ) -> std::result::Result<Arc<Inode>, OwnedFd> {
         let mut state = self.state.lock();
-        if state.by_key.contains_key(&key) {
+        if state.find(key).is_some() {
             return Err(fd);
         }
-        let id = self.choose_id(&mut state, key);
+        // An id that still stands for another file is not given again.
+        let free = natural_id(key).filter(|id| state.known.get(*id).is_none());
+        let counted = || SYNTHETIC | self.next_synthetic.fetch_add(1, Ordering::Relaxed);
+        let id = free.unwrap_or_else(counted);
         let file_id = FileId(self.next_file.fetch_add(1, Ordering::Relaxed));
-        let inode = Arc::new(Inode::new(id, file_id, key, kind, fd, home));
-        state.by_key.insert(key, inode.clone());
-        let entry = Entry {
-            inode: inode.clone(),
-            lookups: 1,
-        };
-        state.by_id.insert(id, entry);
-        self.metrics.set_inodes(state.by_id.len() as u64);
+        let inode = Arc::new(Inode::new(id, file_id, key, kind, fd, Some(home)));
+        if free.is_none() {
+            state.aliases.insert(key, inode.clone());
+        }
+        state.known.insert(inode.clone());
+        self.counted(&state);
         drop(state);
         self.opened(id);
         Ok(inode)
     }
 
-    /// Whether the root's own mount is where it lies.
-    fn at_home(&self, key: Key) -> bool {
-        (key.dev, key.mount) == (self.root.key.dev, self.root.key.mount)
-    }
-
-    /// Whether a file handle brings it back: what is opened by one is opened by the root's mount.
-    fn by_handle(&self, key: Key) -> bool {
-        self.handles.is_some() && self.at_home(key)
-    }
-
-    /// The inode's own number on the root's mount; elsewhere one made of the mount and the number.
-    /// An id that still stands for another file is not given again.
-    fn choose_id(&self, state: &mut State, key: Key) -> NodeId {
-        let id = self.natural_id(&mut state.mounts, key);
-        match id {
-            Some(id) if !state.by_id.contains_key(&id) => id,
-            _ => SYNTHETIC | self.next_synthetic.fetch_add(1, Ordering::Relaxed),
+    fn counted(&self, state: &State) {
+        self.metrics.set_inodes(state.known.len() as u64);
+        if state.waiting && state.known.len() > self.ceilings.inodes {
+            self.crowded.notify_all();
         }
-    }
-
-    fn natural_id(&self, mounts: &mut HashMap<(u64, u64), u64>, key: Key) -> Option<NodeId> {
-        const INO_BITS: u32 = 48;
-        if self.at_home(key) {
-            return (key.ino != ROOT && key.ino != 0 && key.ino < SYNTHETIC).then_some(key.ino);
-        }
-        // 0 is left to the ids that are merely counted; 14 bits are left below VIRTUAL.
-        let next = mounts.len() as u64 + 1;
-        let mount = *mounts.entry((key.dev, key.mount)).or_insert(next);
-        (mount < 1 << 14 && key.ino < 1 << INO_BITS)
-            .then_some(SYNTHETIC | mount << INO_BITS | key.ino)
     }
 
     /// The id that an inode of that key would most likely get.
     pub fn likely_id(&self, key: Key) -> NodeId {
-        let natural = self.natural_id(&mut self.state.lock().mounts, key);
-        natural.unwrap_or(key.ino)
+        natural_id(key).unwrap_or(key.ino)
     }
 
     /// Counts one more lookup, unless the inode has just been forgotten.
     fn raise(&self, inode: &Arc<Inode>) -> bool {
-        let mut state = self.state.lock();
-        match state.by_id.get_mut(&inode.id) {
-            Some(entry) if Arc::ptr_eq(&entry.inode, inode) => {
-                entry.lookups += 1;
-                true
-            }
-            _ => false,
+        let state = self.state.lock();
+        let known = state.known.get(inode.id);
+        let same = known.is_some_and(|known| Arc::ptr_eq(known, inode));
+        if same {
+            inode.lookups.fetch_add(1, Ordering::Relaxed);
+            inode.touch();
         }
+        same
     }
 
     /// The inode's number now belongs to another file: the kernel's id stays, and is ESTALE.
     fn retire(&self, inode: &Arc<Inode>) {
         let mut state = self.state.lock();
-        if let Some(known) = state.by_key.get(&inode.key)
-            && Arc::ptr_eq(known, inode)
-        {
-            state.by_key.remove(&inode.key);
-        }
+        state.drop_alias(inode);
+        let fd = inode.end();
         drop(state);
-        if inode.end() {
-            self.closed();
-        }
+        self.closed(fd);
     }
 
     /// Takes back `count` lookups; returns the inode when these were its last.
     pub fn forget(&self, id: NodeId, count: u64) -> Option<Arc<Inode>> {
         let mut state = self.state.lock();
-        let entry = state.by_id.get_mut(&id)?;
-        entry.lookups = entry.lookups.saturating_sub(count);
-        if entry.lookups > 0 || id == ROOT {
+        let lookups = &state.known.get(id)?.lookups;
+        let left = lookups.load(Ordering::Relaxed).saturating_sub(count);
+        lookups.store(left, Ordering::Relaxed);
+        if left > 0 || id == ROOT {
             return None;
         }
-        let inode = state.by_id.remove(&id)?.inode;
-        if let Some(known) = state.by_key.get(&inode.key)
-            && Arc::ptr_eq(known, &inode)
-        {
-            state.by_key.remove(&inode.key);
-        }
-        self.metrics.set_inodes(state.by_id.len() as u64);
+        let inode = state.known.remove(id)?;
+        state.drop_alias(&inode);
+        let fd = inode.end();
+        self.counted(&state);
         drop(state);
-        if inode.end() {
-            self.closed();
-        }
+        self.forgotten.fetch_add(1, Ordering::Relaxed);
+        self.closed(fd);
         Some(inode)
     }
 
-    /// Remembers a new name after a rename, where names are needed to find an inode again.
+    /// Remembers a new name after a rename.
     pub fn moved(&self, parent: &Inode, name: &OsStr) {
-        if self.by_handle(parent.key) {
-            return;
-        }
-        let named = || {
-            let fd = openat_name_only(&*self.fd(parent)?, name)?;
-            let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
-            Key::of(fd.as_fd(), &stat)
-        };
-        let known = named().ok().and_then(|key| self.find(key));
+        let named = || self.seen_at(parent, name);
+        let known = named().ok().and_then(|seen| self.find(seen.key));
         if let Some(inode) = known {
-            inode.moved(Home {
-                parent: parent.id,
-                name: name.into(),
-            });
+            inode.moved(Home::new(parent.id, name));
         }
     }
 
-    fn opened(&self, id: NodeId) {
-        let open = self.open.fetch_add(1, Ordering::Relaxed) + 1;
-        self.metrics.set_descriptors(open as u64);
-        let mut clock = self.clock.lock();
-        clock.push_back(id);
-        let long = clock.len() > 4 * open + 4096;
-        drop(clock);
-        if long {
-            self.compact();
-        }
-        if open > self.limit {
-            self.thin(self.limit - self.limit / 8);
-        }
-    }
-
-    fn closed(&self) {
-        let open = self.open.fetch_sub(1, Ordering::Relaxed) - 1;
-        self.metrics.set_descriptors(open as u64);
-    }
-
-    /// Drops the ids of forgotten inodes from the queue, and all but one of an id that stands in
-    /// it more than once: a number that is given, forgotten and given again enters each time.
-    fn compact(&self) {
-        let state = self.state.lock();
-        let mut seen = HashSet::new();
-        self.clock
-            .lock()
-            .retain(|id| state.by_id.contains_key(id) && seen.insert(*id));
-    }
-
-    /// Closes descriptors not used lately, until at most `goal` are open.
-    fn thin(&self, goal: usize) {
-        let mut tries = 2 * self.clock.lock().len();
-        while self.open.load(Ordering::Relaxed) > goal && tries > 0 {
-            tries -= 1;
-            let Some(id) = self.clock.lock().pop_front() else {
-                return;
-            };
-            let Some(inode) = self.peek(id) else { continue };
-            if inode.take_touched() || !self.park(&inode) {
-                self.clock.lock().push_back(id);
-            }
-        }
-    }
-
-    /// Closes one inode's descriptor; false when it must stay because nothing would find it.
-    fn park(&self, inode: &Inode) -> bool {
-        let Found::Open(fd) = inode.found() else {
-            return true;
-        };
-        inode.take_touched();
-        let by_handle = self.by_handle(inode.key);
-        if !by_handle && !may_park_by_name(inode) {
-            return false;
-        }
-        let Ok(parked) = Parked::of(fd.as_fd(), by_handle) else {
-            return false;
-        };
-        if parked.handle.is_none() && !may_park_by_name(inode) {
-            return false;
-        }
-        if inode.park(parked) {
-            self.closed();
-        }
-        true
+    fn seen_at(&self, parent: &Inode, name: &OsStr) -> Result<Seen> {
+        let dir = self.fd(parent)?;
+        Ok(self.seen(&statx(dir.as_fd(), name)?))
     }
 }
 
-/// Whether a name would bring the inode back. Who has it open goes on using it when the name is
-/// gone, or is another's.
-fn may_park_by_name(inode: &Inode) -> bool {
-    inode.opens.load(Ordering::Relaxed) == 0 && inode.home().is_some()
+impl State {
+    fn find(&self, key: Key) -> Option<Arc<Inode>> {
+        if let Some(inode) = self.aliases.get(&key) {
+            return Some(inode.clone());
+        }
+        let inode = self.known.get(natural_id(key)?)?;
+        (inode.key == key && !inode.is_gone()).then(|| inode.clone())
+    }
+
+    fn drop_alias(&mut self, inode: &Arc<Inode>) {
+        if let Some(known) = self.aliases.get(&inode.key)
+            && Arc::ptr_eq(known, inode)
+        {
+            self.aliases.remove(&inode.key);
+        }
+    }
+}
+
+/// The inode's own number on the root's mount; elsewhere one made of the mount and the number.
+fn natural_id(key: Key) -> Option<NodeId> {
+    const INO_BITS: u32 = 48;
+    if key.site == 0 {
+        return (key.ino != ROOT && key.ino != 0 && key.ino < SYNTHETIC).then_some(key.ino);
+    }
+    // Site 0 is left to the ids that are merely counted; 14 bits are left below VIRTUAL.
+    (key.site < 1 << 14 && key.ino < 1 << INO_BITS)
+        .then_some(SYNTHETIC | u64::from(key.site) << INO_BITS | key.ino)
 }
 
 fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {
     match inode.found() {
         // The descriptor keeps the inode, so its number can't have been given to another.
         Found::Open(_) => Ok(true),
-        Found::Parked(parked) => parked.is(fd.as_fd()),
+        Found::Parked(parked) => parked.is(fd),
         Found::Gone => Ok(false),
     }
 }
 
-fn openat_name_only(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
-    rustix::fs::openat(dir, name, NAME_ONLY, Mode::empty()).or_fail("openat")
+/// Attributes and mount of `name` in `dir`, or of `dir` itself when the name is empty.
+fn statx(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<Statx> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    rustix::fs::statx(dir, name, flags, wanted).or_fail("statx")
 }
 
-/// A descriptor to open handles with, if this process may and the file system can.
-fn handle_mount(root: &OwnedFd) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mount = rustix::fs::openat(root, c".", flags, Mode::empty()).ok()?;
-    let handle = FileHandle::of(root.as_fd()).ok()?;
-    handle.open(mount.as_fd(), NAME_ONLY).ok()?;
-    Some(mount)
+/// Device and mount; 0 for the mount where the kernel does not tell (before Linux 5.8).
+fn site_of(statx: &Statx) -> (u64, u64) {
+    let told = statx.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    let device = rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor);
+    (device, if told { statx.stx_mnt_id } else { 0 })
+}
+
+/// The same attributes in the form of fstat(2); the types of its fields differ by architecture.
+#[allow(
+    clippy::unnecessary_cast,
+    reason = "needed on other architectures than this"
+)]
+fn stat_of(x: &Statx, blank: Stat) -> Stat {
+    let mut stat = blank;
+    stat.st_dev = rustix::fs::makedev(x.stx_dev_major, x.stx_dev_minor) as _;
+    stat.st_rdev = rustix::fs::makedev(x.stx_rdev_major, x.stx_rdev_minor) as _;
+    stat.st_ino = x.stx_ino as _;
+    stat.st_nlink = x.stx_nlink as _;
+    stat.st_mode = x.stx_mode as _;
+    stat.st_uid = x.stx_uid as _;
+    stat.st_gid = x.stx_gid as _;
+    stat.st_size = x.stx_size as _;
+    stat.st_blksize = x.stx_blksize as _;
+    stat.st_blocks = x.stx_blocks as _;
+    stat.st_atime = x.stx_atime.tv_sec as _;
+    stat.st_atime_nsec = x.stx_atime.tv_nsec as _;
+    stat.st_mtime = x.stx_mtime.tv_sec as _;
+    stat.st_mtime_nsec = x.stx_mtime.tv_nsec as _;
+    stat.st_ctime = x.stx_ctime.tv_sec as _;
+    stat.st_ctime_nsec = x.stx_ctime.tv_nsec as _;
+    stat
 }
 
 #[cfg(test)]

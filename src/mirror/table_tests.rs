@@ -1,6 +1,10 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
+
+use super::super::prune::Crowd;
+use super::super::reach::NAME_ONLY;
 use super::*;
 
 struct Tree {
@@ -8,12 +12,33 @@ struct Tree {
     table: InodeTable,
 }
 
-/// A table with room for 16 descriptors over a new directory.
-fn tree(by_handle: bool) -> Tree {
+/// Who is to find parked inodes again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Who {
+    /// Root: by handle.
+    Privileged,
+    /// Root in a sandbox: by name, else by handle.
+    Sandboxed,
+    /// By name alone.
+    Ordinary,
+}
+
+const ALL: [Who; 3] = [Who::Privileged, Who::Sandboxed, Who::Ordinary];
+
+/// A table with room for 16 descriptors and 1000 inodes over a new directory.
+fn tree(who: Who) -> Tree {
     let dir = tempfile::tempdir().unwrap();
     let root = rustix::fs::open(dir.path(), NAME_ONLY, Mode::empty()).unwrap();
-    let mut table = InodeTable::new(root, 16, Arc::default()).unwrap();
-    if !by_handle {
+    let ceilings = Ceilings {
+        descriptors: 16,
+        inodes: 1000,
+    };
+    let reach = match who {
+        Who::Sandboxed => Reach::NameFirst,
+        _ => Reach::HandleFirst,
+    };
+    let mut table = InodeTable::new(root, ceilings, reach, Arc::default()).unwrap();
+    if who == Who::Ordinary {
         table.handles = None;
     }
     Tree { dir, table }
@@ -41,8 +66,8 @@ fn read(tree: &Tree, inode: &Inode) -> String {
 
 #[test]
 fn many_inodes_live_on_few_descriptors() {
-    for by_handle in [true, false] {
-        let tree = tree(by_handle);
+    for who in ALL {
+        let tree = tree(who);
         let names: Vec<String> = (0..300).map(|n| format!("file{n}")).collect();
         for name in &names {
             make(tree.dir.path(), name);
@@ -62,8 +87,8 @@ fn many_inodes_live_on_few_descriptors() {
 
 #[test]
 fn what_was_replaced_while_parked_is_stale_and_never_another_file() {
-    for by_handle in [true, false] {
-        let tree = tree(by_handle);
+    for who in ALL {
+        let tree = tree(who);
         make(tree.dir.path(), "name");
         let old = lookup(&tree, "name");
         assert!(tree.table.park(&old));
@@ -79,48 +104,192 @@ fn what_was_replaced_while_parked_is_stale_and_never_another_file() {
 }
 
 #[test]
-fn what_was_renamed_while_parked_is_found_by_its_next_lookup() {
-    let tree = tree(false);
-    make(tree.dir.path(), "before");
-    let inode = lookup(&tree, "before");
-    assert!(tree.table.park(&inode));
-    let path = |name| tree.dir.path().join(name);
-    fs::rename(path("before"), path("after")).unwrap();
-    assert_eq!(errno(tree.table.fd(&inode)), Errno::STALE);
-    assert_eq!(lookup(&tree, "after").id, inode.id);
-    assert_eq!(read(&tree, &inode), "before");
+fn what_was_renamed_while_parked_is_found_by_handle_or_by_its_next_lookup() {
+    for who in ALL {
+        let tree = tree(who);
+        make(tree.dir.path(), "before");
+        let inode = lookup(&tree, "before");
+        assert!(tree.table.park(&inode));
+        let path = |name| tree.dir.path().join(name);
+        fs::rename(path("before"), path("after")).unwrap();
+        make(tree.dir.path(), "before");
+        match who == Who::Ordinary || tree.table.handles.is_none() {
+            true => assert_eq!(errno(tree.table.fd(&inode)), Errno::STALE),
+            false => assert_eq!(read(&tree, &inode), "before"),
+        }
+        assert_eq!(lookup(&tree, "after").id, inode.id);
+        assert_eq!(read(&tree, &inode), "before");
+    }
 }
 
 #[test]
-fn what_is_open_is_not_left_to_its_name() {
-    for by_handle in [true, false] {
-        let tree = tree(by_handle);
+fn an_open_file_lends_its_descriptor_when_its_name_is_gone() {
+    for who in ALL {
+        let tree = tree(who);
         make(tree.dir.path(), "name");
         let inode = lookup(&tree, "name");
-        inode.opens.fetch_add(1, Ordering::Relaxed);
-        let open = fs::File::open(tree.dir.path().join("name")).unwrap();
-        tree.table.park(&inode);
+        let open = |_| Arc::new(fs::File::open(tree.dir.path().join("name")).unwrap().into());
+        let files: [Arc<OwnedFd>; 2] = [0, 1].map(open);
+        files.iter().for_each(|file| tree.table.lend(&inode, file));
+        assert!(tree.table.park(&inode), "{who:?}: one descriptor will do");
         fs::remove_file(tree.dir.path().join("name")).unwrap();
+        make(tree.dir.path(), "name");
         assert_eq!(read(&tree, &inode), "name");
-        drop(open);
+        let [first, last] = files;
+        let renew = |fd: &Arc<OwnedFd>| {
+            let path = crate::sys::procfd::path(fd.as_fd());
+            rustix::fs::open(path, OFlags::PATH, Mode::empty()).or_fail("open")
+        };
+        assert!(!tree.table.take_back(&inode, &first, true, || renew(&first)));
+        drop(first);
+        assert_eq!(read(&tree, &inode), "name");
+        // The last one leaves the table a descriptor: somebody may still stand in it.
+        assert!(tree.table.take_back(&inode, &last, true, || renew(&last)));
+        drop(last);
+        let fd = tree.table.fd(&inode).unwrap();
+        assert_eq!(rustix::fs::fstat(&fd).unwrap().st_nlink, 0);
+        let other = lookup(&tree, "name");
+        assert_ne!(other.id, inode.id);
+    }
+}
+
+#[test]
+fn what_has_lost_its_name_is_not_left_to_it() {
+    for who in [Who::Sandboxed, Who::Ordinary] {
+        let tree = tree(who);
+        make(tree.dir.path(), "name");
+        let inode = lookup(&tree, "name");
+        fs::remove_file(tree.dir.path().join("name")).unwrap();
+        assert!(!tree.table.park(&inode));
+        let fd = tree.table.fd(&inode).unwrap();
+        assert_eq!(rustix::fs::fstat(&fd).unwrap().st_nlink, 0);
     }
 }
 
 #[test]
 fn a_rename_of_ours_keeps_the_way_back() {
-    let tree = tree(false);
-    make(tree.dir.path(), "before");
-    let inode = lookup(&tree, "before");
+    for who in ALL {
+        let tree = tree(who);
+        make(tree.dir.path(), "before");
+        let inode = lookup(&tree, "before");
+        let path = |name| tree.dir.path().join(name);
+        fs::rename(path("before"), path("after")).unwrap();
+        tree.table.moved(tree.table.root(), OsStr::new("after"));
+        let seen = inode.last_seen().unwrap();
+        assert_eq!(seen, (ROOT, "after".into()));
+        assert!(tree.table.park(&inode));
+        assert_eq!(read(&tree, &inode), "before");
+    }
+}
+
+#[test]
+fn a_deep_directory_is_found_again_by_names() {
+    const DEPTH: usize = 1000;
+    let tree = tree(Who::Ordinary);
+    let mut dir = rustix::fs::open(tree.dir.path(), OFlags::PATH, Mode::empty()).unwrap();
+    let mut inode = tree.table.root().clone();
+    let mut all = Vec::new();
+    for _ in 0..DEPTH {
+        rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
+        dir = openat_name_only(&dir, OsStr::new("d")).unwrap();
+        inode = tree.table.lookup(&inode, OsStr::new("d")).unwrap().0;
+        all.push(inode.clone());
+    }
+    all.iter().for_each(|inode| assert!(tree.table.park(inode)));
+    assert_eq!(tree.table.open.load(Ordering::Relaxed), 1);
+    let found = tree
+        .table
+        .see(tree.table.fd(&inode).unwrap().as_fd())
+        .unwrap();
+    assert_eq!(found.key, inode.key);
+    assert!(tree.table.open.load(Ordering::Relaxed) <= 17);
+}
+
+#[test]
+fn a_ring_of_names_is_stale_and_no_endless_way() {
+    let tree = tree(Who::Ordinary);
     let path = |name| tree.dir.path().join(name);
-    fs::rename(path("before"), path("after")).unwrap();
-    tree.table.moved(tree.table.root(), OsStr::new("after"));
-    assert!(tree.table.park(&inode));
-    assert_eq!(read(&tree, &inode), "before");
+    fs::create_dir_all(path("a/b")).unwrap();
+    let a = lookup(&tree, "a");
+    let b = tree.table.lookup(&a, OsStr::new("b")).unwrap().0;
+    // What is remembered of both, after each was moved into the other, the first behind us.
+    a.moved(Home::new(b.id, OsStr::new("a")));
+    assert!(tree.table.park(&a) && tree.table.park(&b));
+    assert_eq!(errno(tree.table.fd(&a)), Errno::STALE);
+}
+
+#[test]
+fn one_system_call_tells_what_fstat_tells() {
+    let tree = tree(Who::Privileged);
+    make(tree.dir.path(), "name");
+    for path in [
+        tree.dir.path().join("name"),
+        "/dev/null".into(),
+        "/proc/self/stat".into(),
+    ] {
+        let file = fs::File::open(path).unwrap();
+        let seen = tree.table.see(file.as_fd()).unwrap().stat;
+        let mut told = rustix::fs::fstat(&file).unwrap();
+        // The time of procfs's files is that of the looking.
+        if told.st_ino != seen.st_ino || told.st_mtime != seen.st_mtime {
+            told.st_mtime = seen.st_mtime;
+        }
+        assert_eq!(format!("{seen:?}"), format!("{told:?}"));
+    }
+}
+
+#[test]
+fn what_was_not_used_is_offered_once_to_be_forgotten() {
+    let tree = tree(Who::Privileged);
+    for n in 0..100 {
+        make(tree.dir.path(), &n.to_string());
+    }
+    let inodes: Vec<_> = (0..100).map(|n| lookup(&tree, &n.to_string())).collect();
+    let sweep = || {
+        let round = (0..InodeTable::sweep()).flat_map(|_| tree.table.next_idle());
+        let mut ids: Vec<_> = round.map(|inode| inode.id).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(sweep(), [0; 0], "all are new");
+    let used = tree.table.get(inodes[7].id).unwrap();
+    inodes[8].opens.store(1, Ordering::Relaxed);
+    let mut expected: Vec<_> = inodes.iter().map(|inode| inode.id).collect();
+    expected.retain(|id| *id != used.id && *id != inodes[8].id);
+    expected.sort_unstable();
+    assert_eq!(sweep(), expected);
+    for inode in inodes {
+        tree.table.forget(inode.id, 1);
+    }
+    assert_eq!(sweep(), [0; 0], "the root stays");
+    assert_eq!(tree.table.count(), 1);
+}
+
+#[test]
+fn who_prunes_is_woken_by_the_limit_and_by_the_end() {
+    let tree = tree(Who::Privileged);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| tree.table.wait_crowded());
+        for n in 0..1000 {
+            make(tree.dir.path(), &n.to_string());
+            lookup(&tree, &n.to_string());
+        }
+        // 1001 with the root; a sixteenth of the limit is 62.
+        assert_eq!(waiting.join().unwrap(), Crowd::Surplus(1001 - 938));
+        assert_eq!(tree.table.surplus(), 1001 - 938);
+        for id in tree.table.ids() {
+            tree.table.forget(id, 1);
+        }
+        let waiting = scope.spawn(|| tree.table.wait_crowded());
+        tree.table.end_pruning();
+        assert_eq!(waiting.join().unwrap(), Crowd::Ending);
+        assert_eq!(tree.table.wait_crowded(), Crowd::Ending);
+    });
 }
 
 #[test]
 fn hard_links_are_one_inode_with_a_count() {
-    let tree = tree(true);
+    let tree = tree(Who::Privileged);
     make(tree.dir.path(), "one");
     fs::hard_link(tree.dir.path().join("one"), tree.dir.path().join("two")).unwrap();
     let (one, two) = (lookup(&tree, "one"), lookup(&tree, "two"));
@@ -132,7 +301,7 @@ fn hard_links_are_one_inode_with_a_count() {
 
 #[test]
 fn a_number_used_again_and_again_does_not_fill_the_queue() {
-    let tree = tree(true);
+    let tree = tree(Who::Privileged);
     make(tree.dir.path(), "name");
     for _ in 0..20_000 {
         let inode = lookup(&tree, "name");
@@ -144,21 +313,17 @@ fn a_number_used_again_and_again_does_not_fill_the_queue() {
 
 #[test]
 fn the_root_is_never_forgotten() {
-    let tree = tree(true);
+    let tree = tree(Who::Privileged);
     assert!(tree.table.forget(ROOT, u64::MAX).is_none());
     assert!(tree.table.get(ROOT).is_ok());
 }
 
 #[test]
 fn ids_of_virtual_files_are_their_own() {
-    let tree = tree(true);
+    let tree = tree(Who::Privileged);
     let id = tree.table.virtual_id();
     assert!(InodeTable::is_virtual(id));
     assert_ne!(id, tree.table.virtual_id());
-    let elsewhere = Key {
-        dev: 12345,
-        ino: 7,
-        mount: 1,
-    };
+    let elsewhere = Key { ino: 7, site: 1 };
     assert!(!InodeTable::is_virtual(tree.table.likely_id(elsewhere)));
 }

@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::names;
 use super::op::{CopyEnd, Fallback, Op, OpenMode, PassthroughState, ReadMode};
+use crate::sys::memory;
 
 type Counter = Counts<u64, AtomicU64>;
 type Gauge = Gauges<u64, AtomicU64>;
@@ -53,8 +54,11 @@ pub struct Metrics {
     copies: Box<[Counter]>,
     copied: Counter,
     inodes: Gauge,
+    inode_limit: Gauge,
+    pruned: Counter,
     handles: Gauge,
     descriptors: Gauge,
+    resident: Gauge,
 }
 
 impl Metrics {
@@ -113,8 +117,11 @@ impl Metrics {
             copies: family(&mut r, names::COPIES, "end", ends, counter, None),
             copied: single(&mut r, names::COPY_BYTES),
             inodes: single(&mut r, names::INODES),
+            inode_limit: single(&mut r, names::INODE_LIMIT),
+            pruned: single(&mut r, names::INODES_PRUNED),
             handles: single(&mut r, names::HANDLES),
             descriptors: single(&mut r, names::DESCRIPTORS),
+            resident: single(&mut r, names::RESIDENT),
             registry: r,
         }
     }
@@ -220,6 +227,16 @@ impl Metrics {
         self.inodes.set(n);
     }
 
+    /// That many inodes may be known; the largest number stands for any.
+    pub fn set_inode_limit(&self, n: u64) {
+        self.inode_limit.set(if n == u64::MAX { 0 } else { n });
+    }
+
+    /// The kernel was asked to forget that many inodes.
+    pub fn pruned(&self, n: u64) {
+        self.pruned.inc_by(n);
+    }
+
     /// The inode table holds that many descriptors.
     pub fn set_descriptors(&self, n: u64) {
         self.descriptors.set(n);
@@ -238,6 +255,9 @@ impl Metrics {
     /// All series as OpenMetrics text, `# EOF` at its end. Only the histograms of operations that
     /// never happened are left out: they would be most of the text.
     pub fn open_metrics(&self) -> String {
+        if let Some(bytes) = memory::resident() {
+            self.resident.set(bytes);
+        }
         let mut text = String::new();
         // Writing to a String cannot fail; if the encoder refuses a series all the same, what
         // stands before it is of more use than nothing.
@@ -369,6 +389,8 @@ mod tests {
         m.copied(5);
         m.set_inodes(6);
         m.set_descriptors(7);
+        m.set_inode_limit(8);
+        m.pruned(9);
         m.handle_opened();
         m.handle_opened();
         m.handle_closed();
@@ -394,6 +416,8 @@ mod tests {
             (names::COPY_BYTES, None, 5.0),
             (names::INODES, None, 6.0),
             (names::DESCRIPTORS, None, 7.0),
+            (names::INODE_LIMIT, None, 8.0),
+            (names::INODES_PRUNED, None, 9.0),
             (names::HANDLES, None, 1.0),
             (names::FAULTS_SURVIVED, None, 1.0),
         ] {

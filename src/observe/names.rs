@@ -61,8 +61,14 @@ names! {
     COPY_BYTES = "corfs_copy_bytes_total",
     /// Inodes that the kernel knows.
     INODES = "corfs_inodes",
+    /// Inodes that the kernel may know before it is asked to forget some; 0 for any number.
+    INODE_LIMIT = "corfs_inode_limit",
+    /// Inodes that the kernel was asked to forget.
+    INODES_PRUNED = "corfs_inodes_pruned_total",
     /// Files and directories that are open through the mount.
     HANDLES = "corfs_handles",
     /// Descriptors held by the inode table.
     DESCRIPTORS = "corfs_descriptors",
+    /// Memory of this process in RAM, heap and mapped windows together.
+    RESIDENT = "corfs_resident_bytes",
 }

@@ -7,14 +7,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::OFlags;
 
+use super::short::Short;
 use super::{Errno, Fail, Result};
 
-/// What the file system calls one inode, as bytes.
+/// What the file system calls one inode: its kind of handle in one byte, then the handle.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileHandle {
-    kind: i32,
-    bytes: Box<[u8]>,
-}
+pub struct FileHandle(Short);
 
 /// `struct file_handle` with room for the largest handle (MAX_HANDLE_SZ, 128 bytes).
 #[repr(C)]
@@ -28,7 +26,7 @@ impl FileHandle {
     /// The handle of the inode behind `fd` (`O_PATH` will do).
     ///
     /// # Errors
-    /// EOPNOTSUPP where the file system has no handles.
+    /// EOPNOTSUPP where the file system has no handles. No privilege is needed.
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let mut raw = RawHandle {
             handle_bytes: 128,
@@ -51,11 +49,13 @@ impl FileHandle {
         if done < 0 {
             return Err(last_error("name_to_handle_at"));
         }
+        // Kinds are numbered in one byte: NFS, for which they were made, has no more room.
+        let kind = u8::try_from(raw.handle_type)
+            .map_err(|_| Fail::new(Errno::OPNOTSUPP, "name_to_handle_at"))?;
         let length = (raw.handle_bytes as usize).min(raw.f_handle.len());
-        Ok(Self {
-            kind: raw.handle_type,
-            bytes: raw.f_handle[..length].into(),
-        })
+        let mut bytes = [kind; 129];
+        bytes[1..=length].copy_from_slice(&raw.f_handle[..length]);
+        Ok(Self(Short::new(&bytes[..=length])))
     }
 
     /// Opens the inode again. `mount` is any descriptor, not `O_PATH`, on its file system.
@@ -63,12 +63,15 @@ impl FileHandle {
     /// # Errors
     /// EPERM without CAP_DAC_READ_SEARCH, ESTALE when the inode is gone.
     pub fn open(&self, mount: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+        let Some((kind, bytes)) = self.0.as_bytes().split_first() else {
+            return Err(Fail::new(Errno::STALE, "open_by_handle_at"));
+        };
         let mut raw = RawHandle {
-            handle_bytes: self.bytes.len() as u32,
-            handle_type: self.kind,
+            handle_bytes: bytes.len() as u32,
+            handle_type: i32::from(*kind),
             f_handle: [0; 128],
         };
-        raw.f_handle[..self.bytes.len()].copy_from_slice(&self.bytes);
+        raw.f_handle[..bytes.len()].copy_from_slice(bytes);
         let flags = (flags | OFlags::CLOEXEC).bits();
         // SAFETY: `raw` is a valid file_handle of its stated length, which the kernel only reads
         // (and whose handle_bytes it may check).

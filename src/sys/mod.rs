@@ -3,9 +3,11 @@
 pub mod creds;
 mod fail;
 pub mod handle;
+pub mod memory;
 pub mod ofd;
 pub mod process;
 pub mod procfd;
+pub mod short;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod umask;

@@ -1,4 +1,5 @@
-//! The threads beside the event loops: signals, and what is due each second.
+//! The threads beside the event loops: signals, what is due each second, and the ceiling of
+//! inodes.
 
 use super::mount::Site;
 use super::refusal::Refusal;
@@ -10,6 +11,7 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
@@ -27,19 +29,26 @@ pub(super) fn catch_signals() -> Result<Signals, Refusal> {
 }
 
 /// The running threads.
-#[derive(Debug)]
 pub(super) struct Attendants {
     signals: Handle,
     stop: Arc<Stop>,
+    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Attendants {
     /// Starts them. They must not be started before the process was split.
-    pub(super) fn start(signals: Signals, site: &Site, shared: &Arc<Shared>) -> io::Result<Self> {
+    /// `device` is the session's `/dev/fuse`.
+    pub(super) fn start(
+        signals: Signals,
+        site: &Site,
+        shared: &Arc<Shared>,
+        device: OwnedFd,
+    ) -> io::Result<Self> {
         let mut attendants = Self {
             signals: signals.handle(),
             stop: Arc::default(),
+            shared: Arc::clone(shared),
             threads: Vec::new(),
         };
         let (ours, state) = (site.clone(), Arc::clone(shared));
@@ -50,6 +59,8 @@ impl Attendants {
                 state.tick();
             }
         })?;
+        let state = Arc::clone(shared);
+        attendants.spawn("prune", move || state.prune(device))?;
         Ok(attendants)
     }
 
@@ -63,6 +74,7 @@ impl Attendants {
     pub(super) fn finish(self) {
         self.signals.close();
         self.stop.set();
+        self.shared.stop_pruning();
         for thread in self.threads {
             // One that panicked has been logged by the hook.
             let _ = thread.join();

@@ -150,11 +150,13 @@ fn run_session(
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
+    let to_prune = rustix::io::fcntl_dupfd_cloexec(&device, 0)
+        .map_err(|error| failed("copy the descriptor", error.into()))?;
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
     shared.attach(session.notifier());
     tell_ready(&site, waiting).map_err(|error| failed("tell of the mount", error))?;
-    let attendants = Attendants::start(signals, &site, shared)
+    let attendants = Attendants::start(signals, &site, shared, to_prune)
         .map_err(|error| failed("start threads", error))?;
     let end = session.run();
     attendants.finish();

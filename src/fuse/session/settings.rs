@@ -106,6 +106,7 @@ impl Settings {
         line("passthrough", &word_of_passthrough(o.passthrough));
         line("window", &o.window);
         line("window_budget", &o.window_budget);
+        line("inode_limit", &o.inode_limit.unwrap_or(0));
         line("attr_timeout", &o.attr_timeout.as_secs_f64());
         line("entry_timeout", &o.entry_timeout.as_secs_f64());
         line("negative_timeout", &o.negative_timeout.as_secs_f64());
