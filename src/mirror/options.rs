@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use super::IdMap;
+
 /// How a mirror behaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -30,6 +32,8 @@ pub struct Options {
     pub default_permissions: bool,
     /// Users other than the one who mounted may enter.
     pub allow_other: bool,
+    /// How owners are shown; `None` shows them as they are.
+    pub ids: Option<IdMap>,
 }
 
 /// How reads are served.
