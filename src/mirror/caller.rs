@@ -7,7 +7,7 @@ use super::ids::{IdMap, STRANGER};
 use crate::sys::creds::Credentials;
 use crate::sys::{Errno, Fail, Result, umask};
 
-/// What lets the source do what the kernel has judged by owners that the source does not have.
+/// What lets be done in the source what the kernel has judged at the mount.
 const JUDGED: u64 = CapabilitySet::DAC_OVERRIDE.bits()
     | CapabilitySet::DAC_READ_SEARCH.bits()
     | CapabilitySet::FOWNER.bits();
@@ -45,23 +45,28 @@ impl Mirror {
 
     /// As [`Mirror::create_as`], for what has no mask.
     pub(super) fn make_as<R>(&self, caller: &Caller, f: impl FnOnce() -> Result<R>) -> Result<R> {
-        self.run_as(caller, f, |ids| {
-            Ok(judged(in_source(ids, caller.credentials())?, ids))
+        let ids = self.options.ids.as_ref();
+        if self.privileged && ids.is_none() && caller.uid == 0 && caller.gid == 0 {
+            // Whatever root lacks, the kernel has judged: what is made would be the same.
+            return f();
+        }
+        self.run_as(caller, f, |asking| {
+            let Some(ids) = ids else { return Ok(asking) };
+            let maker = in_source(ids, asking)?;
+            Ok(if ids.forces() { judged(maker) } else { maker })
         })
     }
 
-    /// Runs `f`, which creates nothing, as the caller.
+    /// Runs `f`, which the kernel has judged at the mount, as the caller: what follows from not
+    /// having a group or CAP_FSETID follows here.
     ///
     /// # Errors
     /// EPERM when this process may not act for that caller; those of `f`.
     pub(super) fn act_as<R>(&self, caller: &Caller, f: impl FnOnce() -> Result<R>) -> Result<R> {
-        self.run_as(caller, f, |ids| {
-            Ok(judged(someone_in_source(ids, caller.credentials()), ids))
-        })
+        self.run_as(caller, f, |asking| Ok(judged(self.someone(asking))))
     }
 
-    /// Runs `f`, which the kernel has not judged at the mount, by the rights that the caller has
-    /// in the source.
+    /// Runs `f`, which nobody has judged, by the rights that the caller has in the source.
     ///
     /// # Errors
     /// EPERM when this process may not act for that caller; those of `f`.
@@ -70,16 +75,24 @@ impl Mirror {
         caller: &Caller,
         f: impl FnOnce() -> Result<R>,
     ) -> Result<R> {
-        self.run_as(caller, f, |ids| {
-            Ok(someone_in_source(ids, caller.credentials()))
-        })
+        self.run_as(caller, f, |asking| Ok(self.someone(asking)))
+    }
+
+    /// Who a caller is in the source; who is nobody there becomes one who owns nothing.
+    fn someone(&self, asking: Credentials) -> Credentials {
+        let Some(ids) = &self.options.ids else {
+            return asking;
+        };
+        let uid = ids.users.source(asking.uid).unwrap_or(STRANGER);
+        let gid = ids.groups.source(asking.gid).unwrap_or(STRANGER);
+        with_ids(ids, asking, uid, gid)
     }
 
     fn run_as<R>(
         &self,
         caller: &Caller,
         f: impl FnOnce() -> Result<R>,
-        mapped: impl FnOnce(&IdMap) -> Result<Credentials>,
+        who: impl FnOnce(Credentials) -> Result<Credentials>,
     ) -> Result<R> {
         if !self.privileged {
             // Refused rather than done as ourselves: the file would belong to the wrong user.
@@ -88,11 +101,7 @@ impl Mirror {
             }
             return f();
         }
-        match &self.options.ids {
-            Some(ids) => mapped(ids)?.run_as(f)?,
-            None if caller.uid == 0 && caller.gid == 0 => f(),
-            None => caller.credentials().run_as(f)?,
-        }
+        who(caller.credentials())?.run_as(f)?
     }
 
     /// The credentials under which copies are made for one who opens a control file: nobody has
@@ -115,7 +124,7 @@ impl Mirror {
         }
         if ids.users.all() == Some(caller.uid) {
             // To the owner of everything no mode is an obstacle: he may change it.
-            return Ok(judged(opener, ids));
+            return Ok(judged(opener));
         }
         Err(Fail::new(Errno::PERM, "open a control file")
             .because("all is shown with one owner, and the source knows others"))
@@ -142,13 +151,6 @@ fn in_source(ids: &IdMap, asking: Credentials) -> Result<Credentials> {
     }
 }
 
-/// As [`in_source`]; who is nobody there becomes one who owns nothing.
-fn someone_in_source(ids: &IdMap, asking: Credentials) -> Credentials {
-    let uid = ids.users.source(asking.uid).unwrap_or(STRANGER);
-    let gid = ids.groups.source(asking.gid).unwrap_or(STRANGER);
-    with_ids(ids, asking, uid, gid)
-}
-
 fn with_ids(ids: &IdMap, asking: Credentials, uid: u32, gid: u32) -> Credentials {
     let groups = asking.groups.iter();
     Credentials {
@@ -160,9 +162,7 @@ fn with_ids(ids: &IdMap, asking: Credentials, uid: u32, gid: u32) -> Credentials
 }
 
 /// With the right to do what the kernel has judged already.
-fn judged(mut credentials: Credentials, ids: &IdMap) -> Credentials {
-    if ids.forces() {
-        credentials.effective |= JUDGED;
-    }
+fn judged(mut credentials: Credentials) -> Credentials {
+    credentials.effective |= JUDGED;
     credentials
 }

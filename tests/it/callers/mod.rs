@@ -3,6 +3,7 @@
 
 mod forced;
 mod mapping;
+mod rights;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
