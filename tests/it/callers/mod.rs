@@ -1,6 +1,7 @@
 //! For whom something is done: owners mapped, rights as they are natively, and no name that leads
 //! out of the source.
 
+pub(crate) mod escape;
 mod forced;
 mod mapping;
 mod rights;
