@@ -1,9 +1,10 @@
 //! The options, one after the other, until they are settled.
 
+use super::ids::{self, Which};
 use super::list::Word;
 use super::size;
 use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
-use crate::mirror::{Control, Io, Options, Passthrough, Reach};
+use crate::mirror::{Control, IdMap, IdRange, Ids, Io, Options, Passthrough, Reach};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -132,6 +133,25 @@ pub(super) const VALUED: &[Valued] = &[
         apply: |d, v| control_name(v).map(|name| d.control_name = name),
     },
     Valued {
+        name: "uid",
+        value: "ID",
+        help: "Show every file with this owner [default: its own]",
+        apply: |d, v| ids::one(v).map(|id| d.uid = Some(id)),
+    },
+    Valued {
+        name: "gid",
+        value: "ID",
+        help: "Show every file with this group [default: its own]",
+        apply: |d, v| ids::one(v).map(|id| d.gid = Some(id)),
+    },
+    Valued {
+        name: "map",
+        value: "SOURCE:MOUNT:COUNT",
+        help: "Show COUNT ids from SOURCE on as those from MOUNT on, and know callers so; u before \
+               it for users alone, g for groups; several between / or one by one",
+        apply: |d, v| ids::maps(v).map(|more| d.maps.extend(more)),
+    },
+    Valued {
         name: "log-file",
         value: "PATH",
         help: "Log to the end of this file, not to standard error or syslog",
@@ -222,6 +242,9 @@ pub(super) struct Draft {
     control: Control,
     control_name: OsString,
     default_permissions: bool,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    maps: Vec<(Which, IdRange)>,
 }
 
 impl Default for Draft {
@@ -251,6 +274,9 @@ impl Default for Draft {
             control: Control::Hidden,
             control_name: ".copy".into(),
             default_permissions: false,
+            uid: None,
+            gid: None,
+            maps: Vec::new(),
         }
     }
 }
@@ -321,6 +347,7 @@ impl Draft {
             // The kernel opens the source's files anew for it, without O_NOATIME.
             return Err("options noatime and passthrough=always: only one of them can hold".into());
         }
+        let ids = self.ids()?;
         Ok(Options {
             read_only: self.read_only,
             noatime: self.noatime,
@@ -338,7 +365,22 @@ impl Draft {
             // Others must be held to the modes, as on any file system.
             default_permissions: self.default_permissions || access != Access::Owner,
             allow_other: access == Access::All,
+            ids,
         })
+    }
+
+    /// How owners are shown, if not as they are.
+    fn ids(&self) -> Result<Option<IdMap>, String> {
+        let of = |wanted: Which| {
+            let maps = self.maps.iter();
+            let maps = maps.filter(|(which, _)| *which == Which::Both || *which == wanted);
+            maps.map(|(_, range)| *range).collect()
+        };
+        let ids = IdMap {
+            users: Ids::new(self.uid, of(Which::Users))?,
+            groups: Ids::new(self.gid, of(Which::Groups))?,
+        };
+        Ok((!ids.is_plain()).then_some(ids))
     }
 
     /// The window asked for, which the budget must hold; else 4 MiB, or less so that the budget

@@ -1,6 +1,7 @@
 //! Words of the command line and of `-o`, parsed into plain values. Nothing here touches a file.
 
 mod draft;
+mod ids;
 mod list;
 mod size;
 pub mod table;

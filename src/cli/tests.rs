@@ -73,6 +73,9 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("negative-timeout", "4"),
         ("control", "visible"),
         ("control-name", ".cp"),
+        ("uid", "7"),
+        ("gid", "8"),
+        ("map", "u1000:2000:1/g5:6:7"),
         ("log-file", "/l"),
         ("fsname", "a b"),
     ];
@@ -320,4 +323,50 @@ fn missing_and_spare_words_are_errors_and_help_is_none() {
         version.trim_end(),
         concat!("corfs ", env!("CARGO_PKG_VERSION"))
     );
+}
+
+#[test]
+fn owners_are_mapped_for_both_or_for_users_and_groups_apart() {
+    use crate::mirror::{IdRange, Ids};
+    assert_eq!(with("rw").options.ids, None);
+    let range = |source, mount, count| IdRange {
+        source,
+        mount,
+        count,
+    };
+    let ids = with("map=1000:2000:1/g5:6:2,map=u1:3:1")
+        .options
+        .ids
+        .unwrap();
+    assert_eq!(ids.users.ranges(), [range(1000, 2000, 1), range(1, 3, 1)]);
+    assert_eq!(ids.groups.ranges(), [range(1000, 2000, 1), range(5, 6, 2)]);
+    let long = mounting(&["/s", "/m", "--map", "1:2:3", "--uid=7", "--gid", "8"]);
+    let ids = long.options.ids.unwrap();
+    assert_eq!((ids.users.all(), ids.groups.all()), (Some(7), Some(8)));
+    assert_eq!(ids.users, Ids::new(Some(7), vec![range(1, 2, 3)]).unwrap());
+}
+
+#[test]
+fn ids_that_are_none_are_refused_with_what_is_right() {
+    for word in ["uid=", "uid=root", "gid=-1", "uid=+1", "gid=4294967295"] {
+        let said = refused(&["/s", "/m", "-o", word]);
+        assert!(said.contains("must be a number, 0 to 4294967293"), "{said}");
+    }
+    for word in [
+        "map=",
+        "map=1",
+        "map=1:2",
+        "map=1:2:3:4",
+        "map=x1:2:3",
+        "map=1:2:3/",
+        "map=1:-2:3",
+    ] {
+        let said = refused(&["/s", "/m", "-o", word]);
+        assert!(said.contains("must be SOURCE:MOUNT:COUNT"), "{said}");
+    }
+    let said = refused(&["/s", "/m", "-o", "map=1:5:2/2:9:1"]);
+    assert!(said.contains("1:5:2 and 2:9:1 overlap"), "{said}");
+    let said = refused(&["/s", "/m", "-o", "map=u1:5:2,map=9:6:1"]);
+    assert!(said.contains("1:5:2 and 9:6:1 collide"), "{said}");
+    with("map=u1:5:2/g2:5:1");
 }

@@ -108,11 +108,11 @@ impl Jobs {
             Ok(Some(command)) => command,
             Ok(None) => return Ok(()),
             Err(fail) => {
-                self.registry.refuse(handle.opener.uid, line, &fail);
+                self.registry.refuse(handle.user, line, &fail);
                 return Err(fail);
             }
         };
-        let job = self.registry.enter(handle.opener.uid, &command)?;
+        let job = self.registry.enter(handle.user, &command)?;
         self.metrics.copy_started();
         let outcome = guarded(|| self.job(handle, waiter, &job, &command));
         self.metrics.copy_ended(match &outcome {
@@ -180,6 +180,7 @@ pub struct Writer {
 pub struct ControlHandle {
     jobs: Arc<Jobs>,
     directory: Arc<OwnedFd>,
+    user: u32,
     opener: Credentials,
     /// Not held while anything runs or is answered; no other lock is taken under it.
     state: Mutex<HandleState>,
@@ -215,11 +216,18 @@ impl What {
 }
 
 impl ControlHandle {
-    /// A `.copy` that stands in `directory` was opened by `opener`.
-    pub fn open(jobs: Arc<Jobs>, directory: Arc<OwnedFd>, opener: Credentials) -> Arc<Self> {
+    /// A `.copy` that stands in `directory` was opened by the user whom requests call `user`; what
+    /// is written to it is done as `opener`, which is who that is in the source.
+    pub fn open(
+        jobs: Arc<Jobs>,
+        directory: Arc<OwnedFd>,
+        user: u32,
+        opener: Credentials,
+    ) -> Arc<Self> {
         Arc::new(Self {
             jobs,
             directory,
+            user,
             opener,
             state: Mutex::default(),
         })
@@ -242,7 +250,7 @@ impl ControlHandle {
         data: &[u8],
         done: Box<dyn FnOnce(Result<u32>) + Send>,
     ) {
-        if writer.uid != self.opener.uid {
+        if writer.uid != self.user {
             let fail = Fail::new(Errno::PERM, "write").because("opened by another user");
             return done(Err(fail));
         }
@@ -274,7 +282,7 @@ impl ControlHandle {
             let settled = !state.busy && state.lines.is_settled();
             state.last_writer.filter(|_| !settled)
         };
-        let concerned = writer.uid == self.opener.uid
+        let concerned = writer.uid == self.user
             && last_writer.is_some_and(|last| same_process(last, writer.pid));
         if concerned {
             self.enqueue(writer, What::Flush(done));

@@ -74,7 +74,7 @@ impl World {
             pid: std::process::id(),
         };
         let directory = folder_fd(&self.path(""));
-        let handle = ControlHandle::open(Arc::clone(&self.jobs), directory, opener);
+        let handle = ControlHandle::open(Arc::clone(&self.jobs), directory, opener.uid, opener);
         Desk { handle, writer }
     }
 

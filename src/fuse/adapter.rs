@@ -14,11 +14,11 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{self, entry_attr};
+use super::convert::{self, caller, entry_attr};
 use super::lock_waits::Waiter;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
-use crate::mirror::{Attr, Caller, InodeTable, LockOutcome, MAX_READ, Options, SetAttr};
+use crate::mirror::{Attr, InodeTable, LockOutcome, MAX_READ, Options, SetAttr};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
@@ -61,15 +61,6 @@ impl Adapter {
     /// What the session needs to keep.
     pub fn shared(&self) -> Arc<Shared> {
         self.shared.clone()
-    }
-}
-
-fn caller(request: &Request, umask: u32) -> Caller {
-    Caller {
-        uid: request.uid(),
-        gid: request.gid(),
-        pid: request.pid(),
-        umask,
     }
 }
 

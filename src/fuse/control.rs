@@ -14,11 +14,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fuser::{ReplyEmpty, ReplyWrite, Request};
 use parking_lot::Mutex;
 
-use super::convert;
+use super::convert::{self, caller};
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
-use crate::sys::creds::Credentials;
 use crate::sys::{Errno, Fail, Result};
 
 /// The folder at the root.
@@ -218,9 +217,15 @@ impl ControlFiles {
         let copy = match self.node(id)? {
             Node::Folder => return Err(Fail::new(Errno::ISDIR, "open")),
             Node::Copy(directory) if writes => {
-                let opener = Credentials::of_request(request.uid(), request.gid(), request.pid());
+                let opener = self.mirror.opener(&caller(request, 0))?;
                 let directory = self.mirror.table().fd(&directory)?;
-                Some(ControlHandle::open(self.jobs.clone(), directory, opener))
+                let user = request.uid();
+                Some(ControlHandle::open(
+                    self.jobs.clone(),
+                    directory,
+                    user,
+                    opener,
+                ))
             }
             Node::Stats | Node::Config if writes => {
                 return Err(Fail::new(Errno::ACCESS, "open for writing"));

@@ -2,10 +2,20 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{Errno, FileAttr, FileType, INodeNo, Request, TimeOrNow};
 
-use crate::mirror::{Attr, Time};
+use crate::mirror::{Attr, Caller, Time};
 use crate::sys::Fail;
+
+/// Who asked. `umask` counts where the operation creates something.
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: request.uid(),
+        gid: request.gid(),
+        pid: request.pid(),
+        umask,
+    }
+}
 
 /// The errno that a caller gets.
 pub(super) fn errno(fail: &Fail) -> Errno {

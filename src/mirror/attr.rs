@@ -1,5 +1,6 @@
 //! Attributes, times, extended attributes, access.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,21 +9,23 @@ use rustix::fs::{
     UTIME_OMIT, Uid, XattrFlags,
 };
 
+use super::ids::{Ids, NOBODY};
 use super::inode::{Inode, NodeId, ROOT};
-use super::{Caller, Mirror};
+use super::named::{ACCESS_ACL, Named, Way};
+use super::{Caller, IdMap, Mirror};
 use crate::sys::{Errno, Fail, OrFail, Result, procfd};
 
-/// The ACL that stands beside the mode (acl(5)).
-const ACCESS_ACL: &str = "system.posix_acl_access";
-
-/// The source's attributes of an inode, and the id by which the kernel knows it.
+/// The attributes of an inode as they are shown, and the id by which the kernel knows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Attr {
     /// Node id.
     pub id: NodeId,
-    /// The source's own attributes.
+    /// The source's own attributes, but for the owners, which `uid=`, `gid=` and `map=` change.
     pub stat: Stat,
 }
+
+/// The longest value of an extended attribute, in bytes (XATTR_SIZE_MAX, linux/limits.h).
+const MAX_XATTR: usize = 64 << 10;
 
 impl Attr {
     /// The inode number that stat(2) shows: the id, except for the root, whose id is fixed.
@@ -75,20 +78,32 @@ impl Mirror {
                 rustix::fs::fstat(&*self.table.fd(&inode)?).or_fail("fstat")?
             }
         };
-        Ok(Attr { id, stat })
+        Ok(self.attr(id, stat))
+    }
+
+    /// What is shown of an inode with these attributes.
+    pub(super) fn attr(&self, id: NodeId, mut stat: Stat) -> Attr {
+        if let Some(ids) = &self.options.ids {
+            stat.st_uid = ids.users.shown(stat.st_uid).unwrap_or(NOBODY);
+            stat.st_gid = ids.groups.shown(stat.st_gid).unwrap_or(NOBODY);
+        }
+        Attr { id, stat }
     }
 
     /// Changes attributes and returns what they are then.
     ///
     /// # Errors
-    /// EROFS on a read-only mirror; those of chown, chmod, truncate, utimensat.
+    /// EROFS on a read-only mirror; EOVERFLOW for an owner who is nobody in the source; EPERM for
+    /// another than the one owner that everything is shown with; those of chown, chmod, truncate,
+    /// utimensat.
     pub fn setattr(&self, id: NodeId, handle: Option<u64>, set: &SetAttr) -> Result<Attr> {
         self.writable("setattr")?;
         let inode = self.table.get(id)?;
         let fd = self.table.fd(&inode)?;
         // The owner first: a change of owner takes setuid bits away, which the mode may set.
-        if set.uid.is_some() || set.gid.is_some() {
-            let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
+        let (uid, gid) = self.owners_in_source(set)?;
+        if uid.is_some() || gid.is_some() {
+            let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(&*fd, c"", uid, gid, AtFlags::EMPTY_PATH).or_fail("chown")?;
         }
         if let Some(mode) = set.mode {
@@ -101,7 +116,17 @@ impl Mirror {
             set_times(fd.as_fd(), set.atime, set.mtime)?;
         }
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
-        Ok(Attr { id, stat })
+        Ok(self.attr(id, stat))
+    }
+
+    fn owners_in_source(&self, set: &SetAttr) -> Result<(Option<u32>, Option<u32>)> {
+        match &self.options.ids {
+            None => Ok((set.uid, set.gid)),
+            Some(ids) => Ok((
+                owner_in_source(&ids.users, set.uid)?,
+                owner_in_source(&ids.groups, set.gid)?,
+            )),
+        }
     }
 
     fn chmod(&self, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
@@ -169,7 +194,8 @@ impl Mirror {
     /// Sets an extended attribute; `flags` are XATTR_CREATE and XATTR_REPLACE.
     ///
     /// # Errors
-    /// EROFS; those of setxattr(2).
+    /// EROFS; EOVERFLOW for an ACL that names somebody who is nobody in the source; those of
+    /// setxattr(2).
     pub fn setxattr(
         &self,
         caller: &Caller,
@@ -181,6 +207,11 @@ impl Mirror {
         self.writable("setxattr")?;
         let (_fd, path) = self.xattr_path(id)?;
         let flags = XattrFlags::from_bits_retain(flags);
+        let translated = match self.named(name) {
+            Some((ids, named)) => named.translate(ids, Way::In, value.to_vec())?.into(),
+            None => Cow::Borrowed(value),
+        };
+        let value = &*translated;
         let set = || rustix::fs::setxattr(&*path, name, value, flags).or_fail("setxattr");
         if name == ACCESS_ACL {
             // It takes the setgid bit away, as chmod(2) does, when the caller is not in the group.
@@ -194,6 +225,13 @@ impl Mirror {
     /// # Errors
     /// ERANGE when it is longer, ENODATA when there is none.
     pub fn getxattr(&self, id: NodeId, name: &OsStr, size: usize) -> Result<Vec<u8>> {
+        if let Some((ids, named)) = self.named(name) {
+            let value = self.translated(id, name, ids, named)?;
+            if value.len() > size {
+                return Err(Fail::new(Errno::RANGE, "getxattr"));
+            }
+            return Ok(value);
+        }
         let (_fd, path) = self.xattr_path(id)?;
         let mut value = vec![0; size];
         let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr")?;
@@ -206,8 +244,25 @@ impl Mirror {
     /// # Errors
     /// ENODATA when there is none.
     pub fn getxattr_size(&self, id: NodeId, name: &OsStr) -> Result<usize> {
+        if let Some((ids, named)) = self.named(name) {
+            return Ok(self.translated(id, name, ids, named)?.len());
+        }
         let (_fd, path) = self.xattr_path(id)?;
         rustix::fs::getxattr_query(path, name).or_fail("getxattr")
+    }
+
+    /// What an attribute names, if it names users or groups and those are mapped.
+    fn named(&self, name: &OsStr) -> Option<(&IdMap, Named)> {
+        let ids = self.options.ids.as_ref()?;
+        Some((ids, Named::of(name)?))
+    }
+
+    fn translated(&self, id: NodeId, name: &OsStr, ids: &IdMap, named: Named) -> Result<Vec<u8>> {
+        let (_fd, path) = self.xattr_path(id)?;
+        let mut value = vec![0; MAX_XATTR];
+        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr")?;
+        value.truncate(length);
+        named.translate(ids, Way::Out, value)
     }
 
     /// The names of the extended attributes, each with its NUL.
@@ -239,6 +294,20 @@ impl Mirror {
         self.writable("removexattr")?;
         let (_fd, path) = self.xattr_path(id)?;
         rustix::fs::removexattr(path, name).or_fail("removexattr")
+    }
+}
+
+/// Whom a change of owner means in the source; `None` for the one that is shown anyway.
+fn owner_in_source(ids: &Ids, asked: Option<u32>) -> Result<Option<u32>> {
+    let Some(asked) = asked else { return Ok(None) };
+    match ids.all() {
+        Some(all) if all == asked => Ok(None),
+        Some(_) => Err(Fail::new(Errno::PERM, "chown").because("all is shown with one owner")),
+        None => match ids.source(asked) {
+            Some(id) => Ok(Some(id)),
+            None => Err(Fail::new(Errno::OVERFLOW, "chown")
+                .because(format!("{asked} is nobody in the source"))),
+        },
     }
 }
 

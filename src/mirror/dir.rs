@@ -121,12 +121,12 @@ impl Mirror {
         self.each_entry(&dir, offset, |entry| {
             if entry.is_dot() {
                 let stat = rustix::fs::fstat(&dir.fd).or_fail("fstat")?;
-                let id = entry.ino;
-                return Ok(emit(entry, Some(&Attr { id, stat })));
+                let attr = self.attr(entry.ino, stat);
+                return Ok(emit(entry, Some(&attr)));
             }
             match self.table.lookup(&dir.inode, &entry.name) {
                 Ok((inode, stat)) => {
-                    let full = emit(entry, Some(&Attr { id: inode.id, stat }));
+                    let full = emit(entry, Some(&self.attr(inode.id, stat)));
                     if full {
                         self.forget(inode.id, 1);
                     }

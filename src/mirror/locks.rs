@@ -181,7 +181,7 @@ impl Mirror {
             return open(OFlags::RDWR).or_else(|_| open(OFlags::WRONLY));
         }
         if !self.options.read_only
-            && let Ok(fd) = self.act_as(caller, || reopen(OFlags::RDWR))
+            && let Ok(fd) = self.act_by_own_rights(caller, || reopen(OFlags::RDWR))
         {
             return Ok(fd);
         }

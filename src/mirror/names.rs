@@ -37,7 +37,7 @@ impl Mirror {
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr> {
         let parent = self.table.get(parent)?;
         let (inode, stat) = self.table.lookup(&parent, checked(name)?)?;
-        Ok(Attr { id: inode.id, stat })
+        Ok(self.attr(inode.id, stat))
     }
 
     /// Whether the source has an entry of that name.
@@ -184,7 +184,7 @@ impl Mirror {
         };
         if flags.contains(RenameFlags::WHITEOUT) {
             // It makes a file.
-            self.act_as(caller, rename)?;
+            self.make_as(caller, rename)?;
         } else {
             rename()?;
         }
@@ -220,7 +220,18 @@ impl Mirror {
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        let open = || rustix::fs::openat(&*dir, name, oflags, mode).or_fail("openat");
+        // Who creates by what the mount shows may have more rights in the source than to open
+        // what somebody else put there this moment: that is looked up again, and judged.
+        let new_only = self.forces() && !oflags.contains(OFlags::EXCL);
+        let oflags = if new_only {
+            oflags | OFlags::EXCL
+        } else {
+            oflags
+        };
+        let open = || match rustix::fs::openat(&*dir, name, oflags, mode) {
+            Err(Errno::EXIST) if new_only => Err(Fail::new(Errno::STALE, "create")),
+            opened => opened.or_fail("openat"),
+        };
         let file = self.table.with_room(|| self.create_as(caller, open))?;
         let seen = self.table.see(file.as_fd())?;
         if seen.kind() != FileType::RegularFile {
@@ -230,7 +241,7 @@ impl Mirror {
         let only_name = self.table.with_room(only_name)?;
         let inode = self.table.intern(only_name, &seen, parent, name)?;
         let stat = seen.stat;
-        let attr = Attr { id: inode.id, stat };
+        let attr = self.attr(inode.id, stat);
         let opened = self.enter_file(inode, file, asked, &stat);
         Ok((attr, opened))
     }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use super::IdMap;
 use super::reach::Reach;
 
 /// How a mirror behaves.
@@ -38,6 +39,8 @@ pub struct Options {
     pub default_permissions: bool,
     /// Users other than the one who mounted may enter.
     pub allow_other: bool,
+    /// How owners are shown; `None` shows them as they are.
+    pub ids: Option<IdMap>,
 }
 
 /// How reads are served.

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::io::Errno;
 
@@ -37,6 +38,28 @@ impl Actor {
         let mut actor = Self::spawn("mutator");
         actor.order(dir.to_str().expect("a plain name"));
         actor.order(&seed.to_string());
+        actor
+    }
+
+    /// A process that exchanges names below `root` ([`crate::callers::escape`]) until it is told
+    /// `end`, as that user if one is given.
+    #[track_caller]
+    pub(crate) fn swapper(root: &Path, seed: u64, user: Option<u32>) -> Self {
+        Self::escaping("swapper", root, seed, user)
+    }
+
+    /// As [`Actor::swapper`], one that does everything with names through the mount at `root`.
+    #[track_caller]
+    pub(crate) fn roamer(root: &Path, seed: u64, user: Option<u32>) -> Self {
+        Self::escaping("roamer", root, seed, user)
+    }
+
+    #[track_caller]
+    fn escaping(role: &str, root: &Path, seed: u64, user: Option<u32>) -> Self {
+        let mut actor = Self::spawn(role);
+        actor.order(root.to_str().expect("a plain name"));
+        actor.order(&seed.to_string());
+        actor.order(&user.map_or_else(String::new, |id| id.to_string()));
         actor
     }
 
@@ -117,6 +140,8 @@ fn role() {
     match std::env::var(ROLE).as_deref() {
         Ok("locker") => locker(),
         Ok("mutator") => mutator(),
+        Ok("swapper") => escaping(crate::callers::escape::swap),
+        Ok("roamer") => escaping(crate::callers::escape::roam),
         Ok(other) => panic!("no such part: {other}"),
         Err(_) => {}
     }
@@ -157,24 +182,47 @@ fn locker() -> ! {
 
 /// Two lines, the directory and the seed; then it works until the third.
 fn mutator() -> ! {
-    let line = || {
-        let mut line = String::new();
-        // An end is an answer too: the other side is gone.
-        std::io::stdin().read_line(&mut line).expect("stdin");
-        line.trim_end().to_owned()
-    };
     let dir = line();
     let seed = line().parse().expect("a seed");
-    let ended = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            line();
-            ended.store(true, std::sync::atomic::Ordering::Relaxed);
-        });
-        crate::storm::mutate(Path::new(&dir), seed, &ended);
+    let ended = AtomicBool::new(false);
+    until_told(&ended, || {
+        crate::storm::mutate(Path::new(&dir), seed, &ended)
     });
     answer("ended");
     std::process::exit(0)
+}
+
+/// Three lines, the directory, the seed, and the user to become if any; it works until the fourth,
+/// and answers what came of it.
+fn escaping(part: fn(&Path, u64, &AtomicBool) -> String) -> ! {
+    let dir = line();
+    let seed = line().parse().expect("a seed");
+    if let Ok(id) = line().parse() {
+        crate::support::become_user(id, id, &[]);
+    }
+    let ended = AtomicBool::new(false);
+    let came = until_told(&ended, || part(Path::new(&dir), seed, &ended));
+    answer(&came);
+    std::process::exit(0)
+}
+
+/// The next order.
+fn line() -> String {
+    let mut line = String::new();
+    // An end is an answer too: the other side is gone.
+    std::io::stdin().read_line(&mut line).expect("stdin");
+    line.trim_end().to_owned()
+}
+
+/// Works on this thread until the next order, of which `ended` tells.
+fn until_told<T>(ended: &AtomicBool, work: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            line();
+            ended.store(true, Ordering::Relaxed);
+        });
+        work()
+    })
 }
 
 /// fcntl(2) with a range; 0 for `len` means to the end of any file.

@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod callers;
 mod children;
 mod command;
 mod control;

@@ -26,6 +26,7 @@ pub(super) struct Prepared {
 
 /// Opens both ends, and refuses what could not work, would deadlock or would hide something.
 pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
+    refuse_maps_of_users(settings)?;
     let source = open_source(&settings.source)?;
     let target = open_mountpoint(&settings.mountpoint)?;
     refuse_mounted(&target)?;
@@ -43,6 +44,21 @@ pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
         given,
         device,
     })
+}
+
+/// An ordinary user cannot make files for others: refused here, rather than at every call. `uid=`
+/// and `gid=` alone change nothing but what is shown.
+fn refuse_maps_of_users(settings: &Settings) -> Result<(), Refusal> {
+    let ids = settings.options.ids.as_ref();
+    let mapped =
+        ids.is_some_and(|ids| !ids.users.ranges().is_empty() || !ids.groups.ranges().is_empty());
+    if mapped && !rustix::process::geteuid().is_root() {
+        return Err(Refusal::mount(
+            "option map: only root can make files for other users; uid= and gid= change what is \
+             shown",
+        ));
+    }
+    Ok(())
 }
 
 fn open_source(path: &Path) -> Result<Place, Refusal> {

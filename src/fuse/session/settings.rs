@@ -1,6 +1,6 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
-use crate::mirror::{Control, Io, Options, Passthrough};
+use crate::mirror::{Control, IdMap, Ids, Io, Options, Passthrough};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -112,12 +112,32 @@ impl Settings {
         line("negative_timeout", &o.negative_timeout.as_secs_f64());
         line("control", &word_of_control(o.control));
         line("control_name", &octal(&o.control_name));
+        if let Some(ids) = &o.ids {
+            id_lines(ids, &mut line);
+        }
         text
     }
 
     /// The source as /proc/mounts is to show it.
     pub(super) fn fsname<'a>(&'a self, source: &'a Path) -> &'a OsStr {
         self.fsname.as_deref().unwrap_or(source.as_os_str())
+    }
+}
+
+/// Only what is in force.
+fn id_lines(ids: &IdMap, line: &mut impl FnMut(&str, &dyn std::fmt::Display)) {
+    for (key, ids) in [("uid", &ids.users), ("gid", &ids.groups)] {
+        if let Some(all) = ids.all() {
+            line(key, &all);
+        }
+    }
+    let of = |letter: char, ids: &Ids| -> Vec<String> {
+        let ranges = ids.ranges().iter();
+        ranges.map(|range| format!("{letter}{range}")).collect()
+    };
+    let maps = [of('u', &ids.users), of('g', &ids.groups)].concat();
+    if !maps.is_empty() {
+        line("map", &maps.join("/"));
     }
 }
 
