@@ -18,6 +18,7 @@ mod mirror;
 mod posix;
 mod programs;
 mod reads;
+mod semantics;
 mod stairs;
 mod storm;
 mod suites;
