@@ -4,6 +4,7 @@ mod archives;
 mod databases;
 mod developers;
 mod loads;
+mod postgres;
 mod tree;
 
 use std::ffi::OsStr;
