@@ -1,6 +1,7 @@
 //! Ordinary programs at their ordinary work on the mount, compared with the same work natively.
 
 mod archives;
+mod binaries;
 mod databases;
 mod developers;
 mod loads;
