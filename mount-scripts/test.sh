@@ -49,6 +49,25 @@ install_tools() {
     cargo clippy --version >/dev/null 2>&1 || die "no clippy; type: rustup component add clippy"
 }
 
+# PostgreSQL's server, whose programs stand in a folder of their version. Debian's package would make
+# a database of its own and start it, unless told otherwise beforehand.
+install_postgres() {
+    local conf=/etc/postgresql-common/createcluster.conf
+    ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || return 0
+    if ! [ -e "$conf" ] && ! have pg_createcluster; then
+        install_missing pg_createcluster=postgresql-common
+    fi
+    if as_root test -w "$conf"; then
+        as_root cp -p "$conf" "$conf.corfs"
+        as_root sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' "$conf"
+        install_missing /nowhere/postgres=postgresql
+        as_root mv "$conf.corfs" "$conf"
+    fi
+    compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null && return 0
+    [ "${CORFS_REQUIRE_ALL:-}" != 1 ] || die "PostgreSQL cannot be installed"
+    echo "PostgreSQL cannot be installed; its test is skipped" >&2
+}
+
 # pjdfstest and fsx, once, into target/suites, where the tests look for them.
 install_suites() {
     local suite
@@ -87,6 +106,7 @@ check_scripts() {
 }
 
 install_tools
+install_postgres
 install_suites
 open_fuse
 check "shellcheck" check_scripts

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::fs::{Mode, OFlags};
 
 use super::ahead::{Ahead, Job};
 use super::budget::{Budget, Reservation, Window};
 use super::options::{Geometry, Span, WindowOptions};
 use super::table::{Found, Gone, Key, Table};
 use crate::observe::Metrics;
-use crate::sys::Errno;
+use crate::sys::{Errno, procfd};
 
 /// Room for a window that nobody asked for yet is made only of windows that were not used for this
 /// long: readying ahead must not take a window from under a reader.
@@ -157,6 +158,8 @@ impl WindowCache {
         fd: BorrowedFd<'_>,
         idle: Duration,
     ) -> Result<Arc<Window>, Miss> {
+        let reader = for_reading(fd);
+        let fd = reader.as_ref().map_or(fd, AsFd::as_fd);
         let window = self
             .reserve(span.len, idle)
             .ok_or(Miss::Budget)
@@ -255,6 +258,18 @@ impl WindowCache {
     pub fn mapped_bytes(&self) -> usize {
         self.budget.bytes()
     }
+}
+
+/// The same file open for reading only, if `fd` is open for both. A mapping keeps the open
+/// file that it was made by: through one that may write, a program would stay busy (ETXTBSY) in
+/// the source until its window goes. Where the file can't be opened again, `None`.
+fn for_reading(fd: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let flags = rustix::fs::fcntl_getfl(fd).ok()?;
+    if flags & OFlags::RWMODE != OFlags::RDWR {
+        return None;
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | (flags & OFlags::NOATIME);
+    rustix::fs::open(procfd::path(fd), flags, Mode::empty()).ok()
 }
 
 /// A range of the file as a range of the window; `None` if it does not lie within.

@@ -32,6 +32,15 @@ impl Actor {
         actor
     }
 
+    /// A process that opens `file`, maps it on command, and looks at or changes what it mapped.
+    #[track_caller]
+    pub(crate) fn mapper(file: &Path) -> Self {
+        let mut actor = Self::spawn("mapper");
+        actor.order(file.to_str().expect("a plain name"));
+        assert_eq!(actor.answer(), "open");
+        actor
+    }
+
     /// A process that changes the files of [`crate::storm`] below `dir` until it is told `end`.
     #[track_caller]
     pub(crate) fn mutator(dir: &Path, seed: u64) -> Self {
@@ -119,6 +128,33 @@ impl Actor {
         self.answer()
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("kill");
+    }
+
+    /// Says what SIGUSR1 shall do, and returns a way to send a signal to the thread that waits:
+    /// one that is sent to the process may be taken by another.
+    #[track_caller]
+    pub(crate) fn handles(&mut self, how: &str) -> impl Fn(i32) + use<> {
+        let thread: i32 = self
+            .ask(&format!("handle {how}"))
+            .parse()
+            .expect("a thread");
+        let process = self.child.id();
+        move |signal| {
+            // SAFETY: plain numbers; the actor lives until it is dropped.
+            let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) };
+            assert_eq!(sent, 0, "tgkill");
+        }
+    }
+
+    /// Waits for its end, which an order brought about.
+    pub(crate) fn end(mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("wait")
+    }
+
     /// Kills it with a signal and waits for its end.
     pub(crate) fn kill(mut self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -139,6 +175,7 @@ impl Drop for Actor {
 fn role() {
     match std::env::var(ROLE).as_deref() {
         Ok("locker") => locker(),
+        Ok("mapper") => mapper(),
         Ok("mutator") => mutator(),
         Ok("swapper") => escaping(crate::callers::escape::swap),
         Ok("roamer") => escaping(crate::callers::escape::roam),
@@ -153,30 +190,180 @@ fn answer(words: &str) {
     out.flush().expect("stdout");
 }
 
-/// First line: the file. Then `set|wait read|write|unlock START LEN`, `get read|write START LEN`.
+fn open(name: &str) -> std::fs::File {
+    let mut options = std::fs::File::options();
+    let file = options.read(true).write(true).open(name);
+    file.unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// First line: the file. Then `set|wait read|write|unlock START LEN`, `get read|write START LEN`
+/// (`ofd-` before the kind: of the open, not of the process); `reopen` and `dup`, which close a
+/// second descriptor; `fork`, whose child tries to lock all of the file and ends; `handle
+/// plain|restart|ignore|block`, what SIGUSR1 shall do (the answer is the thread to send it to).
 fn locker() -> ! {
     let mut lines = std::io::stdin().lines().map_while(Result::ok);
     let name = lines.next().expect("a file name");
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(name)
-        .expect("the file opens");
+    let file = open(&name);
     answer("open");
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
-        let [order, kind, start, len] = words[..] else {
-            panic!("not an order: {line:?}");
-        };
-        let numbers = (start.parse().expect("start"), len.parse().expect("length"));
-        answer(&match order {
-            "set" => said(lock(&file, libc::F_SETLK, kind, numbers)),
-            "wait" => said(lock(&file, libc::F_SETLKW, kind, numbers)),
-            "get" => got(lock(&file, libc::F_GETLK, kind, numbers)),
+        answer(&match words[..] {
+            [order, kind, start, len] => {
+                let numbers = (start.parse().expect("start"), len.parse().expect("length"));
+                order_lock(&file, order, kind, numbers)
+            }
+            ["handle", how] => {
+                handle(how);
+                rustix::thread::gettid().as_raw_nonzero().to_string()
+            }
+            ["reopen"] => {
+                drop(open(&name));
+                "ok".into()
+            }
+            ["dup"] => {
+                drop(file.try_clone().expect("dup"));
+                "ok".into()
+            }
+            ["fork"] => fork(&file),
             _ => panic!("not an order: {line:?}"),
         });
     }
     // Not a return: the harness has nothing to add.
+    std::process::exit(0)
+}
+
+fn order_lock(file: &std::fs::File, order: &str, kind: &str, range: (i64, i64)) -> String {
+    let (ofd, kind) = match kind.strip_prefix("ofd-") {
+        Some(kind) => (true, kind),
+        None => (false, kind),
+    };
+    let command = |posix, other| if ofd { other } else { posix };
+    match order {
+        "set" => said(lock(
+            file,
+            command(libc::F_SETLK, libc::F_OFD_SETLK),
+            kind,
+            range,
+        )),
+        "wait" => said(lock(
+            file,
+            command(libc::F_SETLKW, libc::F_OFD_SETLKW),
+            kind,
+            range,
+        )),
+        "get" => got(lock(
+            file,
+            command(libc::F_GETLK, libc::F_OFD_GETLK),
+            kind,
+            range,
+        )),
+        _ => panic!("not an order: {order:?}"),
+    }
+}
+
+extern "C" fn nothing(_signal: i32) {}
+
+/// What SIGUSR1 shall do to this process.
+fn handle(how: &str) {
+    // SAFETY: sigaction and sigset_t are plain numbers, for which all-zero is a value; the handler
+    // does nothing at all.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let handler: extern "C" fn(i32) = nothing;
+        action.sa_sigaction = match how {
+            "ignore" => libc::SIG_IGN,
+            _ => handler as *const () as usize,
+        };
+        action.sa_flags = if how == "restart" {
+            libc::SA_RESTART
+        } else {
+            0
+        };
+        let old = std::ptr::null_mut();
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, old), 0);
+        if how == "block" {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&raw mut set, libc::SIGUSR1);
+            assert_eq!(
+                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()),
+                0
+            );
+        }
+    }
+}
+
+/// A child tries to lock the whole file for writing by the descriptor that it got, says `ok` or
+/// `held`, and ends, which closes its copy of the descriptor.
+fn fork(file: &std::fs::File) -> String {
+    // SAFETY: the child makes system calls only, and none that allocates.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork: {}", std::io::Error::last_os_error()),
+        0 => {
+            let free = lock(file, libc::F_SETLK, "write", (0, 0)).is_ok();
+            // SAFETY: ends this process at once, without what its parent would do at exit.
+            unsafe { libc::_exit(i32::from(!free)) }
+        }
+        child => {
+            let mut status = 0;
+            // SAFETY: `status` lives through the call.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+            match libc::WEXITSTATUS(status) {
+                0 => "ok".into(),
+                1 => "held".into(),
+                other => panic!("the child ended with {other}"),
+            }
+        }
+    }
+}
+
+/// First line: the file. Then `map LEN`, `store AT TEXT`, `load AT LEN`, `sync`, `lock`, `unmap`,
+/// `close`. A touch beyond the end of the file ends it with SIGBUS.
+fn mapper() -> ! {
+    use rustix::mm::{MapFlags, MsyncFlags, ProtFlags, mlock, mmap, msync, munmap};
+    let mut lines = std::io::stdin().lines().map_while(Result::ok);
+    let mut file = Some(open(&lines.next().expect("a file name")));
+    let (mut at, mut len) = (std::ptr::null_mut::<u8>(), 0);
+    answer("open");
+    for line in lines {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |n: usize| words[n].parse::<usize>().expect("a number");
+        let byte = |offset: usize| {
+            assert!(offset < len, "not mapped: {offset}");
+            at.wrapping_add(offset)
+        };
+        let mut said = String::from("ok");
+        // SAFETY: every address lies in the mapping of `len` bytes at `at`, which nothing but
+        // these orders uses; other processes change it, so each byte is read and written once.
+        unsafe {
+            match words[0] {
+                "map" => {
+                    len = number(1);
+                    let both = ProtFlags::READ | ProtFlags::WRITE;
+                    let file = file.as_ref().expect("an open file");
+                    let hint = std::ptr::null_mut();
+                    at = mmap(hint, len, both, MapFlags::SHARED, file, 0)
+                        .expect("mmap")
+                        .cast();
+                }
+                "store" => {
+                    for (n, &value) in words[2].as_bytes().iter().enumerate() {
+                        byte(number(1) + n).write_volatile(value);
+                    }
+                }
+                "load" => {
+                    let load = |n| byte(number(1) + n).read_volatile();
+                    let bytes: Vec<u8> = (0..number(2)).map(load).collect();
+                    said = bytes.escape_ascii().to_string();
+                }
+                "sync" => msync(at.cast(), len, MsyncFlags::SYNC).expect("msync"),
+                "lock" => mlock(at.cast(), len).expect("mlock"),
+                "unmap" => munmap(at.cast(), len).expect("munmap"),
+                "close" => drop(file.take()),
+                _ => panic!("not an order: {line:?}"),
+            }
+        }
+        answer(&said);
+    }
     std::process::exit(0)
 }
 

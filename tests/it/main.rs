@@ -20,6 +20,7 @@ mod passthrough;
 mod posix;
 mod programs;
 mod reads;
+mod semantics;
 mod stairs;
 mod storm;
 mod suites;

@@ -1,9 +1,11 @@
 //! Ordinary programs at their ordinary work on the mount, compared with the same work natively.
 
 mod archives;
+mod binaries;
 mod databases;
 mod developers;
 mod loads;
+mod postgres;
 mod tree;
 
 use std::ffi::OsStr;

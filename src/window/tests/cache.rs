@@ -1,6 +1,6 @@
 //! One reader at a time: right bytes, growth, truncation, pins and the budget.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -235,6 +235,34 @@ fn what_cannot_be_mapped_is_a_miss_and_costs_no_budget() {
     }
     assert_eq!(cache.mapped_bytes(), 0);
     assert_eq!(count(&metrics, names::WINDOWS), 0);
+}
+
+/// Whether nobody has the file open for writing: only then does the kernel lease it for reading
+/// (fcntl(2)).
+fn nobody_writes(file: &std::fs::File) -> bool {
+    // SAFETY: plain numbers, on a descriptor that is open.
+    let set = |kind: i32| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    let leased = set(libc::F_RDLCK) == 0;
+    set(libc::F_UNLCK);
+    leased
+}
+
+#[test]
+fn a_window_keeps_no_file_open_for_writing() {
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("f");
+    std::fs::write(&path, [1; 100]).expect("write");
+    let reader = std::fs::File::open(&path).expect("open");
+    let writer = std::fs::File::options().read(true).write(true).open(&path);
+    let writer = Arc::new(OwnedFd::from(writer.expect("open")));
+    let (cache, _) = cache(64 * K, 1024 * K, 64 * K);
+    let answer = cache.slice(FileId(1), &writer, 0..100, 100, false);
+    assert_eq!(answer.expect("a slice").len(), 100);
+    assert!(!nobody_writes(&reader));
+    drop(writer);
+    // A process that another test begins this moment may hold the descriptor until it runs.
+    eventually("nobody writes", || nobody_writes(&reader));
+    assert!(cache.mapped_bytes() > 0, "it is still mapped");
 }
 
 #[test]

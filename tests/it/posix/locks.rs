@@ -17,6 +17,17 @@ checks! {
     a_waiter_gets_the_lock_when_its_holder_dies,
     a_waiter_can_be_killed,
     a_lock_is_split_and_joined,
+    closing_any_descriptor_of_the_file_drops_the_locks,
+    locks_are_not_inherited_by_a_child,
+    locks_stay_over_exec,
+    a_caught_signal_ends_the_wait,
+    a_handler_that_restarts_goes_on_waiting,
+    a_signal_nobody_hears_does_not_end_the_wait,
+    a_stop_does_not_end_the_wait,
+    a_circle_of_waiters_is_told,
+    a_lock_needs_the_matching_open_mode,
+    an_ofd_lock_is_the_opens_and_not_the_processs,
+    a_waiter_for_an_ofd_lock_gets_it,
     an_ofd_lock_excludes_another_open,
     an_ofd_lock_goes_with_its_open,
     flock_excludes_another_open,
@@ -141,6 +152,175 @@ fn a_lock_is_split_and_joined(at: &Path) {
     assert_eq!(b.ask("set unlock 40 20"), "ok");
     assert_eq!(a.ask("set read 40 20"), "ok");
     assert_eq!(b.ask("set read 40 20"), "ok");
+}
+
+fn closing_any_descriptor_of_the_file_drops_the_locks(at: &Path) {
+    for close in ["reopen", "dup"] {
+        let path = file(at, close, b"0123456789");
+        let (mut a, mut b) = (Actor::locker(&path), Actor::locker(&path));
+        assert_eq!(a.ask("set write 0 10"), "ok");
+        assert_eq!(b.ask("set write 5 1"), "held");
+        assert_eq!(a.ask(close), "ok");
+        assert_eq!(b.ask("set write 0 10"), "ok", "after {close}");
+    }
+}
+
+fn locks_are_not_inherited_by_a_child(at: &Path) {
+    let (mut a, mut b) = two(at);
+    assert_eq!(a.ask("fork"), "ok", "nobody holds it yet");
+    assert_eq!(
+        b.ask("set write 0 10"),
+        "ok",
+        "the child's lock went with it"
+    );
+    assert_eq!(b.ask("set unlock 0 10"), "ok");
+    assert_eq!(a.ask("set write 3 1"), "ok");
+    assert_eq!(a.ask("fork"), "held");
+    assert_eq!(
+        b.ask("set write 3 1"),
+        "held",
+        "the child's end took its parent's"
+    );
+}
+
+fn locks_stay_over_exec(at: &Path) {
+    use std::os::unix::process::CommandExt;
+    let path = file(at, "f", b"0123456789");
+    let held: File = rustix::fs::open(&path, OFlags::RDWR, Mode::empty())
+        .unwrap()
+        .into();
+    let mut command = std::process::Command::new("sleep");
+    command.arg("600");
+    // SAFETY: a system call only, between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            lock(&held, libc::F_SETLK, "write", (0, 5))?;
+            Ok(())
+        })
+    };
+    let mut sleeper = command.spawn().unwrap();
+    let mut other = Actor::locker(&path);
+    let (inside, beside) = (other.ask("set write 4 1"), other.ask("set write 5 1"));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    assert_eq!((&*inside, &*beside), ("held", "ok"));
+    wait_until("the lock goes with it", Duration::from_secs(10), || {
+        other.ask("set write 4 1") == "ok"
+    });
+}
+
+fn a_caught_signal_ends_the_wait(at: &Path) {
+    let (mut a, mut b) = two(at);
+    assert_eq!(a.ask("set write 0 10"), "ok");
+    let signal = b.handles("plain");
+    waits(&mut b, "wait write 5 1");
+    signal(libc::SIGUSR1);
+    assert_eq!(b.answer(), format!("errno {}", libc::EINTR));
+    // It goes on as it was, and without the lock.
+    assert_eq!(b.ask("set write 5 1"), "held");
+    assert_eq!(a.ask("set unlock 0 10"), "ok");
+    assert_eq!(b.ask("wait write 5 1"), "ok");
+}
+
+fn a_handler_that_restarts_goes_on_waiting(at: &Path) {
+    let (mut a, mut b) = two(at);
+    assert_eq!(a.ask("set write 0 10"), "ok");
+    let signal = b.handles("restart");
+    waits(&mut b, "wait write 5 1");
+    signal(libc::SIGUSR1);
+    // Longer than corfs takes to look at who waits.
+    std::thread::sleep(Duration::from_millis(400));
+    assert_eq!(a.ask("set unlock 0 10"), "ok");
+    assert_eq!(b.answer(), "ok");
+    assert_eq!(a.ask("set write 5 1"), "held");
+}
+
+fn a_signal_nobody_hears_does_not_end_the_wait(at: &Path) {
+    for how in ["ignore", "block"] {
+        let path = file(at, how, b"0123456789");
+        let (mut a, mut b) = (Actor::locker(&path), Actor::locker(&path));
+        assert_eq!(a.ask("set write 0 10"), "ok");
+        let signal = b.handles(how);
+        waits(&mut b, "wait write 5 1");
+        signal(libc::SIGUSR1);
+        // Longer than corfs takes to look at who waits.
+        std::thread::sleep(Duration::from_millis(400));
+        assert_eq!(a.ask("set unlock 0 10"), "ok");
+        assert_eq!(b.answer(), "ok", "{how}");
+    }
+}
+
+fn a_stop_does_not_end_the_wait(at: &Path) {
+    for stop in [libc::SIGSTOP, libc::SIGTSTP] {
+        let path = file(at, &format!("f{stop}"), b"0123456789");
+        let (mut a, mut b) = (Actor::locker(&path), Actor::locker(&path));
+        assert_eq!(a.ask("set write 0 10"), "ok");
+        let signal = b.handles("plain");
+        waits(&mut b, "wait write 5 1");
+        signal(stop);
+        wait_until("it stops at once", Duration::from_secs(10), || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", b.pid())).unwrap();
+            stat.contains(") T ")
+        });
+        b.signal(rustix::process::Signal::CONT);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(a.ask("set unlock 0 10"), "ok");
+        assert_eq!(b.answer(), "ok", "signal {stop}");
+        assert_eq!(a.ask("set write 5 1"), "held");
+    }
+}
+
+fn a_circle_of_waiters_is_told(at: &Path) {
+    let (mut a, mut b) = two(at);
+    assert_eq!(a.ask("set write 0 1"), "ok");
+    assert_eq!(b.ask("set write 1 1"), "ok");
+    waits(&mut a, "wait write 1 1");
+    assert_eq!(b.ask("wait write 0 1"), format!("errno {}", libc::EDEADLK));
+    assert_eq!(b.ask("set unlock 1 1"), "ok");
+    assert_eq!(a.answer(), "ok");
+}
+
+fn a_lock_needs_the_matching_open_mode(at: &Path) {
+    let path = file(at, "f", b"0123456789");
+    let reader = File::from(open(&path, OFlags::RDONLY));
+    let writer = File::from(open(&path, OFlags::WRONLY));
+    for command in [libc::F_SETLK, libc::F_OFD_SETLK] {
+        assert_errno!(lock(&reader, command, "write", (0, 1)), BADF);
+        assert_errno!(lock(&writer, command, "read", (0, 1)), BADF);
+        lock(&reader, command, "read", (0, 1)).unwrap();
+        lock(&reader, command, "unlock", (0, 1)).unwrap();
+        lock(&writer, command, "write", (0, 1)).unwrap();
+        lock(&writer, command, "unlock", (0, 1)).unwrap();
+    }
+}
+
+fn an_ofd_lock_is_the_opens_and_not_the_processs(at: &Path) {
+    let (mut a, mut b) = two(at);
+    assert_eq!(a.ask("set ofd-write 0 5"), "ok");
+    // Another process, and its own process by the other kind of lock.
+    assert_eq!(b.ask("set write 4 1"), "held");
+    assert_eq!(b.ask("set ofd-read 4 1"), "held");
+    assert_eq!(a.ask("set write 4 1"), "held");
+    // Natively -1 for the process; see `limits`.
+    assert!(b.ask("get write 0 0").starts_with("write 0 5 "));
+    // Closing another descriptor takes the process's own locks only, and a child shares the open.
+    assert_eq!(a.ask("set write 7 1"), "ok");
+    assert_eq!(a.ask("reopen"), "ok");
+    assert_eq!(b.ask("set write 7 1"), "ok");
+    assert_eq!(b.ask("set ofd-read 4 1"), "held");
+    assert_eq!(a.ask("dup"), "ok");
+    assert_eq!(b.ask("set ofd-read 4 1"), "held");
+    assert_eq!(a.ask("set ofd-unlock 0 5"), "ok");
+    assert_eq!(b.ask("set ofd-read 4 1"), "ok");
+}
+
+fn a_waiter_for_an_ofd_lock_gets_it(at: &Path) {
+    let (mut a, mut b) = two(at);
+    assert_eq!(a.ask("set ofd-write 0 10"), "ok");
+    waits(&mut b, "wait ofd-write 5 1");
+    assert_eq!(a.ask("set ofd-unlock 0 10"), "ok");
+    assert_eq!(b.answer(), "ok");
+    assert_eq!(a.ask("set read 5 1"), "held");
 }
 
 /// Two opens of a new file, and a third that stays as it is.

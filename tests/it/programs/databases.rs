@@ -11,6 +11,9 @@ use crate::support::{Mount, Scratch, run, soak, wait_until};
 const SCHEMA: &str = "CREATE TABLE facts(id INTEGER PRIMARY KEY, writer TEXT, words TEXT);
     CREATE INDEX by_writer ON facts(writer, id);";
 
+/// The database that is read through a mapping.
+const MAPPED: &str = "mapped.db";
+
 /// Rows that one transaction adds; so their number is always a multiple of this.
 const ROWS: u64 = 3;
 
@@ -22,7 +25,13 @@ fn transaction(writer: &str) -> String {
 fn sqlite(who: Who, database: &Path) -> Command {
     let mut command = Command::new("sqlite3");
     command.args(["-batch", "-bail", "-init", "/dev/null"]);
-    command.args(["-cmd", ".timeout 60000"]).arg(database);
+    command.args(["-cmd", ".timeout 60000"]);
+    if database.ends_with(MAPPED) {
+        // Reads by mapping the database; `.output` swallows the answer.
+        let set = "PRAGMA mmap_size=268435456;";
+        command.args(["-cmd", ".output /dev/null", "-cmd", set, "-cmd", ".output"]);
+    }
+    command.arg(database);
     who.command(&mut command);
     command
 }
@@ -110,9 +119,11 @@ fn sqlite_works(who: Who) {
     let scratch = Scratch::new();
     let source = who.folder(&scratch, "source");
     let mount: Mount = who.mount(&source);
-    for journal in ["wal", "delete"] {
-        let name = format!("{journal}.db");
-        let database = mount.path().join(&name);
+    let names = ["wal.db", "delete.db", MAPPED];
+    for (name, journal) in names.into_iter().zip(["wal", "delete", "wal"]) {
+        let database = mount.path().join(name);
+        let mapped = if name == MAPPED { "268435456" } else { "0" };
+        assert_eq!(ask(who, &database, "PRAGMA mmap_size"), mapped);
         let set = format!("PRAGMA journal_mode={journal}; {SCHEMA}");
         assert_eq!(ask(who, &database, &set), journal);
         writers_share(who, &database);
@@ -123,7 +134,7 @@ fn sqlite_works(who: Who) {
         assert_eq!(ask(who, &database, "PRAGMA integrity_check"), "ok");
     }
     drop(mount);
-    for name in ["wal.db", "delete.db"] {
+    for name in names {
         assert_eq!(ask(who, &source.join(name), "PRAGMA integrity_check"), "ok");
     }
 }

@@ -1,11 +1,11 @@
-//! git, make and a compiler at work on the mount.
+//! git, make, cargo and two compilers at work on the mount.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use super::{Who, empty};
-use crate::support::{Scratch, content, soak, write_file};
+use super::{Who, bounded, empty};
+use crate::support::{Need, Scratch, content, require, run, soak, write_file};
 
 /// A few hundred files for a repository: words, and bytes that no delta fits.
 fn write_files(root: &Path, count: u64) {
@@ -55,6 +55,17 @@ const GIT: &str = "
     cd copy
     git checkout -q HEAD~2
     git checkout -q main
+    git worktree add -q ../worktree HEAD~1
+    git -C ../worktree rm -rq part-4
+    git -C ../worktree commit -qm 'without part 4, elsewhere'
+    git -C ../worktree log -1 --format='elsewhere %H %T'
+    git worktree move ../worktree ../moved
+    mv ../moved ../by-hand
+    git worktree repair ../by-hand
+    [ -z \"$(git -C ../by-hand status --porcelain)\" ]
+    [ \"$(git worktree list --porcelain | grep -c ^worktree)\" = 2 ]
+    git worktree remove ../by-hand
+    [ ! -e ../by-hand ]
     git rm -rq part-3
     git commit -qm 'without part 3'
     git reset -q --hard HEAD~1
@@ -130,12 +141,14 @@ fn write_program(root: &Path, modules: u32) {
 const MAKE: &str = "
     make -s -j2 program
     ./program
+    sha256sum program *.a *.o *.d
     make -q program
     sed -i 's/sum \\* 31/sum * 33/' module_1.c
     touch all.h
     ! make -q program
     make -s -j2 program
     ./program
+    sha256sum program *.a *.o *.d
     make -q program
     cp program renamed
     mv renamed program
@@ -158,4 +171,75 @@ fn a_program_is_built_and_run_on_the_mount() {
     let mount = who.mount(&folder);
     write_program(mount.path(), 12);
     assert_eq!(who.script(mount.path(), MAKE, &[]), expected);
+}
+
+/// A crate of a library with some modules and a program, both without dependencies.
+fn write_crate(root: &Path, modules: u32) {
+    fs::create_dir_all(root.join("src/bin")).expect("mkdir");
+    let manifest = "[package]\nname = \"sums\"\nversion = \"1.0.0\"\nedition = \"2021\"\n\
+        [[bin]]\nname = \"program\"\npath = \"src/bin/program.rs\"\n";
+    write_file(&root.join("Cargo.toml"), manifest.as_bytes());
+    let mut library = String::new();
+    let mut calls = String::new();
+    for index in 0..modules {
+        let _ = writeln!(library, "pub mod part_{index};");
+        let _ = writeln!(calls, "    sum = sums::part_{index}::add(sum);");
+        let text = format!(
+            "pub fn add(sum: u64) -> u64 {{\n\
+             \x20   (0..{}u64).fold(sum, |sum, x| sum.wrapping_mul(31).wrapping_add(x))\n}}\n",
+            100 + index * 7
+        );
+        write_file(&root.join(format!("src/part_{index}.rs")), text.as_bytes());
+    }
+    write_file(&root.join("src/lib.rs"), library.as_bytes());
+    let main =
+        format!("fn main() {{\n    let mut sum = 0u64;\n{calls}    println!(\"{{sum}}\");\n}}\n");
+    write_file(&root.join("src/bin/program.rs"), main.as_bytes());
+}
+
+/// Builds the crate of folder `$1` under the name `$2`, which goes into what is built; finds nothing
+/// more to do, builds what one change needs, and runs both.
+const CARGO: &str = "
+    mount --bind \"$1\" \"$2\"
+    cd \"$2\"
+    cargo build --offline --quiet
+    target/debug/program
+    sha256sum target/debug/program
+    cargo build --offline --verbose 2>&1 | grep -c Fresh
+    sed -i 's/mul(31)/mul(33)/' src/part_1.rs
+    cargo build --offline --quiet
+    target/debug/program
+    sha256sum target/debug/program
+    cargo clean --offline --quiet
+    ls
+";
+
+#[test]
+fn a_crate_is_built_the_same_on_the_mount() {
+    let who = Who::Root;
+    if !who.can(&["unshare", "mount"]) || !require(&[Need::Root]) {
+        return;
+    }
+    // The one that runs this test, not rustup's stand-in, which looks for its home.
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| env!("CARGO").into());
+    let tools = Path::new(&cargo).parent().expect("a folder");
+    let scratch = Scratch::new();
+    let folder = who.folder(&scratch, "source");
+    let (name, home) = (scratch.dir("name"), scratch.dir("home"));
+    let build = |folder: &Path| {
+        write_crate(folder, 8);
+        let path = format!("{}:/usr/bin:/bin:/usr/sbin", tools.display());
+        run(bounded("unshare")
+            .args(["--mount", "sh", "-euc", CARGO, "sh"])
+            .args([folder, &name])
+            .env_clear()
+            .env("PATH", path)
+            .env("CARGO_HOME", &home)
+            .current_dir("/"))
+    };
+    let expected = build(&folder);
+    assert!(expected.lines().count() > 6, "{expected}");
+    empty(&folder);
+    let mount = who.mount(&folder);
+    assert_eq!(build(mount.path()), expected);
 }

@@ -226,7 +226,7 @@ pub(super) struct Entry {
     size: u64,
     content: u64,
     /// Where there is data, as first and last byte.
-    data: Vec<(u64, u64)>,
+    pub(super) data: Vec<(u64, u64)>,
 }
 
 /// What lies beneath and with a folder, by its name from there.

@@ -102,8 +102,16 @@ pub(crate) fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .chain(postgres_folders())
         .map(|folder| folder.join(name))
         .find(|file| fs::metadata(file).is_ok_and(|m| m.is_file() && m.mode() & 0o111 != 0))
+}
+
+/// Where Debian puts each version of PostgreSQL.
+fn postgres_folders() -> impl Iterator<Item = PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql");
+    let found = versions.into_iter().flatten().flatten();
+    found.map(|version| version.path().join("bin"))
 }
 
 /// The size of a long test: `full` scaled by `CORFS_SOAK` (1 is the full size, 0.1 the default),
