@@ -14,6 +14,7 @@ mod children;
 mod command;
 mod control;
 mod inspect;
+mod life;
 mod mirror;
 mod posix;
 mod programs;

@@ -11,6 +11,7 @@ mod keeper;
 mod logging;
 mod mount;
 mod mountinfo;
+mod overdue;
 mod place;
 mod refusal;
 mod settings;
@@ -36,6 +37,7 @@ use mount::{Mounted, Site};
 use refusal::{said, shown};
 use rustix::fs::{Mode, OFlags};
 use signal_hook::iterator::Signals;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// `corfs SOURCE MOUNTPOINT`: mounts, and serves until the mount is gone.
@@ -150,6 +152,7 @@ fn run_session(
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
+    overdue::watch(device.as_fd()).map_err(|error| failed("start threads", error))?;
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
     shared.attach(session.notifier());
