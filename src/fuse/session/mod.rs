@@ -159,7 +159,12 @@ fn run_session(
     tell_ready(&site, waiting).map_err(|error| failed("tell of the mount", error))?;
     let attendants = Attendants::start(signals, &site, shared)
         .map_err(|error| failed("start threads", error))?;
-    let end = session.run();
+    // ECONNABORTED is an end too: the kernel says it to a loop that is being handed a request at
+    // the moment of the unmount (fs/fuse/dev.c, fuse_dev_do_read).
+    let end = session.run().or_else(|error| match error.raw_os_error() {
+        Some(libc::ECONNABORTED) => Ok(()),
+        _ => Err(error),
+    });
     attendants.finish();
     end.map_err(|error| {
         Refusal::system(format!(

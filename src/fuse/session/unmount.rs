@@ -2,6 +2,7 @@
 
 use super::fusermount;
 use super::mount::{Site, is_privileged};
+use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use rustix::io::Errno;
@@ -32,6 +33,18 @@ pub(super) enum Kept {
 
 /// Unmounts what is on top at `path`, by umount2(2) where we may, else by `fusermount3`.
 pub(super) fn unmount(path: &Path, manner: Manner) -> Result<(), Kept> {
+    if manner != Manner::Force {
+        return ask(path, manner);
+    }
+    // The daemon of an aborted connection may take its mount away before we do.
+    let before = Site::of(path);
+    ask(path, manner).or_else(|kept| match before {
+        Some(site) if !site.stands() => Ok(()),
+        _ => Err(kept),
+    })
+}
+
+fn ask(path: &Path, manner: Manner) -> Result<(), Kept> {
     if is_privileged() {
         let lazy = match manner {
             Manner::Plain => UnmountFlags::empty(),
@@ -135,15 +148,28 @@ pub(super) fn sweep(site: &Site) -> bool {
 /// `corfs umount`: unmounts the corfs mount at `path`, a dead one too.
 pub fn command(path: &Path, manner: Manner) -> Result<(), Refusal> {
     let name = shown(path);
-    let place = Place::of_directory(path)
-        .map_err(|error| Refusal::mount(format!("umount {name}: {}", said(error))))?;
+    let place = Place::of_directory(path).map_err(|error| {
+        let remedy = match Errno::from_io_error(&error) {
+            Some(Errno::NOTCONN | Errno::CONNABORTED) => {
+                "; it lies in a mount whose daemon is dead: unmount that"
+            }
+            _ => "",
+        };
+        Refusal::mount(format!("umount {name}: {}{remedy}", said(error)))
+    })?;
     let on_top = place
         .mount_on_top()
         .map_err(|error: io::Error| Refusal::system(format!("umount {name}: {}", said(error))))?;
     match on_top {
-        None => Err(Refusal::mount(format!(
-            "umount {name}: not mounted; nothing is mounted there"
-        ))),
+        None => {
+            let around = place.mount().ok().filter(Mount::is_corfs);
+            let remedy = around.map_or(String::new(), |mount| {
+                format!("; it lies in the mount on {}", shown(&mount.mountpoint))
+            });
+            Err(Refusal::mount(format!(
+                "umount {name}: not mounted; nothing is mounted there{remedy}"
+            )))
+        }
         Some(mount) if !mount.is_corfs() => Err(Refusal::mount(format!(
             "umount {name}: not a corfs mount but {}; use umount",
             mount.kind.display()

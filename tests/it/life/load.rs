@@ -47,9 +47,18 @@ pub(super) fn assert_tidy(source: &Path) {
 /// Threads at work on one mount, each with its root open, so that an unmount of the name does not
 /// reach them.
 pub(super) struct Load {
-    stop: Arc<AtomicBool>,
+    stop: Stop,
     rounds: Arc<AtomicU64>,
     threads: Vec<JoinHandle<Result<(), Errno>>>,
+}
+
+/// Ends the work of a test that fails, too: it would keep the mount.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 type Work = fn(&OwnedFd, &mut Dice) -> Result<(), Errno>;
@@ -88,7 +97,7 @@ impl Load {
             began.load(Ordering::Relaxed) == WORK.len() as u64
         });
         Self {
-            stop,
+            stop: Stop(stop),
             rounds,
             threads,
         }
@@ -110,7 +119,7 @@ impl Load {
 
     /// Ends the work; what ended each one's before.
     pub(super) fn end(self) -> Vec<Result<(), Errno>> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.0.store(true, Ordering::Relaxed);
         self.join()
     }
 

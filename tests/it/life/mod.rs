@@ -1,8 +1,11 @@
 //! The life of a mount: how it begins, what it outlives, how it ends.
 
 mod cycles;
+mod dead;
 mod faults;
 mod load;
+mod pauses;
+mod places;
 
 use std::fs;
 use std::time::Duration;
