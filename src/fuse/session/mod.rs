@@ -89,6 +89,9 @@ fn serve(
     rustix::process::umask(Mode::empty());
     let limit = process::raise_descriptor_limit();
     log::debug!("descriptors: {limit}");
+    if let Err(fail) = process::keep_to_quotas() {
+        log::warn!("quotas of those who write do not hold for this process: {fail}");
+    }
     let signals = attend::catch_signals()?;
     let source = prepared.source.path().to_owned();
     let target = prepared.target.path().to_owned();

@@ -3,9 +3,11 @@
 mod cycles;
 mod dead;
 mod faults;
+mod hostile;
 mod load;
 mod pauses;
 mod places;
+mod pressure;
 
 use std::fs;
 use std::time::Duration;
