@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use rustix::process::Signal;
 
 use super::PATIENCE;
 use crate::abuse::close;
+use crate::command::refuses;
 use crate::support::{
-    FaultySource, Mount, Need, On, assert_content, corfs, errno_of, is_mounted, require, run,
-    wait_until, write_content,
+    FaultySource, Mount, Need, OTHER, On, Scratch, USER, assert_content, become_user, corfs,
+    errno_of, is_mounted, reachable_binary, require, run, sbin, wait_until, write_content,
 };
 
 const NEEDS: &[Need] = &[Need::Fuse, Need::Root];
@@ -327,4 +329,87 @@ fn force_frees_those_who_wait_for_a_source_that_hangs() {
     });
     source.faults().heal();
     assert_eq!(mount.wait(PATIENCE).and_then(|s| s.code()), Some(0));
+}
+
+#[test]
+fn the_owner_of_a_mount_may_force_it_too() {
+    if !require(&[Need::UserFuse, Need::Root, Need::Tool("unshare")]) {
+        return;
+    }
+    let (source, mut mount) = stand_of(USER);
+    source.faults().hang(On::Read, None);
+    let path = mount.path().join("a");
+    let stuck = aside(move || {
+        become_user(USER, OTHER, &[]);
+        fs::read(path)
+    });
+    source.faults().await_hanging(On::Read, 1);
+    // By the kernel's own switch, where it is mounted; in a namespace, because it may be
+    // mounted once only. What the mount is there for others, its daemon takes away.
+    let script = r#"
+        mount -t fusectl none /sys/fs/fuse/connections
+        exec setpriv --reuid "$1" --regid "$2" --clear-groups "$3" umount --force "$4"
+    "#;
+    let scratch = Scratch::new();
+    let mut command = Command::new(sbin("unshare"));
+    command
+        .args([
+            "-m",
+            "--propagation",
+            "slave",
+            "sh",
+            "-e",
+            "-c",
+            script,
+            "sh",
+        ])
+        .args([USER.to_string(), OTHER.to_string()])
+        .arg(reachable_binary(&scratch))
+        .arg(mount.path());
+    run(&mut command);
+    let errno = errno_of("cut off", stuck.recv_timeout(PATIENCE).expect("freed"));
+    let right = [Errno::NOTCONN, Errno::CONNABORTED];
+    assert!(right.contains(&errno), "{errno}");
+    source.faults().heal();
+    assert!(mount.wait(PATIENCE).is_some());
+    assert!(!is_mounted(mount.path(), "fuse.corfs"));
+}
+
+#[test]
+fn an_owner_who_cannot_force_is_told_how() {
+    if !require(&[Need::UserFuse, Need::Root, Need::Tool("unshare")]) {
+        return;
+    }
+    let (_source, mut mount) = stand_of(USER);
+    let scratch = Scratch::new();
+    let script = r#"
+        mount -t tmpfs none /sys/fs/fuse/connections
+        exec setpriv --reuid "$1" --regid "$2" --clear-groups \
+            sh -c 'exec 3< "$2/a"; exec "$1" umount --force "$2"' sh "$3" "$4"
+    "#;
+    let mut command = Command::new(sbin("unshare"));
+    command
+        .args([
+            "-m",
+            "--propagation",
+            "slave",
+            "sh",
+            "-e",
+            "-c",
+            script,
+            "sh",
+        ])
+        .args([USER.to_string(), OTHER.to_string()])
+        .arg(reachable_binary(&scratch))
+        .arg(mount.path());
+    refuses(&mut command, 32, &["/abort", "fusectl", "as root"]);
+    assert!(mount.alive() && is_mounted(mount.path(), "fuse.corfs"));
+}
+
+/// As [`stand`], the mount being an ordinary user's.
+fn stand_of(user: u32) -> (FaultySource, Mount) {
+    let source = FaultySource::new();
+    write_content(&source.store().join("a"), 1, 3 << 20);
+    let mount = Mount::of(source.path()).as_user(user, OTHER).start();
+    (source, mount)
 }

@@ -2,6 +2,7 @@
 
 mod cycles;
 mod dead;
+mod disks;
 mod faults;
 mod hostile;
 mod load;

@@ -12,8 +12,8 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use super::load::{self, Load};
 use crate::support::{
-    Loop, Mount, Need, Scratch, Tmpfs, assert_content, errno_of, output,
-    require, run, sbin, tool, write_content,
+    Loop, Mount, Need, Scratch, Tmpfs, assert_content, errno_of, output, require, run, sbin, tool,
+    write_content,
 };
 
 /// Fills what is left.
