@@ -80,10 +80,10 @@ fn umount(matches: &ArgMatches) -> Result<Command, String> {
         let device = numbers.ok_or("a device is MAJOR:MINOR")?;
         return Ok(Command::Keep { mountpoint, device });
     }
-    let manner = if matches.get_flag("lazy") {
-        Manner::Lazy
-    } else {
-        Manner::Plain
+    let manner = match (matches.get_flag("force"), matches.get_flag("lazy")) {
+        (true, _) => Manner::Force,
+        (false, true) => Manner::Lazy,
+        (false, false) => Manner::Plain,
     };
     Ok(Command::Umount { mountpoint, manner })
 }
@@ -143,6 +143,11 @@ fn clap() -> Clap {
     let umount = Clap::new("umount")
         .about("Unmount a corfs mount, a dead one too")
         .arg(flag("lazy", 'l', "Unmount when the last user has gone"))
+        .arg(flag(
+            "force",
+            'f',
+            "Unmount now: whoever uses it gets errors (the source may hang)",
+        ))
         .arg(Arg::new(KEEPER_OPTION).long(KEEPER_OPTION).hide(true))
         .arg(positional("MOUNTPOINT", "Where it is mounted"));
     let stat = Clap::new("stat")
@@ -161,7 +166,7 @@ fn clap() -> Clap {
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
-            "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy] MOUNTPOINT\n       \
+            "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
              corfs stat [--json] MOUNTPOINT",
         )
         .after_help(AFTER)

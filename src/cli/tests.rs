@@ -260,6 +260,12 @@ fn umount_and_stat_have_their_own_words() {
     assert_eq!(line(&["umount", "/m"]), Ok(plain));
     assert_eq!(line(&["umount", "-l", "/m"]), Ok(lazy.clone()));
     assert_eq!(line(&["umount", "/m", "--lazy"]), Ok(lazy));
+    let force = Command::Umount {
+        mountpoint: PathBuf::from("/m"),
+        manner: Manner::Force,
+    };
+    assert_eq!(line(&["umount", "-f", "/m"]), Ok(force.clone()));
+    assert_eq!(line(&["umount", "--lazy", "--force", "/m"]), Ok(force));
     let keep = Command::Keep {
         mountpoint: "/m".into(),
         device: (0, 52),

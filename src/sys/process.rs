@@ -2,6 +2,7 @@
 
 use super::{Errno, Fail, OrFail, Result};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 /// The most descriptors that are asked for, however many the system would give.
 const DESCRIPTORS: u64 = 1 << 20;
@@ -56,6 +57,21 @@ pub fn raise_descriptor_limit() -> u64 {
         }
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Gives up what would let this process write beyond quotas and into reserved blocks: the files
+/// that it writes are other people's, and so are their limits (`fs/quota/dquot.c`,
+/// `ignore_hardlimit`). Raise limits before. Threads that are there already keep theirs.
+///
+/// # Errors
+/// Those of capget(2) and capset(2).
+pub fn keep_to_quotas() -> Result<()> {
+    let mut sets = capabilities(None).or_fail("capget")?;
+    if sets.effective.contains(CapabilitySet::SYS_RESOURCE) {
+        sets.effective -= CapabilitySet::SYS_RESOURCE;
+        set_capabilities(None, sets).or_fail("capset")?;
+    }
+    Ok(())
 }
 
 /// `fs.nr_open`: more than this no process may have. 0 when it cannot be read.

@@ -32,7 +32,7 @@ fn limit(mount: &Mount, resource: Resource, most: u64) {
 }
 
 /// Closes, and tells what that said.
-fn close(file: File) -> std::io::Result<()> {
+pub(crate) fn close(file: File) -> std::io::Result<()> {
     // SAFETY: the descriptor is ours, and given up here.
     match unsafe { libc::close(file.into_raw_fd()) } {
         0 => Ok(()),

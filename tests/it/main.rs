@@ -15,6 +15,7 @@ mod children;
 mod command;
 mod control;
 mod inspect;
+mod life;
 mod mirror;
 mod passthrough;
 mod posix;

@@ -11,6 +11,7 @@ mod keeper;
 mod logging;
 mod mount;
 mod mountinfo;
+mod overdue;
 mod place;
 mod refusal;
 mod settings;
@@ -36,6 +37,7 @@ use mount::{Mounted, Site};
 use refusal::{said, shown};
 use rustix::fs::{Mode, OFlags};
 use signal_hook::iterator::Signals;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 /// `corfs SOURCE MOUNTPOINT`: mounts, and serves until the mount is gone.
@@ -87,6 +89,9 @@ fn serve(
     rustix::process::umask(Mode::empty());
     let limit = process::raise_descriptor_limit();
     log::debug!("descriptors: {limit}");
+    if let Err(fail) = process::keep_to_quotas() {
+        log::warn!("quotas of those who write do not hold for this process: {fail}");
+    }
     let signals = attend::catch_signals()?;
     let source = prepared.source.path().to_owned();
     let target = prepared.target.path().to_owned();
@@ -152,13 +157,19 @@ fn run_session(
     };
     let to_prune = rustix::io::fcntl_dupfd_cloexec(&device, 0)
         .map_err(|error| failed("copy the descriptor", error.into()))?;
+    overdue::watch(device.as_fd()).map_err(|error| failed("start threads", error))?;
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
     shared.attach(session.notifier());
     tell_ready(&site, waiting).map_err(|error| failed("tell of the mount", error))?;
     let attendants = Attendants::start(signals, &site, shared, to_prune)
         .map_err(|error| failed("start threads", error))?;
-    let end = session.run();
+    // ECONNABORTED is an end too: the kernel says it to a loop that is being handed a request at
+    // the moment of the unmount (fs/fuse/dev.c, fuse_dev_do_read).
+    let end = session.run().or_else(|error| match error.raw_os_error() {
+        Some(libc::ECONNABORTED) => Ok(()),
+        _ => Err(error),
+    });
     attendants.finish();
     end.map_err(|error| {
         Refusal::system(format!(

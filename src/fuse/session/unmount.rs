@@ -2,12 +2,13 @@
 
 use super::fusermount;
 use super::mount::{Site, is_privileged};
+use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Whether to wait for the users of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,9 @@ pub enum Manner {
     Plain,
     /// The name goes at once, the mount when its last user has gone.
     Lazy,
+    /// The connection is aborted: who waits for an answer gets an error at once, and so does
+    /// every later request of who has something open. The name goes too.
+    Force,
 }
 
 /// Why a mount stayed.
@@ -29,10 +33,24 @@ pub(super) enum Kept {
 
 /// Unmounts what is on top at `path`, by umount2(2) where we may, else by `fusermount3`.
 pub(super) fn unmount(path: &Path, manner: Manner) -> Result<(), Kept> {
+    if manner != Manner::Force {
+        return ask(path, manner);
+    }
+    // The daemon of an aborted connection may take its mount away before we do.
+    let before = Site::of(path);
+    ask(path, manner).or_else(|kept| match before {
+        Some(site) if !site.stands() => Ok(()),
+        _ => Err(kept),
+    })
+}
+
+fn ask(path: &Path, manner: Manner) -> Result<(), Kept> {
     if is_privileged() {
         let lazy = match manner {
             Manner::Plain => UnmountFlags::empty(),
             Manner::Lazy => UnmountFlags::DETACH,
+            // The kernel aborts before it detaches (fs/namespace.c, do_umount).
+            Manner::Force => UnmountFlags::FORCE | UnmountFlags::DETACH,
         };
         match rustix::mount::unmount(path, lazy | UnmountFlags::NOFOLLOW) {
             Ok(()) => return Ok(()),
@@ -42,13 +60,49 @@ pub(super) fn unmount(path: &Path, manner: Manner) -> Result<(), Kept> {
             Err(error) => return Err(Kept::Because(said(error))),
         }
     }
-    fusermount::unmount(path, manner == Manner::Lazy).map_err(|words| {
+    if manner != Manner::Force {
+        return by_helper(path, manner == Manner::Lazy);
+    }
+    match abort(path) {
+        Ok(()) => by_helper(path, true),
+        // A dead mount has nothing to abort, and is not busy unless it is used.
+        Err(words) => by_helper(path, false).map_err(|_| Kept::Because(words)),
+    }
+}
+
+/// Unmounts by `fusermount3`.
+fn by_helper(path: &Path, lazy: bool) -> Result<(), Kept> {
+    fusermount::unmount(path, lazy).map_err(|words| {
         if words.contains("resource busy") {
             Kept::Busy
         } else {
             Kept::Because(words)
         }
     })
+}
+
+/// Aborts the connection of our mount at `path`, as its owner may (`fuse.rst`, "Aborting a
+/// filesystem connection").
+fn abort(path: &Path) -> Result<(), String> {
+    let Some(site) = Site::of(path) else {
+        return Err("no corfs mount is there".to_owned());
+    };
+    let file = abort_file(site.device);
+    std::fs::write(&file, "1").map_err(|error| {
+        format!(
+            "abort by {}: {}; as root: corfs umount --force, or mount -t fusectl none {CONNECTIONS}",
+            shown(&file),
+            said(error)
+        )
+    })
+}
+
+/// Where the kernel shows its FUSE connections.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// What aborts the connection of the mount that has this device number.
+fn abort_file((major, minor): (u32, u32)) -> PathBuf {
+    Path::new(CONNECTIONS).join(format!("{}/abort", (major << 20) | minor))
 }
 
 /// Ends our own mount, and no other: plainly, or lazily when it is in use.
@@ -68,7 +122,11 @@ pub(super) fn end(site: &Site) {
         Ok(()) => log::info!("unmounted {path}"),
         Err(Kept::Busy) => match unmount(&site.path, Manner::Lazy) {
             Ok(()) => {
-                log::warn!("{path}: busy; unmounted lazily, waiting for the last user");
+                log::warn!(
+                    "{path}: busy; unmounted lazily, waiting for the last user (to cut it off: \
+                     echo 1 > {})",
+                    shown(abort_file(site.device))
+                );
             }
             Err(kept) => log::error!("unmount {path}: {}", words(kept)),
         },
@@ -90,15 +148,28 @@ pub(super) fn sweep(site: &Site) -> bool {
 /// `corfs umount`: unmounts the corfs mount at `path`, a dead one too.
 pub fn command(path: &Path, manner: Manner) -> Result<(), Refusal> {
     let name = shown(path);
-    let place = Place::of_directory(path)
-        .map_err(|error| Refusal::mount(format!("umount {name}: {}", said(error))))?;
+    let place = Place::of_directory(path).map_err(|error| {
+        let remedy = match Errno::from_io_error(&error) {
+            Some(Errno::NOTCONN | Errno::CONNABORTED) => {
+                "; it lies in a mount whose daemon is dead: unmount that"
+            }
+            _ => "",
+        };
+        Refusal::mount(format!("umount {name}: {}{remedy}", said(error)))
+    })?;
     let on_top = place
         .mount_on_top()
         .map_err(|error: io::Error| Refusal::system(format!("umount {name}: {}", said(error))))?;
     match on_top {
-        None => Err(Refusal::mount(format!(
-            "umount {name}: not mounted; nothing is mounted there"
-        ))),
+        None => {
+            let around = place.mount().ok().filter(Mount::is_corfs);
+            let remedy = around.map_or(String::new(), |mount| {
+                format!("; it lies in the mount on {}", shown(&mount.mountpoint))
+            });
+            Err(Refusal::mount(format!(
+                "umount {name}: not mounted; nothing is mounted there{remedy}"
+            )))
+        }
         Some(mount) if !mount.is_corfs() => Err(Refusal::mount(format!(
             "umount {name}: not a corfs mount but {}; use umount",
             mount.kind.display()
@@ -115,7 +186,7 @@ pub fn command(path: &Path, manner: Manner) -> Result<(), Refusal> {
 fn words(kept: Kept) -> String {
     match kept {
         Kept::Busy => "busy; close what uses it (fuser -vm tells who), or give --lazy to unmount \
-                       it when the last user has gone"
+                       it when the last user has gone, or --force to cut them off"
             .to_owned(),
         Kept::Because(words) => words,
     }

@@ -121,7 +121,7 @@ impl Drop for Stand {
 }
 
 /// The corfs that live and have `path` among their words (a `fusermount3` may have it too).
-fn processes_with(path: &Path) -> Vec<Pid> {
+pub(crate) fn processes_with(path: &Path) -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     let path = path.as_os_str().as_bytes().to_vec();

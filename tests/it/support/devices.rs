@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use rustix::mount::UnmountFlags;
@@ -34,6 +34,12 @@ impl Loop {
         File::create(&image)
             .and_then(|file| file.set_len(size))
             .unwrap_or_else(|e| panic!("{}: {e}", image.display()));
+        Self::over(kind, scratch, image)
+    }
+
+    /// The same on an image that exists already, somewhere.
+    #[track_caller]
+    pub(crate) fn over(kind: &str, scratch: Scratch, image: PathBuf) -> Self {
         let quiet = if kind == "ext4" { "-qF" } else { "-qf" };
         run(Command::new(sbin(&format!("mkfs.{kind}")))
             .arg(quiet)
@@ -64,6 +70,11 @@ impl Loop {
         &self.point
     }
 
+    /// The device.
+    pub(crate) fn device(&self) -> &Path {
+        &self.device
+    }
+
     /// The file behind the device.
     pub(crate) fn image(&self) -> &Path {
         &self.image
@@ -76,6 +87,8 @@ impl Drop for Loop {
         let _ = Command::new(sbin("losetup"))
             .arg("--detach")
             .arg(&self.device)
+            // A test may have done it.
+            .stderr(Stdio::null())
             .status();
     }
 }

@@ -4,6 +4,7 @@
 mod commands;
 mod content;
 mod devices;
+mod faulty;
 mod mounts;
 mod needs;
 mod scratch;
@@ -12,6 +13,7 @@ mod stats;
 pub(crate) use commands::*;
 pub(crate) use content::*;
 pub(crate) use devices::*;
+pub(crate) use faulty::{FaultySource, On};
 pub(crate) use mounts::*;
 pub(crate) use needs::*;
 pub(crate) use scratch::*;

@@ -1,0 +1,47 @@
+//! The end of a daemon whose source hangs: what waits for it must not keep the daemon for ever.
+
+use crate::sys::OrFail;
+use crate::sys::Result as SysResult;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::thread::Builder;
+use std::time::Duration;
+
+/// How long work may go on after the connection has ended. Nobody waits for its answers any more.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Ends the process when it is still there [`GRACE`] after the connection of `device`
+/// (`/dev/fuse`) has ended: an event loop waits for the source then, or a copy does, and neither
+/// may ever come back.
+///
+/// A process that ends in time takes the thread with it.
+pub(super) fn watch(device: BorrowedFd<'_>) -> io::Result<()> {
+    let device = rustix::io::fcntl_dupfd_cloexec(device, 0)?;
+    let body = move || {
+        if let Err(fail) = connection_ended(&device) {
+            log::warn!("a source that hangs would keep this process: {fail}");
+            return;
+        }
+        std::thread::sleep(GRACE);
+        log::warn!(
+            "the mount is gone, and what waits for the source did not end in {} s: left undone",
+            GRACE.as_secs()
+        );
+        std::process::exit(0);
+    };
+    Builder::new().name("overdue".into()).spawn(body)?;
+    Ok(())
+}
+
+/// Waits for the end of the connection: unmounted, or aborted. The kernel shows it as an error
+/// on the device (fs/fuse/dev.c, fuse_dev_poll).
+fn connection_ended(device: &OwnedFd) -> SysResult<()> {
+    loop {
+        let mut wanted = [PollFd::new(device, PollFlags::empty())];
+        rustix::io::retry_on_intr(|| poll(&mut wanted, None)).or_fail("poll")?;
+        if wanted[0].revents().contains(PollFlags::ERR) {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A daemon that is stopped and goes on.
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::load::{self, Load};
+use super::{PATIENCE, cycles, family, head, state};
+use crate::children::Actor;
+use crate::command::Stand;
+use crate::support::{Need, require, soak, wait_until};
+
+/// Stops every process that serves the mount, or lets them go on.
+fn tell_all(family: &[Pid], signal: Signal) {
+    for &pid in family {
+        kill_process(pid, signal).unwrap();
+    }
+    let stopped = signal == Signal::STOP;
+    wait_until("they obey", PATIENCE, || {
+        let is_stopped = |pid: &Pid| state(*pid) == Some(b'T');
+        family.iter().all(|pid| is_stopped(pid) == stopped)
+    });
+}
+
+/// Lets them go on when the test fails too: the readers could not be joined.
+struct Going<'a>(&'a [Pid]);
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        for &pid in self.0 {
+            let _ = kill_process(pid, Signal::CONT);
+        }
+    }
+}
+
+#[test]
+fn a_daemon_that_was_stopped_goes_on_and_nothing_is_lost() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let stand = Stand::new();
+    load::furnish(&stand.source);
+    let child = cycles::begin(&stand, true, None);
+    let family = family(&stand);
+    let _going = Going(&family);
+    let mut holder = Actor::locker(&stand.file());
+    let mut waiter = Actor::locker(&stand.file());
+    let mut beneath = Actor::locker(&stand.source.join("file"));
+    assert_eq!(holder.ask("set write 0 5"), "ok");
+    waiter.order("wait write 0 5");
+    let load = Load::start(&stand.point, None);
+    for _ in 0..soak(100) {
+        load.await_progress();
+        tell_all(&family, Signal::STOP);
+        // Everybody waits, and the locks hold.
+        let mut rounds = u64::MAX;
+        wait_until("all wait", PATIENCE, || {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::mem::replace(&mut rounds, load.rounds()) == load.rounds()
+        });
+        assert_eq!(beneath.ask("set write 0 5"), "held");
+        tell_all(&family, Signal::CONT);
+    }
+    assert_eq!(holder.ask("set unlock 0 5"), "ok");
+    assert_eq!(waiter.answer(), "ok");
+    assert_eq!(beneath.ask("set write 0 5"), "held");
+    // A signal that came while it was stopped is obeyed when it goes on.
+    tell_all(&family, Signal::STOP);
+    kill_process(head(&stand), Signal::TERM).unwrap();
+    assert!(stand.is_mounted());
+    tell_all(&family, Signal::CONT);
+    wait_until("the name is gone", PATIENCE, || !stand.is_mounted());
+    load.await_progress();
+    assert_eq!(load.end(), [Ok(()); 4]);
+    drop((holder, waiter));
+    assert_eq!(child.unwrap().wait().unwrap().code(), Some(0));
+    load::assert_tidy(&stand.source);
+}

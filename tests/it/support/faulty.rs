@@ -1,0 +1,252 @@
+//! A source that fails, delays, hangs and cuts short on command: a small FUSE file system of the
+//! test process, over a folder (root only).
+//!
+//! Every request that meets a fault waits on a thread of its own, so that one that hangs stalls
+//! nobody else, and each test decides when it goes on.
+
+mod serve;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::{Scratch, wait_until};
+
+/// What a request wants, as far as faults tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum On {
+    Lookup,
+    Getattr,
+    Setattr,
+    Open,
+    Read,
+    Write,
+    Flush,
+    Fsync,
+    Create,
+    Mkdir,
+    Unlink,
+    Rename,
+    Readdir,
+}
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Error(Errno),
+    Delay(Duration),
+    /// Until the faults are healed, or for ever.
+    Hang,
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    on: On,
+    /// The name of the file it is about; of any when there is none.
+    name: Option<String>,
+    fault: Fault,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rules: Vec<Rule>,
+    /// Requests that hang now.
+    waiting: Vec<On>,
+    /// Reads bring at most so many bytes, and the file is opened for direct I/O.
+    short: Option<usize>,
+    /// Files end here, whatever their attributes say.
+    cut: Option<u64>,
+    /// Changes with every healing, and ends the hanging.
+    healed: u64,
+}
+
+/// The commands, shared by the test and the requests.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Faults {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rule(&self, on: On, name: Option<&str>, fault: Fault) {
+        let name = name.map(str::to_owned);
+        self.state().rules.push(Rule { on, name, fault });
+    }
+
+    /// Requests of that kind about files of that name (any, if none is given) fail.
+    pub(crate) fn fail(&self, on: On, name: Option<&str>, errno: Errno) {
+        self.rule(on, name, Fault::Error(errno));
+    }
+
+    /// They take so much longer.
+    pub(crate) fn delay(&self, on: On, name: Option<&str>, time: Duration) {
+        self.rule(on, name, Fault::Delay(time));
+    }
+
+    /// They hang until [`Faults::heal`].
+    pub(crate) fn hang(&self, on: On, name: Option<&str>) {
+        self.rule(on, name, Fault::Hang);
+    }
+
+    /// Reads bring at most so many bytes at a time; for files opened from now on.
+    pub(crate) fn short_reads(&self, bytes: usize) {
+        self.state().short = Some(bytes);
+    }
+
+    /// Reads find the end of every file here, while its attributes tell of more.
+    pub(crate) fn cut(&self, end: u64) {
+        self.state().cut = Some(end);
+    }
+
+    /// No more faults; what hangs goes on.
+    pub(crate) fn heal(&self) {
+        let mut state = self.state();
+        let healed = state.healed + 1;
+        let waiting = std::mem::take(&mut state.waiting);
+        *state = State {
+            healed,
+            waiting,
+            ..State::default()
+        };
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// How many requests of that kind hang now.
+    pub(crate) fn hanging(&self, on: On) -> usize {
+        self.state().waiting.iter().filter(|&&w| w == on).count()
+    }
+
+    /// Waits until so many requests of that kind hang.
+    #[track_caller]
+    pub(crate) fn await_hanging(&self, on: On, count: usize) {
+        let what = format!("{count} requests hang on {on:?}");
+        wait_until(&what, Duration::from_secs(20), || self.hanging(on) >= count);
+    }
+
+    fn fault(&self, on: On, path: &Path) -> Option<Fault> {
+        let name = path.file_name().map(|name| name.to_string_lossy());
+        let state = self.state();
+        let meets = |rule: &&Rule| {
+            rule.on == on && (rule.name.is_none() || rule.name.as_deref() == name.as_deref())
+        };
+        state.rules.iter().find(meets).map(|rule| rule.fault)
+    }
+
+    /// Undergoes a fault, and says what is left to tell the caller.
+    fn undergo(&self, on: On, fault: Fault) -> Result<(), Errno> {
+        match fault {
+            Fault::Error(errno) => return Err(errno),
+            Fault::Delay(time) => std::thread::sleep(time),
+            Fault::Hang => {
+                let mut state = self.state();
+                let before = state.healed;
+                state.waiting.push(on);
+                while state.healed == before {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+                if let Some(at) = state.waiting.iter().position(|&w| w == on) {
+                    state.waiting.swap_remove(at);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file system, mounted; healed, cut off and unmounted on drop.
+#[derive(Debug)]
+pub(crate) struct FaultySource {
+    faults: Arc<Faults>,
+    point: PathBuf,
+    store: PathBuf,
+    thread: Option<JoinHandle<()>>,
+    _scratch: Scratch,
+}
+
+impl FaultySource {
+    /// An empty one, without faults.
+    #[track_caller]
+    pub(crate) fn new() -> Self {
+        let scratch = Scratch::new();
+        let (store, point) = (scratch.dir("store"), scratch.dir("faulty"));
+        let device = mount(&point);
+        let faults: Arc<Faults> = Arc::default();
+        let server = serve::Server::new(store.clone(), faults.clone());
+        let mut config = Config::default();
+        config.n_threads = Some(2);
+        let session = Session::from_fd(server, device, SessionACL::All, config).expect("session");
+        let thread = std::thread::spawn(move || {
+            // Its end is the unmount's, whatever it calls it.
+            let _ = session.run();
+        });
+        Self {
+            faults,
+            point,
+            store,
+            thread: Some(thread),
+            _scratch: scratch,
+        }
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn path(&self) -> &Path {
+        &self.point
+    }
+
+    /// The folder that it shows, without faults.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// What goes wrong.
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Cuts the connection: all that is asked from now on, and all that hangs, fails with
+    /// ENOTCONN or ECONNABORTED.
+    pub(crate) fn die(&self) {
+        let _ = rustix::mount::unmount(&self.point, UnmountFlags::FORCE | UnmountFlags::DETACH);
+        self.faults.heal();
+    }
+}
+
+impl Drop for FaultySource {
+    fn drop(&mut self) {
+        self.die();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn mount(point: &Path) -> OwnedFd {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .expect("/dev/fuse");
+    let words = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
+        device.as_raw_fd()
+    );
+    let words = std::ffi::CString::new(words).expect("no zero byte");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount("faulty", point, "fuse.faulty", flags, words.as_c_str()).expect("mount");
+    device.into()
+}
