@@ -61,6 +61,20 @@ pub struct SetAttr {
     pub mtime: Option<Time>,
 }
 
+impl SetAttr {
+    fn is_empty(&self) -> bool {
+        let Self {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+        } = self;
+        mode.or(*uid).or(*gid).is_none() && size.is_none() && atime.or(*mtime).is_none()
+    }
+}
+
 impl Mirror {
     /// The attributes of an inode; by the open file, if there is one.
     ///
@@ -87,7 +101,9 @@ impl Mirror {
         let inode = self.table.get(id)?;
         let fd = self.table.fd(&inode)?;
         // The owner first: a change of owner takes setuid bits away, which the mode may set.
-        if set.uid.is_some() || set.gid.is_some() {
+        // What sets nothing is a chown to nobody, which changes ctime (and is all that the kernel
+        // sends so).
+        if set.uid.is_some() || set.gid.is_some() || set.is_empty() {
             let (uid, gid) = (set.uid.map(Uid::from_raw), set.gid.map(Gid::from_raw));
             rustix::fs::chownat(&*fd, c"", uid, gid, AtFlags::EMPTY_PATH).or_fail("chown")?;
         }
