@@ -35,5 +35,5 @@ fn open_to_all(program: &Path, scratch: &Scratch) -> PathBuf {
 /// Operations of a run that has a million at full length. In CI a tenth of them would take
 /// minutes, so their number follows the square of the scale.
 fn million() -> u64 {
-    soak(soak(2_000_000)).min(1_000_000)
+    soak(soak(1_000_000))
 }

@@ -12,7 +12,7 @@ use crate::support::{
 /// Operations of one process. The suite unmaps nothing that it read through a mapping, so each
 /// operation is slower than the one before, until at about 400,000 no mapping is left to be had
 /// (`vm.max_map_count`), natively too.
-const OF_ONE_PROCESS: u64 = 25_000;
+const OF_ONE_PROCESS: u64 = 10_000;
 
 /// One kind of life of a file under fsx.
 struct Exercise {
