@@ -8,6 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let end = match cli::parse(std::env::args_os()) {
         Ok(Command::Mount(settings)) => session::run(&settings),
+        Ok(Command::Remount(settings)) => session::remount(&settings),
         Ok(Command::Umount { mountpoint, manner }) => session::umount(&mountpoint, manner),
         Ok(Command::Keep { mountpoint, device }) => session::keep(mountpoint, device),
         Ok(Command::Stat { path, json }) => session::read_stats(&path).and_then(|text| {

@@ -191,6 +191,7 @@ const FLAGS: &[Flag] = &[
     ("dirsync", |d| d.flags.dirsync = true),
     ("auto_unmount", |d| d.auto_unmount = true),
     ("nonempty", |d| d.nonempty = true),
+    ("remount", |d| d.remount = true),
 ];
 
 /// Words that mount(8), fstab(5) and other helpers read, or that a mirror has no part in.
@@ -213,6 +214,11 @@ const IGNORED: &[&str] = &[
     "lazytime",
     "comment",
     "subtype",
+    // What the kernel shows in /proc/mounts, and mount(8) hands back at a remount.
+    "user_id",
+    "group_id",
+    "rootmode",
+    "max_read",
 ];
 
 /// What has been said so far.
@@ -229,6 +235,7 @@ pub(super) struct Draft {
     flags: Flags,
     auto_unmount: bool,
     nonempty: bool,
+    pub(super) remount: bool,
     read_only: bool,
     noatime: bool,
     io: Io,
@@ -261,6 +268,7 @@ impl Default for Draft {
             flags: Flags::default(),
             auto_unmount: false,
             nonempty: false,
+            remount: false,
             read_only: false,
             noatime: false,
             io: Io::Mmap,

@@ -19,6 +19,8 @@ use std::path::PathBuf;
 pub enum Command {
     /// `corfs SOURCE MOUNTPOINT`
     Mount(Box<Settings>),
+    /// `corfs SOURCE MOUNTPOINT -o remount,...`, as mount(8) asks
+    Remount(Box<Settings>),
     /// `corfs umount MOUNTPOINT`
     Umount {
         /// Where.
@@ -93,8 +95,13 @@ fn mount(matches: &ArgMatches) -> Result<Command, String> {
     for word in words_in_order(matches) {
         draft.apply(&word)?;
     }
+    let remount = draft.remount;
     let settings = draft.settle(path(matches, "SOURCE"), path(matches, "MOUNTPOINT"))?;
-    Ok(Command::Mount(Box::new(settings)))
+    Ok(if remount {
+        Command::Remount(Box::new(settings))
+    } else {
+        Command::Mount(Box::new(settings))
+    })
 }
 
 /// Every option, long ones and words of `-o` alike, in the order they were given: the last word
@@ -226,6 +233,7 @@ const AFTER: &str = "\
 Every long option can also be given as -o name=value. Further words for -o:
   ro rw allow_other allow_root default_permissions suid nosuid dev nodev exec
   noexec atime noatime sync async dirsync auto_unmount nonempty foreground debug
+  remount (of a mount that stands: ro, suid, dev, exec, sync, noatime)
 nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.

@@ -64,6 +64,20 @@ pub struct SetAttr {
     pub mtime: Option<Time>,
 }
 
+impl SetAttr {
+    fn is_empty(&self) -> bool {
+        let Self {
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+        } = self;
+        mode.or(*uid).or(*gid).is_none() && size.is_none() && atime.or(*mtime).is_none()
+    }
+}
+
 impl Mirror {
     /// The attributes of an inode; by the open file, if there is one.
     ///
@@ -102,7 +116,9 @@ impl Mirror {
         let fd = self.table.fd(&inode)?;
         // The owner first: a change of owner takes setuid bits away, which the mode may set.
         let (uid, gid) = self.owners_in_source(set)?;
-        if uid.is_some() || gid.is_some() {
+        // What sets nothing is a chown to nobody, which changes ctime (and is all that the kernel
+        // sends so).
+        if uid.is_some() || gid.is_some() || set.is_empty() {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(&*fd, c"", uid, gid, AtFlags::EMPTY_PATH).or_fail("chown")?;
         }

@@ -14,12 +14,14 @@ mod mountinfo;
 mod overdue;
 mod place;
 mod refusal;
+mod remount;
 mod settings;
 mod stats;
 mod unmount;
 
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
+pub use remount::command as remount;
 pub use settings::{Access, Flags, MAX_THREADS, Settings};
 pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};

@@ -106,7 +106,7 @@ fn directly(
     rustix::mount::mount(fsname, target, kind, flags(settings), data.as_c_str())
 }
 
-fn flags(settings: &Settings) -> MountFlags {
+pub(super) fn flags(settings: &Settings) -> MountFlags {
     let wanted = [
         (settings.options.read_only, MountFlags::RDONLY),
         (!settings.flags.suid, MountFlags::NOSUID),

@@ -14,6 +14,7 @@ checks! {
     reading_leaves_mtime,
     a_new_entry_moves_the_directory,
     chmod_moves_ctime_only,
+    a_chown_to_nobody_moves_ctime_only,
     permission_bits_are_kept,
     chmod_of_an_open_file,
     sizes_and_blocks,
@@ -176,6 +177,19 @@ fn chmod_moves_ctime_only(at: &Path) {
     assert_eq!((after.st_mtime, after.st_mtime_nsec), (1000, 6));
     let stamp = |s: &rustix::fs::Stat| (s.st_ctime, s.st_ctime_nsec);
     assert!(stamp(&after) > stamp(&before));
+}
+
+fn a_chown_to_nobody_moves_ctime_only(at: &Path) {
+    let path = file(at, "f", b"x");
+    set_times(&path, ts(1000, 5), ts(1000, 6));
+    let before = stat(&path);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    rustix::fs::chownat(CWD, &path, None, None, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    let after = stat(&path);
+    assert_eq!((after.st_mtime, after.st_mtime_nsec), (1000, 6));
+    let stamp = |s: &rustix::fs::Stat| (s.st_ctime, s.st_ctime_nsec);
+    assert!(stamp(&after) > stamp(&before));
+    assert_eq!((after.st_uid, after.st_gid), (before.st_uid, before.st_gid));
 }
 
 fn permission_bits_are_kept(at: &Path) {

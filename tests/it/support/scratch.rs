@@ -13,7 +13,12 @@ impl Scratch {
     pub(crate) fn new() -> Self {
         let base =
             std::env::var_os("CORFS_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-        let base = fs::canonicalize(&base).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
+        Self::in_folder(&base)
+    }
+
+    /// A new folder in one that exists.
+    pub(crate) fn in_folder(base: &Path) -> Self {
+        let base = fs::canonicalize(base).unwrap_or_else(|e| panic!("{}: {e}", base.display()));
         let dir = tempfile::Builder::new()
             .prefix("corfs-it-")
             .tempdir_in(&base)
