@@ -5,5 +5,7 @@ mod aside;
 mod control;
 mod convert;
 mod lock_waits;
+mod notifier;
 pub mod session;
 mod shared;
+mod watching;

@@ -6,14 +6,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use fuser::{Errno, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry};
+use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry};
 
 use super::aside::Aside;
 use super::control::{ControlFiles, name_changed};
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
+use super::notifier::Notifier;
+use super::watching::{self, Stop, Teller};
 use crate::copy::{Jobs, JobsOptions};
-use crate::mirror::{Attr, Control, InodeTable, Mirror, Options};
+use crate::mirror::{Attr, Control, InodeTable, Mirror, NodeId, Options, Trust};
 use crate::observe::{Metrics, Op};
 use crate::sys::{self, OrFail};
 
@@ -26,6 +28,7 @@ pub struct Shared {
     pub(super) control: ControlFiles,
     pub(super) metrics: Arc<Metrics>,
     notifier: Arc<OnceLock<Notifier>>,
+    stop_watching: Stop,
     pub(super) aside: Aside,
     pub(super) lock_waits: LockWaits,
 }
@@ -55,33 +58,51 @@ impl Shared {
             }
         });
         let jobs = Jobs::new(jobs_options, metrics.clone(), published);
+        let config = format!("{config}watched_by={}\n", mirror.watched_by());
         let control = ControlFiles::new(mirror.clone(), metrics.clone(), jobs, config);
         Ok(Self {
             mirror,
             control,
             metrics,
             notifier,
+            stop_watching: Stop::new()?,
             aside: Aside::default(),
             lock_waits: LockWaits::default(),
         })
     }
 
-    /// Gives the way to notify the kernel, once the session has one.
-    pub fn attach(&self, notifier: Notifier) {
+    /// Gives the way to notify the kernel: a descriptor of the connection, once there is one.
+    pub fn attach(&self, device: OwnedFd) {
         // A second one would be of the same session.
-        let _ = self.notifier.set(notifier);
+        let _ = self.notifier.set(Notifier::new(device));
     }
 
-    /// Drops all windows, and all that the kernel caches of files. Not from a request's thread.
+    pub(super) fn notifier(&self) -> Option<&Notifier> {
+        self.notifier.get()
+    }
+
+    /// Drops all windows, and all that the kernel caches. Not from a request's thread.
     pub fn drop_caches(&self) {
         self.mirror.drop_windows();
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        for id in self.mirror.table().ids() {
-            // ENOENT: forgotten meanwhile; ENOTCONN: unmounted. Nothing is left to drop then.
-            let _ = notifier.inval_inode(INodeNo(id), 0, 0);
+        if let Some(notifier) = self.notifier() {
+            let teller = Teller {
+                mirror: &self.mirror,
+                metrics: &self.metrics,
+                notifier,
+            };
+            teller.everything();
         }
+    }
+
+    /// Tells the kernel of changes of the source, until [`Shared::stop_watching`]; on a thread of
+    /// its own. Returns at once unless `coherence=watch`.
+    pub fn watch(&self) {
+        watching::watch(self, &self.stop_watching);
+    }
+
+    /// Ends [`Shared::watch`].
+    pub fn stop_watching(&self) {
+        self.stop_watching.set();
     }
 
     /// Housekeeping, once a second.
@@ -125,34 +146,42 @@ impl Shared {
     }
 
     /// The kernel must ask again for a control file every time: its id is another then.
-    pub(super) fn reply_entry(&self, reply: ReplyEntry, found: Result<Attr, Errno>) {
-        let options = self.mirror.options();
+    pub(super) fn reply_entry(
+        &self,
+        reply: ReplyEntry,
+        found: Result<Attr, Errno>,
+        trust: impl FnOnce(&Mirror, &Attr) -> Trust,
+    ) {
         match found {
             Ok(attr) if InodeTable::is_virtual(attr.id) => {
                 reply.entry(&Duration::ZERO, &entry_attr(&attr), GENERATION);
             }
-            Ok(attr) => reply.entry_with_ttls(
-                &options.attr_timeout,
-                &options.entry_timeout,
-                &entry_attr(&attr),
-                GENERATION,
-            ),
+            Ok(attr) => {
+                let trust = trust(&self.mirror, &attr);
+                reply.entry_with_ttls(&trust.attr, &trust.entry, &entry_attr(&attr), GENERATION);
+            }
             Err(errno) => reply.error(errno),
         }
     }
 
-    pub(super) fn reply_attr(&self, reply: ReplyAttr, found: Result<Attr, Errno>) {
+    /// The answer to a request that made a name of `parent`.
+    pub(super) fn reply_made(&self, reply: ReplyEntry, parent: NodeId, made: Result<Attr, Errno>) {
+        self.reply_entry(reply, made, |mirror, attr| mirror.trust_made(parent, attr));
+    }
+
+    pub(super) fn reply_attr(
+        &self,
+        reply: ReplyAttr,
+        found: Result<Attr, Errno>,
+        trust: impl FnOnce(&Mirror, &Attr) -> Duration,
+    ) {
         match found {
-            Ok(attr) => reply.attr(&self.attr_ttl(&attr), &shown_attr(&attr)),
+            Ok(attr) if InodeTable::is_virtual(attr.id) => {
+                reply.attr(&Duration::ZERO, &shown_attr(&attr));
+            }
+            Ok(attr) => reply.attr(&trust(&self.mirror, &attr), &shown_attr(&attr)),
             Err(errno) => reply.error(errno),
         }
-    }
-
-    fn attr_ttl(&self, attr: &Attr) -> Duration {
-        if InodeTable::is_virtual(attr.id) {
-            return Duration::ZERO;
-        }
-        self.mirror.options().attr_timeout
     }
 }
 

@@ -124,11 +124,11 @@ impl Mirror {
                 let id = entry.ino;
                 return Ok(emit(entry, Some(&Attr { id, stat })));
             }
-            match self.table.lookup(&dir.inode, &entry.name) {
-                Ok((inode, stat)) => {
-                    let full = emit(entry, Some(&Attr { id: inode.id, stat }));
+            match self.found(&dir.inode, &entry.name) {
+                Ok(attr) => {
+                    let full = emit(entry, Some(&attr));
                     if full {
-                        self.forget(inode.id, 1);
+                        self.forget(attr.id, 1);
                     }
                     Ok(full)
                 }

@@ -12,6 +12,7 @@ mod locks;
 mod names;
 mod options;
 mod table;
+mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,8 +28,9 @@ pub use dir::Entry;
 pub use file::Opened;
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
-pub use options::{Control, Io, Options};
+pub use options::{Coherence, Control, Io, NEVER, Options};
 pub use table::InodeTable;
+pub use watch::{Stale, Trust, refuse_unwatchable};
 
 use crate::observe::Metrics;
 use crate::sys::procfd::ProcFd;
@@ -57,13 +59,15 @@ pub struct Mirror {
     next_handle: AtomicU64,
     locks: locks::Locks,
     privileged: bool,
+    watch: Option<watch::Watch>,
 }
 
 impl Mirror {
     /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes.
     ///
     /// # Errors
-    /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root.
+    /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root; EOPNOTSUPP
+    /// for a source that can't be watched though `options` ask for it.
     pub fn new(
         source: OwnedFd,
         descriptors: usize,
@@ -76,8 +80,10 @@ impl Mirror {
             max_read: MAX_READ,
         };
         windows.check()?;
+        let table = InodeTable::new(source, descriptors, metrics.clone())?;
         Ok(Self {
-            table: InodeTable::new(source, descriptors, metrics.clone())?,
+            watch: watch::Watch::open(&options, &table, &metrics)?,
+            table,
             windows: WindowCache::new(windows, metrics.clone()),
             proc: ProcFd::open()?,
             files: RwLock::default(),
@@ -114,6 +120,7 @@ impl Mirror {
     pub fn forget(&self, id: NodeId, count: u64) {
         if let Some(inode) = self.table.forget(id, count) {
             self.windows.forget(inode.file_id);
+            self.unwatch(id);
         }
     }
 

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FileType, Mode, OFlags, Stat};
@@ -47,6 +47,8 @@ pub struct InodeTable {
     limit: usize,
     next_file: AtomicU64,
     next_synthetic: AtomicU64,
+    /// Whether every inode keeps a name, not only those that nothing else finds again.
+    keep_names: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -92,6 +94,7 @@ impl InodeTable {
             limit: limit.max(16),
             next_file: AtomicU64::new(1),
             next_synthetic: AtomicU64::new(1),
+            keep_names: AtomicBool::new(false),
             metrics,
         })
     }
@@ -118,6 +121,63 @@ impl InodeTable {
     /// The inode of that key, if the kernel knows it.
     pub fn find(&self, key: Key) -> Option<Arc<Inode>> {
         self.state.lock().by_key.get(&key).cloned()
+    }
+
+    /// Keeps a name of every inode from now on, for [`InodeTable::name`].
+    pub fn keep_names(&self) {
+        self.keep_names.store(true, Ordering::Relaxed);
+    }
+
+    fn needs_name(&self, key: Key) -> bool {
+        self.keep_names.load(Ordering::Relaxed) || !self.by_handle(key)
+    }
+
+    /// The directory and the name in it by which an inode was last found, if that is kept.
+    pub fn name(&self, id: NodeId) -> Option<(NodeId, Box<OsStr>)> {
+        let home = self.peek(id)?.home()?;
+        Some((home.parent, home.name))
+    }
+
+    /// How often the kernel has looked an inode up, and not yet forgotten it.
+    pub fn lookups(&self, id: NodeId) -> u64 {
+        let state = self.state.lock();
+        state.by_id.get(&id).map_or(0, |entry| entry.lookups)
+    }
+
+    /// What a name means in the source at this moment, if the kernel knows that inode. Counts no
+    /// lookup.
+    ///
+    /// # Errors
+    /// Those of openat(2), except ENOENT; those of fstat(2).
+    pub fn find_at(&self, parent: &Inode, name: &OsStr) -> Result<Option<Arc<Inode>>> {
+        let dir = self.fd(parent)?;
+        let fd = match self.with_room(|| openat_name_only(&dir, name)) {
+            Err(fail) if fail.errno == Errno::NOENT => return Ok(None),
+            opened => opened?,
+        };
+        let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
+        match self.find(Key::of(fd.as_fd(), &stat)?) {
+            Some(inode) if same_file(&inode, &fd)? => Ok(Some(inode)),
+            _ => Ok(None),
+        }
+    }
+
+    /// All inodes of that device and number: one for each mount by which the kernel knows it.
+    pub fn twins(&self, dev: u64, ino: u64) -> Vec<Arc<Inode>> {
+        let state = self.state.lock();
+        let of_mount = |mount| state.by_key.get(&Key { dev, ino, mount }).cloned();
+        self.mounts_of(&state, dev).filter_map(of_mount).collect()
+    }
+
+    /// Whether that device is known by more than one mount.
+    pub fn has_twins(&self, dev: u64) -> bool {
+        self.mounts_of(&self.state.lock(), dev).nth(1).is_some()
+    }
+
+    fn mounts_of<'a>(&'a self, state: &'a State, dev: u64) -> impl Iterator<Item = u64> + 'a {
+        let home = (dev == self.root.key.dev).then_some(self.root.key.mount);
+        let inside = state.mounts.keys().filter(move |(other, _)| *other == dev);
+        home.into_iter().chain(inside.map(|(_, mount)| *mount))
     }
 
     /// Every id that the kernel knows at this moment.
@@ -224,7 +284,7 @@ impl InodeTable {
         name: &OsStr,
     ) -> Result<Arc<Inode>> {
         let key = Key::of(fd.as_fd(), stat)?;
-        let home = (!self.by_handle(key)).then(|| Home {
+        let home = self.needs_name(key).then(|| Home {
             parent,
             name: name.into(),
         });
@@ -366,16 +426,10 @@ impl InodeTable {
 
     /// Remembers a new name after a rename, where names are needed to find an inode again.
     pub fn moved(&self, parent: &Inode, name: &OsStr) {
-        if self.by_handle(parent.key) {
+        if !self.needs_name(parent.key) {
             return;
         }
-        let named = || {
-            let fd = openat_name_only(&*self.fd(parent)?, name)?;
-            let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
-            Key::of(fd.as_fd(), &stat)
-        };
-        let known = named().ok().and_then(|key| self.find(key));
-        if let Some(inode) = known {
+        if let Ok(Some(inode)) = self.find_at(parent, name) {
             inode.moved(Home {
                 parent: parent.id,
                 name: name.into(),

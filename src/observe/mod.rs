@@ -6,4 +6,4 @@ mod op;
 pub mod text;
 
 pub use metrics::Metrics;
-pub use op::{CopyEnd, Fallback, Op, ReadMode};
+pub use op::{CopyEnd, Fallback, Invalidated, Op, ReadMode, WatchedBy};

@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 use super::{Errno, Fail, Result};
 
 /// What the file system calls one inode, as bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileHandle {
     kind: i32,
     bytes: Box<[u8]>,
@@ -25,6 +25,24 @@ struct RawHandle {
 }
 
 impl FileHandle {
+    /// A handle that the kernel reported (fanotify(7)): its type and its bytes.
+    pub fn reported(kind: i32, bytes: &[u8]) -> Self {
+        Self {
+            kind,
+            bytes: bytes.into(),
+        }
+    }
+
+    /// The file system's own name for the layout of the bytes.
+    pub fn kind(&self) -> i32 {
+        self.kind
+    }
+
+    /// What only the file system understands.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The handle of the inode behind `fd` (`O_PATH` will do).
     ///
     /// # Errors
@@ -68,7 +86,10 @@ impl FileHandle {
             handle_type: self.kind,
             f_handle: [0; 128],
         };
-        raw.f_handle[..self.bytes.len()].copy_from_slice(&self.bytes);
+        let Some(room) = raw.f_handle.get_mut(..self.bytes.len()) else {
+            return Err(Fail::new(Errno::INVAL, "open_by_handle_at"));
+        };
+        room.copy_from_slice(&self.bytes);
         let flags = (flags | OFlags::CLOEXEC).bits();
         // SAFETY: `raw` is a valid file_handle of its stated length, which the kernel only reads
         // (and whose handle_bytes it may check).

@@ -27,11 +27,11 @@ pub(super) fn catch_signals() -> Result<Signals, Refusal> {
 }
 
 /// The running threads.
-#[derive(Debug)]
 pub(super) struct Attendants {
     signals: Handle,
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
 }
 
 impl Attendants {
@@ -41,6 +41,7 @@ impl Attendants {
             signals: signals.handle(),
             stop: Arc::default(),
             threads: Vec::new(),
+            shared: Arc::clone(shared),
         };
         let (ours, state) = (site.clone(), Arc::clone(shared));
         attendants.spawn("signals", move || attend(signals, &ours, &state))?;
@@ -50,6 +51,8 @@ impl Attendants {
                 state.tick();
             }
         })?;
+        let state = Arc::clone(shared);
+        attendants.spawn("watching", move || state.watch())?;
         Ok(attendants)
     }
 
@@ -63,6 +66,7 @@ impl Attendants {
     pub(super) fn finish(self) {
         self.signals.close();
         self.stop.set();
+        self.shared.stop_watching();
         for thread in self.threads {
             // One that panicked has been logged by the hook.
             let _ = thread.join();

@@ -150,9 +150,12 @@ fn run_session(
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
+    let ours = device
+        .try_clone()
+        .map_err(|error| failed("duplicate the connection", error))?;
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
-    shared.attach(session.notifier());
+    shared.attach(ours);
     tell_ready(&site, waiting).map_err(|error| failed("tell of the mount", error))?;
     let attendants = Attendants::start(signals, &site, shared)
         .map_err(|error| failed("start threads", error))?;
