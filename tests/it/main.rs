@@ -11,6 +11,7 @@
 
 mod abuse;
 mod children;
+mod coherence;
 mod command;
 mod control;
 mod inspect;
