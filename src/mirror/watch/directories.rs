@@ -111,6 +111,9 @@ impl Directories {
     }
 
     fn add(&self, state: &mut State, id: NodeId, fd: BorrowedFd<'_>) -> Result<()> {
+        if state.watch.contains_key(&id) {
+            return Ok(());
+        }
         if state.watch.len() >= self.limit {
             return Err(Fail::new(Errno::NOSPC, "inotify_add_watch"));
         }
@@ -127,18 +130,17 @@ impl Directories {
     /// are, and if it is a directory it is watched.
     pub(super) fn entered(&self, table: &InodeTable, parent: NodeId, name: &OsStr, inode: &Inode) {
         let hash = self.hash(parent, name);
-        let fd = match inode.kind {
-            FileType::Directory => table.fd(inode).ok(),
-            _ => None,
-        };
         let mut state = self.state.lock();
         state.settle(inode.id, parent, hash);
-        let Some(fd) = fd.filter(|_| !state.watch.contains_key(&inode.id)) else {
+        if inode.kind != FileType::Directory || state.watch.contains_key(&inode.id) {
             return;
-        };
-        if super::refuse_unwatchable(fd.as_fd()).is_ok()
-            && self.add(&mut state, inode.id, fd.as_fd()).is_ok()
-        {
+        }
+        drop(state);
+        let fd = table.fd(inode).ok();
+        let fd = fd.filter(|fd| super::refuse_unwatchable(fd.as_fd()).is_ok());
+        let mut state = self.state.lock();
+        let added = fd.is_some_and(|fd| self.add(&mut state, inode.id, fd.as_fd()).is_ok());
+        if added {
             state.beyond.remove(&inode.id);
         } else if state.beyond.insert(inode.id) {
             self.metrics.unwatched();

@@ -44,7 +44,8 @@ pub(super) struct Systems {
 #[derive(Debug)]
 struct System {
     device: u64,
-    /// Any readable descriptor on it: what opens handles.
+    /// Any readable descriptor on it: what opens handles. It also keeps the file system from being
+    /// unmounted, and with it the mark, of whose end nobody would tell us.
     mount: OwnedFd,
     /// Where its handles hold the inode number, as far as we know.
     layout: Option<Layout>,
