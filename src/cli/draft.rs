@@ -4,7 +4,9 @@ use super::ids::{self, Which};
 use super::list::Word;
 use super::size;
 use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
-use crate::mirror::{Control, IdMap, IdRange, Ids, Io, Options, Passthrough, Reach};
+use crate::mirror::{
+    Coherence, Control, IdMap, IdRange, Ids, Io, NEVER, Options, Passthrough, Reach,
+};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -96,22 +98,49 @@ pub(super) const VALUED: &[Valued] = &[
         apply: |d, v| inode_limit(v).map(|limit| d.inode_limit = limit),
     },
     Valued {
+        name: "coherence",
+        value: "ttl|strict|watch",
+        help: "Changes behind the mirror show after the timeouts, at once with nothing cached, or \
+               at once because the source is watched [default: ttl]",
+        apply: |d, v| {
+            let words = [
+                ("ttl", Coherence::Ttl),
+                ("strict", Coherence::Strict),
+                ("watch", Coherence::Watch),
+            ];
+            choice(v, &words, "must be ttl, strict or watch").map(|c| d.coherence = c)
+        },
+    },
+    Valued {
+        name: "watch-timeout",
+        value: "SECONDS|never",
+        help: "How long the kernel may trust what is watched [default: 60]",
+        apply: |d, v| watch_timeout(v).map(|t| d.watch_timeout = Some(t)),
+    },
+    Valued {
+        name: "watch-limit",
+        value: "N",
+        help: "The most directories watched by inotify [default: half of \
+               fs.inotify.max_user_watches]",
+        apply: |d, v| watch_limit(v).map(|n| d.watch_limit = Some(n)),
+    },
+    Valued {
         name: "attr-timeout",
         value: "SECONDS",
         help: "How long the kernel may trust attributes [default: 1]",
-        apply: |d, v| timeout(v).map(|t| d.attr_timeout = t),
+        apply: |d, v| timeout(v).map(|t| d.attr_timeout = Some(t)),
     },
     Valued {
         name: "entry-timeout",
         value: "SECONDS",
         help: "How long the kernel may trust names [default: 1]",
-        apply: |d, v| timeout(v).map(|t| d.entry_timeout = t),
+        apply: |d, v| timeout(v).map(|t| d.entry_timeout = Some(t)),
     },
     Valued {
         name: "negative-timeout",
         value: "SECONDS",
         help: "How long the kernel may trust that a name does not exist [default: 0]",
-        apply: |d, v| timeout(v).map(|t| d.negative_timeout = t),
+        apply: |d, v| timeout(v).map(|t| d.negative_timeout = Some(t)),
     },
     Valued {
         name: "control",
@@ -243,9 +272,12 @@ pub(super) struct Draft {
     window: Option<usize>,
     window_budget: usize,
     inode_limit: Option<usize>,
-    attr_timeout: Duration,
-    entry_timeout: Duration,
-    negative_timeout: Duration,
+    coherence: Coherence,
+    watch_timeout: Option<Duration>,
+    watch_limit: Option<usize>,
+    attr_timeout: Option<Duration>,
+    entry_timeout: Option<Duration>,
+    negative_timeout: Option<Duration>,
     control: Control,
     control_name: OsString,
     default_permissions: bool,
@@ -276,9 +308,12 @@ impl Default for Draft {
             window: None,
             window_budget: 256 << 20,
             inode_limit: Some(INODES),
-            attr_timeout: Duration::from_secs(1),
-            entry_timeout: Duration::from_secs(1),
-            negative_timeout: Duration::ZERO,
+            coherence: Coherence::Ttl,
+            watch_timeout: None,
+            watch_limit: None,
+            attr_timeout: None,
+            entry_timeout: None,
+            negative_timeout: None,
             control: Control::Hidden,
             control_name: ".copy".into(),
             default_permissions: false,
@@ -350,13 +385,47 @@ impl Draft {
         })
     }
 
+    /// Options that only one way of coherence takes.
+    fn refuse_incoherent(&self) -> Result<(), String> {
+        let timeouts = [
+            ("attr_timeout", self.attr_timeout),
+            ("entry_timeout", self.entry_timeout),
+            ("negative_timeout", self.negative_timeout),
+        ];
+        let given = timeouts.iter().find(|(_, timeout)| timeout.is_some());
+        if let (Coherence::Strict, Some((name, _))) = (self.coherence, given) {
+            return Err(format!(
+                "options coherence=strict and {name}: strict keeps nothing; leave out {name}, or \
+                 use coherence=ttl"
+            ));
+        }
+        let watching = [
+            ("watch_timeout", self.watch_timeout.is_some()),
+            ("watch_limit", self.watch_limit.is_some()),
+        ];
+        match watching.iter().find(|(_, given)| *given) {
+            Some((name, _)) if self.coherence != Coherence::Watch => Err(format!(
+                "option {name}: only coherence=watch has one; add coherence=watch, or leave it out"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn options(self, access: Access) -> Result<Options, String> {
         if self.noatime && self.passthrough == Passthrough::Always {
             // The kernel opens the source's files anew for it, without O_NOATIME.
             return Err("options noatime and passthrough=always: only one of them can hold".into());
         }
         let ids = self.ids()?;
+        self.refuse_incoherent()?;
+        let usual = match self.coherence {
+            Coherence::Strict => Duration::ZERO,
+            Coherence::Ttl | Coherence::Watch => Duration::from_secs(1),
+        };
         Ok(Options {
+            coherence: self.coherence,
+            watch_timeout: self.watch_timeout.unwrap_or(Duration::from_secs(60)),
+            watch_limit: self.watch_limit,
             read_only: self.read_only,
             noatime: self.noatime,
             io: self.io,
@@ -365,9 +434,9 @@ impl Draft {
             window_budget: self.window_budget,
             inode_limit: self.inode_limit,
             reach: Reach::HandleFirst,
-            attr_timeout: self.attr_timeout,
-            entry_timeout: self.entry_timeout,
-            negative_timeout: self.negative_timeout,
+            attr_timeout: self.attr_timeout.unwrap_or(usual),
+            entry_timeout: self.entry_timeout.unwrap_or(usual),
+            negative_timeout: self.negative_timeout.unwrap_or_default(),
             control: self.control,
             control_name: self.control_name,
             // Others must be held to the modes, as on any file system.
@@ -458,6 +527,20 @@ fn inode_limit(value: &OsStr) -> Result<Option<usize>, &'static str> {
 
 fn timeout(value: &OsStr) -> Result<Duration, &'static str> {
     size::seconds(text(value)).ok_or("must be seconds, 0 to 31536000")
+}
+
+fn watch_timeout(value: &OsStr) -> Result<Duration, &'static str> {
+    if value == "never" {
+        return Ok(NEVER);
+    }
+    size::seconds(text(value)).ok_or("must be seconds, 0 to 31536000, or never")
+}
+
+fn watch_limit(value: &OsStr) -> Result<usize, &'static str> {
+    let number = text(value).parse().ok();
+    number
+        .filter(|n| (1..=1 << 30).contains(n))
+        .ok_or("must be a number from 1 to 1073741824")
 }
 
 fn control_name(value: &OsStr) -> Result<OsString, &'static str> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fuse::session::Access;
-use crate::mirror::{Control, Io, Passthrough};
+use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -43,6 +43,8 @@ fn the_defaults_are_those_that_the_help_tells() {
     assert_eq!(options.window, 4 << 20);
     assert_eq!(options.window_budget, 256 << 20);
     assert_eq!(options.inode_limit, Some(1 << 20));
+    assert_eq!(options.coherence, Coherence::Ttl);
+    assert_eq!(options.watch_timeout, Duration::from_secs(60));
     assert_eq!(options.attr_timeout, Duration::from_secs(1));
     assert_eq!(options.entry_timeout, Duration::from_secs(1));
     assert_eq!(options.negative_timeout, Duration::ZERO);
@@ -68,6 +70,9 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("window", "128K"),
         ("window-budget", "64M"),
         ("inode-limit", "64K"),
+        ("coherence", "watch"),
+        ("watch-timeout", "never"),
+        ("watch-limit", "9"),
         ("attr-timeout", "2.5"),
         ("entry-timeout", "3"),
         ("negative-timeout", "4"),
@@ -84,10 +89,16 @@ fn every_long_option_is_a_word_of_the_list_too() {
         VALUED.iter().map(|o| o.name).collect::<Vec<_>>()
     );
     for (name, value) in samples {
-        let long = mounting(&["/s", "/m", &format!("--{name}"), value]);
-        assert_ne!(long, mounting(&["/s", "/m"]), "{name} has no effect");
-        assert_eq!(long, with(&format!("{name}={value}")));
-        assert_eq!(long, with(&format!("{}={value}", name.replace('-', "_"))));
+        // Some mean something only beside another.
+        let beside = match name {
+            "watch-timeout" | "watch-limit" => "coherence=watch",
+            _ => "rw",
+        };
+        let long = mounting(&["/s", "/m", "-o", beside, &format!("--{name}"), value]);
+        assert_ne!(long, with(beside), "{name} has no effect");
+        assert_eq!(long, with(&format!("{beside},{name}={value}")));
+        let low = name.replace('-', "_");
+        assert_eq!(long, with(&format!("{beside},{low}={value}")));
     }
     for (short, long, word) in [
         ("-f", "--foreground", "foreground"),
@@ -97,6 +108,32 @@ fn every_long_option_is_a_word_of_the_list_too() {
         assert_eq!(mounting(&["/s", "/m", long]), with(word));
     }
     assert!(with("debug").foreground);
+}
+
+#[test]
+fn strict_keeps_nothing_and_says_so_to_who_asks_for_a_timeout() {
+    let options = with("coherence=strict").options;
+    assert_eq!(options.attr_timeout, Duration::ZERO);
+    assert_eq!(options.entry_timeout, Duration::ZERO);
+    assert_eq!(options.negative_timeout, Duration::ZERO);
+    for name in ["attr_timeout", "entry_timeout", "negative_timeout"] {
+        let words = format!("coherence=strict,{name}=1");
+        let refusal = refused(&["/s", "/m", "-o", &words]);
+        assert!(refusal.contains(&format!("leave out {name}")), "{refusal}");
+    }
+}
+
+#[test]
+fn only_a_watched_source_has_a_watch_timeout() {
+    let options = with("coherence=watch,watch_timeout=5,attr_timeout=2").options;
+    assert_eq!(options.watch_timeout, Duration::from_secs(5));
+    assert_eq!(options.attr_timeout, Duration::from_secs(2));
+    let never = with("coherence=watch,watch_timeout=never").options;
+    assert_eq!(never.watch_timeout, NEVER);
+    for word in ["watch_timeout=5", "watch_limit=5"] {
+        let refusal = refused(&["/s", "/m", "-o", word]);
+        assert!(refusal.contains("add coherence=watch"), "{refusal}");
+    }
 }
 
 #[test]
@@ -183,6 +220,9 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "io=splice",
         "clone_fd=maybe",
         "control=on",
+        "coherence=lax",
+        "watch_timeout=soon",
+        "watch_limit=0",
         "attr_timeout=-1",
         "entry_timeout=soon",
         "negative_timeout=1e9",

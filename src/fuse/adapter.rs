@@ -18,7 +18,7 @@ use super::convert::{self, caller, entry_attr};
 use super::lock_waits::Waiter;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
-use crate::mirror::{Attr, InodeTable, LockOutcome, MAX_READ, Options, SetAttr};
+use crate::mirror::{Attr, Coherence, InodeTable, LockOutcome, MAX_READ, Mirror, Options, SetAttr};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
@@ -85,6 +85,10 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_DONT_MASK
             | InitFlags::FUSE_HAS_IOCTL_DIR;
+        if self.shared.mirror.options().coherence == Coherence::Strict {
+            // Without it (before Linux 6.6) a file can't be mapped shared.
+            wanted |= InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        }
         if self.shared.mirror.options().default_permissions {
             // The kernel judges: it must know the ACLs, not only the modes.
             wanted |= InitFlags::FUSE_POSIX_ACL;
@@ -113,13 +117,15 @@ impl Filesystem for Adapter {
                 None => shared.mirror.lookup(parent.0, name),
             }
         });
-        let negative = shared.mirror.options().negative_timeout;
-        match found {
-            Err(errno) if i32::from(errno) == libc::ENOENT && !negative.is_zero() => {
-                reply.entry(&negative, &negative_attr(), GENERATION);
+        if found.as_ref().is_err_and(|e| i32::from(*e) == libc::ENOENT) {
+            let negative = shared.mirror.trust_absence(parent.0);
+            if !negative.is_zero() && !virtual_file(parent) {
+                return reply.entry(&negative, &negative_attr(), GENERATION);
             }
-            found => shared.reply_entry(reply, found),
         }
+        shared.reply_entry(reply, found, |mirror, attr| {
+            mirror.trust_entry(parent.0, attr)
+        });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -143,7 +149,7 @@ impl Filesystem for Adapter {
             }
             shared.mirror.getattr(ino.0, fh.map(|fh| fh.0))
         });
-        shared.reply_attr(reply, found);
+        shared.reply_attr(reply, found, Mirror::trust_attr);
     }
 
     fn setattr(
@@ -183,7 +189,7 @@ impl Filesystem for Adapter {
             }
             shared.control.getattr(ino.0)
         });
-        shared.reply_attr(reply, found);
+        shared.reply_attr(reply, found, |mirror, _| mirror.trust_set());
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -210,7 +216,7 @@ impl Filesystem for Adapter {
             let caller = caller(req, umask);
             shared.mirror.mknod(&caller, parent.0, name, mode, rdev)
         });
-        shared.reply_entry(reply, made);
+        shared.reply_made(reply, parent.0, made);
     }
 
     fn mkdir(
@@ -228,7 +234,7 @@ impl Filesystem for Adapter {
             let caller = caller(req, umask);
             shared.mirror.mkdir(&caller, parent.0, name, mode)
         });
-        shared.reply_entry(reply, made);
+        shared.reply_made(reply, parent.0, made);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -261,7 +267,7 @@ impl Filesystem for Adapter {
             let (caller, target) = (caller(req, 0), target.as_os_str());
             shared.mirror.symlink(&caller, parent.0, link_name, target)
         });
-        shared.reply_entry(reply, made);
+        shared.reply_made(reply, parent.0, made);
     }
 
     fn rename(
@@ -300,7 +306,7 @@ impl Filesystem for Adapter {
             shared.control.refuse_new(newparent.0, newname)?;
             shared.mirror.link(ino.0, newparent.0, newname)
         });
-        shared.reply_entry(reply, made);
+        shared.reply_made(reply, newparent.0, made);
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -335,7 +341,7 @@ impl Filesystem for Adapter {
             shared.mirror.create(&caller, parent.0, name, mode, flags)
         });
         match created {
-            Ok((attr, opened)) => shared.reply_created(&attr, flags, &opened, reply),
+            Ok((attr, opened)) => shared.reply_created(parent.0, &attr, flags, &opened, reply),
             Err(errno) => reply.error(errno),
         }
     }
@@ -502,10 +508,14 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let shared = &self.shared;
-        let entry_ttl = shared.mirror.options().entry_timeout;
         let mut emit = |entry: &crate::mirror::Entry, attr: Option<&Attr>| {
             let (attr, ttl) = match attr {
-                Some(attr) => (entry_attr(attr), entry_ttl.min(shared.attr_ttl(attr))),
+                Some(attr) if virtual_file(ino) => (entry_attr(attr), Duration::ZERO),
+                Some(attr) => {
+                    let trust = shared.mirror.trust_entry(ino.0, attr);
+                    let trust = shared.seen_stores(attr, trust);
+                    (entry_attr(attr), trust.entry.min(trust.attr))
+                }
                 None => {
                     let id = shared.mirror.table().virtual_id();
                     let kind = convert::file_type(entry.kind);

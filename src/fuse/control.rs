@@ -15,6 +15,7 @@ use fuser::{ReplyEmpty, ReplyWrite, Request};
 use parking_lot::Mutex;
 
 use super::convert::{self, caller};
+use super::notifier::{Entry, Extent, Notifier};
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
@@ -368,7 +369,7 @@ fn writer(request: &Request) -> Writer {
 /// thread that answers no request and holds no lock: the kernel may be waiting for us.
 pub(super) fn name_changed(
     mirror: &Mirror,
-    notifier: &fuser::Notifier,
+    notifier: &Notifier,
     directory: BorrowedFd<'_>,
     name: &OsStr,
 ) {
@@ -376,7 +377,10 @@ pub(super) fn name_changed(
     let Some(directory) = seen.and_then(|seen| mirror.table().find(seen.key)) else {
         return;
     };
-    if let Err(error) = notifier.inval_entry(fuser::INodeNo(directory.id), name) {
-        log::debug!("inval_entry {}: {error}", name.display());
+    let told = notifier
+        .inval_entry(directory.id, name, Entry::Drop)
+        .and_then(|_| notifier.inval_inode(directory.id, Extent::Attributes));
+    if let Err(fail) = told {
+        log::debug!("{}: {fail}", name.display());
     }
 }

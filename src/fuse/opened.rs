@@ -4,9 +4,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use fuser::{BackingId, FileHandle, FopenFlags, INodeNo, ReplyCreate, ReplyOpen};
+use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
+use super::notifier::Extent;
 use super::shared::{GENERATION, Shared};
 use crate::mirror::{Attr, Io, NodeId, Opened};
 use crate::observe::OpenMode;
@@ -25,14 +26,15 @@ impl Shared {
     /// Answers an open that made the file.
     pub(super) fn reply_created(
         &self,
+        parent: NodeId,
         attr: &Attr,
         flags: i32,
         opened: &Opened,
         reply: ReplyCreate,
     ) {
         let backing = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
-        let ttl = self.mirror.options().entry_timeout;
-        let ttl = ttl.min(self.attr_ttl(attr));
+        let trust = self.seen_stores(attr, self.mirror.trust_made(parent, attr));
+        let ttl = trust.entry.min(trust.attr);
         let (shown, handle) = (entry_attr(attr), FileHandle(opened.handle));
         let none = FopenFlags::empty();
         match backing {
@@ -70,8 +72,11 @@ impl Shared {
         self.mirror.pages_unknown(opened.handle);
         if writes {
             // Stores come unseen from now on: what the kernel holds of the attributes must not
-            // live on. Attributes alone (offset -1) are dropped without waiting for anything.
-            self.notify(|notifier| notifier.inval_inode(INodeNo(id), -1, 0));
+            // live on. Attributes alone are dropped without waiting for anything.
+            if let Some(notifier) = self.notifier() {
+                // What it does not know (ENOENT) or can't hear (ENOTCONN) needs no telling.
+                let _ = notifier.inval_inode(id, Extent::Attributes);
+            }
         }
         Some(backing)
     }

@@ -3,20 +3,16 @@
 //! On a thread of its own that answers no request and holds no lock: the kernel answers by FORGET
 //! requests, which the event loops must be free to take.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fuser::{INodeNo, Notifier};
 use rustix::fs::FileType;
 
-use crate::mirror::{Crowd, Inode, InodeTable};
+use super::notifier::{Entry, Notifier};
+use crate::mirror::{Crowd, Inode, InodeTable, NodeId};
 use crate::observe::Metrics;
-use crate::sys::{Errno, Fail, OrFail, Result};
-
-/// `FUSE_NOTIFY_PRUNE` of include/uapi/linux/fuse.h (Linux 6.18), which fuser 0.18 lacks.
-const NOTIFY_PRUNE: i32 = 9;
+use crate::sys::{Errno, Result};
 
 /// How many ids go into one message; the kernel takes them in hundreds anyway.
 const AT_ONCE: usize = 512;
@@ -38,17 +34,14 @@ enum Way {
 }
 
 /// Who asks.
-pub(super) struct Pruner {
-    /// `/dev/fuse`, the session's.
-    device: OwnedFd,
-    notifier: Notifier,
+pub(super) struct Pruner<'a> {
+    notifier: &'a Notifier,
     way: Way,
 }
 
-impl Pruner {
-    pub(super) fn new(device: OwnedFd, notifier: Notifier) -> Self {
+impl<'a> Pruner<'a> {
+    pub(super) fn new(notifier: &'a Notifier) -> Self {
         Self {
-            device,
             notifier,
             way: Way::Ids,
         }
@@ -96,16 +89,12 @@ impl Pruner {
     fn ask(&mut self, idle: &[Arc<Inode>]) -> Result<()> {
         for some in idle.chunks(AT_ONCE) {
             if self.way == Way::Ids {
-                match rustix::io::write(&self.device, &message(some)) {
-                    Err(Errno::INVAL) => {
-                        log::debug!("this kernel prunes no inodes; asking it by their names");
-                        self.way = Way::Names;
-                    }
-                    written => {
-                        written.or_fail("FUSE_NOTIFY_PRUNE")?;
-                        continue;
-                    }
+                let ids: Vec<NodeId> = some.iter().map(|inode| inode.id).collect();
+                if self.notifier.prune(&ids)? {
+                    continue;
                 }
+                log::debug!("this kernel prunes no inodes; asking it by their names");
+                self.way = Way::Names;
             }
             some.iter().try_for_each(|inode| self.ask_by_name(inode))?;
         }
@@ -120,26 +109,7 @@ impl Pruner {
         let Some((parent, name)) = inode.last_seen() else {
             return Ok(());
         };
-        let told = self.notifier.inval_entry(INodeNo(parent), &name);
-        told.map_err(|error| {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-            Fail::new(errno, "FUSE_NOTIFY_INVAL_ENTRY")
-        })
+        self.notifier.inval_entry(parent, &name, Entry::Drop)?;
+        Ok(())
     }
-}
-
-/// `struct fuse_out_header` and `struct fuse_notify_prune_out`, then the ids.
-fn message(inodes: &[Arc<Inode>]) -> Vec<u8> {
-    const HEADERS: usize = 32;
-    let length = HEADERS + 8 * inodes.len();
-    let mut bytes = Vec::with_capacity(length);
-    bytes.extend((length as u32).to_ne_bytes());
-    bytes.extend(NOTIFY_PRUNE.to_ne_bytes());
-    bytes.extend(0u64.to_ne_bytes());
-    bytes.extend((inodes.len() as u32).to_ne_bytes());
-    bytes.extend([0; 12]);
-    for inode in inodes {
-        bytes.extend(inode.id.to_ne_bytes());
-    }
-    bytes
 }

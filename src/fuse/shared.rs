@@ -6,16 +6,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use fuser::{Errno, Generation, INodeNo, Notifier, ReplyAttr, ReplyEmpty, ReplyEntry};
+use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry};
 
 use super::aside::Aside;
 use super::control::{ControlFiles, name_changed};
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
+use super::notifier::Notifier;
 use super::passthrough::Passthrough;
 use super::prune::Pruner;
+use super::watching::{self, Stop, Teller};
 use crate::copy::{Jobs, JobsOptions};
-use crate::mirror::{Attr, Control, InodeTable, Mirror, Options};
+use crate::mirror::{Attr, Control, InodeTable, Mirror, NodeId, Options, Trust};
 use crate::observe::{Metrics, Op};
 use crate::sys::{self, OrFail};
 
@@ -28,6 +30,7 @@ pub struct Shared {
     pub(super) control: ControlFiles,
     pub(super) metrics: Arc<Metrics>,
     notifier: Arc<OnceLock<Notifier>>,
+    stop_watching: Stop,
     pub(super) aside: Aside,
     pub(super) lock_waits: LockWaits,
     pub(super) passthrough: Passthrough,
@@ -58,6 +61,7 @@ impl Shared {
             }
         });
         let jobs = Jobs::new(jobs_options, metrics.clone(), published);
+        let config = format!("{config}watched_by={}\n", mirror.watched_by());
         let control = ControlFiles::new(mirror.clone(), metrics.clone(), jobs, config);
         Ok(Self {
             mirror,
@@ -65,15 +69,20 @@ impl Shared {
             passthrough: Passthrough::new(metrics.clone()),
             metrics,
             notifier,
+            stop_watching: Stop::new()?,
             aside: Aside::default(),
             lock_waits: LockWaits::default(),
         })
     }
 
-    /// Gives the way to notify the kernel, once the session has one.
-    pub fn attach(&self, notifier: Notifier) {
+    /// Gives the way to notify the kernel: a descriptor of the connection, once there is one.
+    pub fn attach(&self, device: OwnedFd) {
         // A second one would be of the same session.
-        let _ = self.notifier.set(notifier);
+        let _ = self.notifier.set(Notifier::new(device));
+    }
+
+    pub(super) fn notifier(&self) -> Option<&Notifier> {
+        self.notifier.get()
     }
 
     /// Agrees with the kernel on which of the two serves files.
@@ -84,31 +93,35 @@ impl Shared {
         }
     }
 
-    /// Drops all windows, and all that the kernel caches of files. Not from a request's thread.
+    /// Drops all windows, and all that the kernel caches. Not from a request's thread.
     pub fn drop_caches(&self) {
         self.mirror.drop_windows();
-        let Some(notifier) = self.notifier.get() else {
-            return;
-        };
-        for id in self.mirror.table().ids() {
-            // ENOENT: forgotten meanwhile; ENOTCONN: unmounted. Nothing is left to drop then.
-            let _ = notifier.inval_inode(INodeNo(id), 0, 0);
+        if let Some(notifier) = self.notifier() {
+            let teller = Teller {
+                mirror: &self.mirror,
+                metrics: &self.metrics,
+                notifier,
+            };
+            teller.everything();
         }
     }
 
-    /// Tells the kernel something, once there is a session. What it no longer knows (ENOENT) or
-    /// can't hear (ENOTCONN) needs no telling.
-    pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) -> std::io::Result<()>) {
-        if let Some(notifier) = self.notifier.get() {
-            let _ = tell(notifier);
-        }
+    /// Tells the kernel of changes of the source, until [`Shared::stop_watching`]; on a thread of
+    /// its own. Returns at once unless `coherence=watch`.
+    pub fn watch(&self) {
+        watching::watch(self, &self.stop_watching);
     }
 
-    /// Keeps the inodes to their limit, until [`Shared::stop_pruning`]. `device` is the session's
-    /// `/dev/fuse`. To be called from a thread that does nothing else.
-    pub fn prune(&self, device: OwnedFd) {
-        if let Some(notifier) = self.notifier.get() {
-            Pruner::new(device, notifier.clone()).run(self.mirror.table(), &self.metrics);
+    /// Ends [`Shared::watch`].
+    pub fn stop_watching(&self) {
+        self.stop_watching.set();
+    }
+
+    /// Keeps the inodes to their limit, until [`Shared::stop_pruning`]. To be called from a thread
+    /// that does nothing else.
+    pub fn prune(&self) {
+        if let Some(notifier) = self.notifier() {
+            Pruner::new(notifier).run(self.mirror.table(), &self.metrics);
         }
     }
 
@@ -158,35 +171,59 @@ impl Shared {
     }
 
     /// The kernel must ask again for a control file every time: its id is another then.
-    pub(super) fn reply_entry(&self, reply: ReplyEntry, found: Result<Attr, Errno>) {
-        let options = self.mirror.options();
+    pub(super) fn reply_entry(
+        &self,
+        reply: ReplyEntry,
+        found: Result<Attr, Errno>,
+        trust: impl FnOnce(&Mirror, &Attr) -> Trust,
+    ) {
         match found {
             Ok(attr) if InodeTable::is_virtual(attr.id) => {
                 reply.entry(&Duration::ZERO, &entry_attr(&attr), GENERATION);
             }
-            Ok(attr) => reply.entry_with_ttls(
-                &self.attr_ttl(&attr),
-                &options.entry_timeout,
-                &entry_attr(&attr),
-                GENERATION,
-            ),
+            Ok(attr) => {
+                let trust = self.seen_stores(&attr, trust(&self.mirror, &attr));
+                reply.entry_with_ttls(&trust.attr, &trust.entry, &entry_attr(&attr), GENERATION);
+            }
             Err(errno) => reply.error(errno),
         }
     }
 
-    pub(super) fn reply_attr(&self, reply: ReplyAttr, found: Result<Attr, Errno>) {
+    /// The answer to a request that made a name of `parent`.
+    pub(super) fn reply_made(&self, reply: ReplyEntry, parent: NodeId, made: Result<Attr, Errno>) {
+        self.reply_entry(reply, made, |mirror, attr| mirror.trust_made(parent, attr));
+    }
+
+    pub(super) fn reply_attr(
+        &self,
+        reply: ReplyAttr,
+        found: Result<Attr, Errno>,
+        trust: impl FnOnce(&Mirror, &Attr) -> Duration,
+    ) {
         match found {
-            Ok(attr) => reply.attr(&self.attr_ttl(&attr), &shown_attr(&attr)),
+            Ok(attr) => {
+                let unseen =
+                    InodeTable::is_virtual(attr.id) || self.passthrough.stores_unseen(attr.id);
+                let ttl = if unseen {
+                    Duration::ZERO
+                } else {
+                    trust(&self.mirror, &attr)
+                };
+                reply.attr(&ttl, &shown_attr(&attr));
+            }
             Err(errno) => reply.error(errno),
         }
     }
 
-    /// How long attributes may be trusted.
-    pub(super) fn attr_ttl(&self, attr: &Attr) -> Duration {
-        if InodeTable::is_virtual(attr.id) || self.passthrough.stores_unseen(attr.id) {
-            return Duration::ZERO;
+    /// Attributes that stores may change without our being told are not to be believed at all.
+    pub(super) fn seen_stores(&self, attr: &Attr, trust: Trust) -> Trust {
+        if self.passthrough.stores_unseen(attr.id) {
+            return Trust {
+                attr: Duration::ZERO,
+                ..trust
+            };
         }
-        self.mirror.options().attr_timeout
+        trust
     }
 }
 

@@ -131,6 +131,7 @@ impl Mirror {
         if set.atime.is_some() || set.mtime.is_some() {
             set_times(fd.as_fd(), set.atime, set.mtime)?;
         }
+        self.changed_by_us(id, fd.as_fd());
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
         Ok(self.attr(id, stat))
     }

@@ -124,11 +124,11 @@ impl Mirror {
                 let attr = self.attr(entry.ino, stat);
                 return Ok(emit(entry, Some(&attr)));
             }
-            match self.table.lookup(&dir.inode, &entry.name) {
-                Ok((inode, stat)) => {
-                    let full = emit(entry, Some(&self.attr(inode.id, stat)));
+            match self.found(&dir.inode, &entry.name) {
+                Ok(attr) => {
+                    let full = emit(entry, Some(&attr));
                     if full {
-                        self.forget(inode.id, 1);
+                        self.forget(attr.id, 1);
                     }
                     Ok(full)
                 }

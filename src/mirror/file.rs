@@ -12,7 +12,7 @@ use rustix::io::ReadWriteFlags;
 
 use super::inode::{Inode, NodeId, Version};
 use super::reach::NAME_ONLY;
-use super::{Io, MAX_READ, Mirror};
+use super::{Coherence, Io, MAX_READ, Mirror};
 use crate::observe::{Fallback, ReadMode};
 use crate::sys::{Errno, Fail, OrFail, Result};
 use crate::window::Miss;
@@ -56,7 +56,8 @@ pub struct Opened {
     pub handle: u64,
     /// The kernel's cached pages are still of this file's bytes.
     pub keep_cache: bool,
-    /// The file has bytes that its size does not tell of (procfs): the kernel must ask us.
+    /// The kernel must ask us for the bytes: because nothing may be cached, or because there are
+    /// more than the size tells of (procfs).
     pub direct_io: bool,
 }
 
@@ -134,10 +135,11 @@ impl Mirror {
         let handle = self.new_handle();
         let fd = Arc::new(fd);
         self.table.lend(&inode, &fd);
+        let strict = self.options.coherence == Coherence::Strict;
         let opened = Opened {
             handle,
-            keep_cache: keep_cache(&inode, stat),
-            direct_io: asked.access != libc::O_WRONLY && hides_its_size(&fd, stat),
+            keep_cache: !strict && keep_cache(&inode, stat),
+            direct_io: strict || asked.access != libc::O_WRONLY && hides_its_size(&fd, stat),
         };
         let file = OpenFile {
             inode,
@@ -272,6 +274,7 @@ impl Mirror {
             }
         }
         self.metrics.written(done as u64);
+        self.changed_by_us(file.inode.id, file.fd.as_fd());
         Ok(done)
     }
 
@@ -339,7 +342,9 @@ impl Mirror {
         self.writable("fallocate")?;
         let file = self.file(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
-        rustix::fs::fallocate(&*file.fd, mode, offset, length).or_fail("fallocate")
+        rustix::fs::fallocate(&*file.fd, mode, offset, length).or_fail("fallocate")?;
+        self.changed_by_us(file.inode.id, file.fd.as_fd());
+        Ok(())
     }
 
     /// The next data or hole at or after `offset`; `whence` is SEEK_DATA or SEEK_HOLE.
@@ -366,15 +371,15 @@ impl Mirror {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let (mut at_source, mut at_target) = (from.1, to.1);
         let length = length.min(COPY_AT_ONCE) as usize;
-        let (source, target) = (&*source.fd, &*target.fd);
-        rustix::fs::copy_file_range(
-            source,
+        let copied = rustix::fs::copy_file_range(
+            &*source.fd,
             Some(&mut at_source),
-            target,
+            &*target.fd,
             Some(&mut at_target),
             length,
-        )
-        .or_fail("copy_file_range")
+        );
+        self.changed_by_us(target.inode.id, target.fd.as_fd());
+        copied.or_fail("copy_file_range")
     }
 }
 

@@ -17,6 +17,7 @@ mod options;
 mod prune;
 mod reach;
 mod table;
+mod watch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -33,10 +34,11 @@ pub use file::Opened;
 pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
-pub use options::{Control, Io, Options, Passthrough};
+pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough};
 pub use prune::Crowd;
 pub use reach::Reach;
 pub use table::{Ceilings, InodeTable, Seen};
+pub use watch::{Stale, Trust, refuse_unwatchable};
 
 use crate::observe::Metrics;
 use crate::sys::procfd::ProcFd;
@@ -74,13 +76,15 @@ pub struct Mirror {
     forgotten_at_trim: AtomicU64,
     locks: locks::Locks,
     privileged: bool,
+    watch: Option<watch::Watch>,
 }
 
 impl Mirror {
     /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes.
     ///
     /// # Errors
-    /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root.
+    /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root; EOPNOTSUPP
+    /// for a source that can't be watched though `options` ask for it.
     pub fn new(
         source: OwnedFd,
         descriptors: usize,
@@ -97,8 +101,10 @@ impl Mirror {
             descriptors,
             inodes: options.inode_limit.unwrap_or(usize::MAX),
         };
+        let table = InodeTable::new(source, ceilings, options.reach, metrics.clone())?;
         Ok(Self {
-            table: InodeTable::new(source, ceilings, options.reach, metrics.clone())?,
+            watch: watch::Watch::open(&options, &table, &metrics)?,
+            table,
             windows: WindowCache::new(windows, metrics.clone()),
             proc: ProcFd::open()?,
             files: RwLock::default(),
@@ -151,6 +157,7 @@ impl Mirror {
     pub fn forget(&self, id: NodeId, count: u64) {
         if let Some(inode) = self.table.forget(id, count) {
             self.windows.forget(inode.file_id);
+            self.unwatch(id);
         }
     }
 

@@ -36,8 +36,7 @@ impl Mirror {
     /// ENOENT; those of openat(2).
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr> {
         let parent = self.table.get(parent)?;
-        let (inode, stat) = self.table.lookup(&parent, checked(name)?)?;
-        Ok(self.attr(inode.id, stat))
+        self.found(&parent, checked(name)?)
     }
 
     /// Whether the source has an entry of that name.
@@ -189,8 +188,10 @@ impl Mirror {
             rename()?;
         }
         self.table.moved(&to, new_name);
+        self.renamed_by_us(&to, new_name);
         if flags.contains(RenameFlags::EXCHANGE) {
             self.table.moved(&from, name);
+            self.renamed_by_us(&from, name);
         }
         Ok(())
     }
@@ -210,7 +211,7 @@ impl Mirror {
         flags: i32,
     ) -> Result<(Attr, super::Opened)> {
         self.writable("create")?;
-        let (_, dir) = self.dir(parent)?;
+        let (parent, dir) = self.dir(parent)?;
         let name = checked(name)?;
         let asked = super::file::Asked::of(flags);
         // O_NONBLOCK: a FIFO put there this moment must not stop an event loop.
@@ -239,8 +240,8 @@ impl Mirror {
         }
         let only_name = || self.proc.reopen(file.as_fd(), OFlags::PATH);
         let only_name = self.table.with_room(only_name)?;
-        let inode = self.table.intern(only_name, &seen, parent, name)?;
-        let stat = seen.stat;
+        let inode = self.table.intern(only_name, &seen, parent.id, name)?;
+        let stat = self.entered(parent.id, name, &inode, seen.stat, || Ok(&file))?;
         let attr = self.attr(inode.id, stat);
         let opened = self.enter_file(inode, file, asked, &stat);
         Ok((attr, opened))

@@ -25,6 +25,13 @@ pub struct Options {
     pub inode_limit: Option<usize>,
     /// Which way back to an inode whose descriptor was closed is tried first.
     pub reach: Reach,
+    /// How the kernel learns of changes made behind the mirror.
+    pub coherence: Coherence,
+    /// How long the kernel may keep what is watched, under [`Coherence::Watch`].
+    pub watch_timeout: Duration,
+    /// The most directories watched, where each needs a watch of its own; `None` leaves half of
+    /// the user's watches to others.
+    pub watch_limit: Option<usize>,
     /// How long the kernel may keep attributes.
     pub attr_timeout: Duration,
     /// How long the kernel may keep names that exist.
@@ -60,6 +67,20 @@ pub enum Passthrough {
     /// Every regular file, where the kernel and our privileges allow it.
     Always,
 }
+
+/// How the kernel learns of changes made behind the mirror.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coherence {
+    /// It asks again after a while.
+    Ttl,
+    /// It asks every time, and keeps nothing.
+    Strict,
+    /// It is told.
+    Watch,
+}
+
+/// The timeout that never passes: 136 years. The kernel counts it in ticks of 64 bits.
+pub const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Whether and how the control files show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

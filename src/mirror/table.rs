@@ -10,7 +10,7 @@
 //! under `state`. None is held across a system call.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -168,6 +168,67 @@ impl InodeTable {
     /// The inode of that key, if the kernel knows it.
     pub fn find(&self, key: Key) -> Option<Arc<Inode>> {
         self.state.lock().find(key)
+    }
+
+    /// The directory and the name in it by which an inode was last found.
+    pub fn last_seen(&self, id: NodeId) -> Option<(NodeId, OsString)> {
+        self.peek(id)?.last_seen()
+    }
+
+    /// How often the kernel has looked an inode up, and not yet forgotten it.
+    pub fn lookups(&self, id: NodeId) -> u64 {
+        let inode = self.peek(id);
+        inode.map_or(0, |inode| inode.lookups.load(Ordering::Relaxed))
+    }
+
+    /// What a name means in the source at this moment, if the kernel knows that inode. Counts no
+    /// lookup.
+    ///
+    /// # Errors
+    /// Those of openat(2), except ENOENT; those of statx(2).
+    pub fn find_at(&self, parent: &Inode, name: &OsStr) -> Result<Option<Arc<Inode>>> {
+        let dir = self.fd(parent)?;
+        let fd = match self.with_room(|| openat_name_only(&dir, name)) {
+            Err(fail) if fail.errno == Errno::NOENT => return Ok(None),
+            opened => opened?,
+        };
+        match self.find(self.see(fd.as_fd())?.key) {
+            Some(inode) if same_file(&inode, &fd)? => Ok(Some(inode)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The device on which inodes of that key lie.
+    pub fn device_of(&self, key: Key) -> u64 {
+        if key.site == 0 {
+            return self.home.0;
+        }
+        let state = self.state.lock();
+        let mut sites = state.sites.iter();
+        sites
+            .find(|(_, site)| **site == key.site)
+            .map_or(0, |((device, _), _)| *device)
+    }
+
+    /// All inodes of that device and number: one for each mount by which the kernel knows it.
+    pub fn twins(&self, device: u64, ino: u64) -> Vec<Arc<Inode>> {
+        let state = self.state.lock();
+        let of_site = |site| state.find(Key { ino, site });
+        self.sites_of(&state, device).filter_map(of_site).collect()
+    }
+
+    /// Whether that device is known by more than one mount.
+    pub fn has_twins(&self, device: u64) -> bool {
+        self.sites_of(&self.state.lock(), device).nth(1).is_some()
+    }
+
+    fn sites_of<'a>(&'a self, state: &'a State, device: u64) -> impl Iterator<Item = u32> + 'a {
+        let home = (device == self.home.0).then_some(0);
+        let inside = state
+            .sites
+            .iter()
+            .filter(move |((other, _), _)| *other == device);
+        home.into_iter().chain(inside.map(|(_, site)| *site))
     }
 
     /// Every id that the kernel knows at this moment.
@@ -337,16 +398,9 @@ impl InodeTable {
 
     /// Remembers a new name after a rename.
     pub fn moved(&self, parent: &Inode, name: &OsStr) {
-        let named = || self.seen_at(parent, name);
-        let known = named().ok().and_then(|seen| self.find(seen.key));
-        if let Some(inode) = known {
+        if let Ok(Some(inode)) = self.find_at(parent, name) {
             inode.moved(Home::new(parent.id, name));
         }
-    }
-
-    fn seen_at(&self, parent: &Inode, name: &OsStr) -> Result<Seen> {
-        let dir = self.fd(parent)?;
-        Ok(self.seen(&statx(dir.as_fd(), name)?))
     }
 }
 

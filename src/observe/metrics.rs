@@ -12,7 +12,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::names;
-use super::op::{CopyEnd, Fallback, Op, OpenMode, PassthroughState, ReadMode};
+use super::op::{
+    CopyEnd, Fallback, Invalidated, Op, OpenMode, PassthroughState, ReadMode, WatchedBy,
+};
 use crate::sys::memory;
 
 type Counter = Counts<u64, AtomicU64>;
@@ -59,6 +61,12 @@ pub struct Metrics {
     handles: Gauge,
     descriptors: Gauge,
     resident: Gauge,
+    watching: Box<[Gauge]>,
+    watches: Gauge,
+    unwatched: Counter,
+    watch_events: Counter,
+    invalidations: Box<[Counter]>,
+    overflows: Counter,
 }
 
 impl Metrics {
@@ -72,6 +80,8 @@ impl Metrics {
         let states = PassthroughState::ALL.iter().map(|state| state.label());
         let reasons = Fallback::ALL.iter().map(|reason| reason.label());
         let ends = CopyEnd::ALL.iter().map(|end| end.label());
+        let watchers = WatchedBy::ALL.iter().map(|by| by.label());
+        let told = Invalidated::ALL.iter().map(|what| what.label());
         let seconds = || Histogram::new(DURATION_BUCKETS);
         let operations = family(&mut r, names::OPERATIONS, "op", ops(), counter, None);
         Self {
@@ -122,6 +132,19 @@ impl Metrics {
             handles: single(&mut r, names::HANDLES),
             descriptors: single(&mut r, names::DESCRIPTORS),
             resident: single(&mut r, names::RESIDENT),
+            watching: family(
+                &mut r,
+                names::WATCHING,
+                "by",
+                watchers,
+                Gauge::default,
+                None,
+            ),
+            watches: single(&mut r, names::WATCHES),
+            unwatched: single(&mut r, names::UNWATCHED),
+            watch_events: single(&mut r, names::WATCH_EVENTS),
+            invalidations: family(&mut r, names::INVALIDATIONS, "what", told, counter, None),
+            overflows: single(&mut r, names::WATCH_OVERFLOWS),
             registry: r,
         }
     }
@@ -250,6 +273,36 @@ impl Metrics {
     /// A file or directory that was open through the mount is closed.
     pub fn handle_closed(&self) {
         self.handles.dec();
+    }
+
+    /// The source is watched, by that.
+    pub fn watching(&self, by: WatchedBy) {
+        self.watching[by as usize].set(1);
+    }
+
+    /// That many file systems or directories are watched.
+    pub fn set_watches(&self, n: u64) {
+        self.watches.set(n);
+    }
+
+    /// A file system or directory could not be watched.
+    pub fn unwatched(&self) {
+        self.unwatched.inc();
+    }
+
+    /// An event of a change was read.
+    pub fn watch_event(&self) {
+        self.watch_events.inc();
+    }
+
+    /// The kernel was told to forget something.
+    pub fn invalidated(&self, what: Invalidated) {
+        self.invalidations[what as usize].inc();
+    }
+
+    /// Events were lost.
+    pub fn watch_overflowed(&self) {
+        self.overflows.inc();
     }
 
     /// All series as OpenMetrics text, `# EOF` at its end. Only the histograms of operations that
@@ -395,6 +448,12 @@ mod tests {
         m.handle_opened();
         m.handle_closed();
         m.fault_survived();
+        m.watching(WatchedBy::Inotify);
+        m.set_watches(8);
+        m.unwatched();
+        m.watch_event();
+        m.invalidated(Invalidated::Data);
+        m.watch_overflowed();
         let samples = parse(&m.open_metrics());
         let op = Some(("op", "copy_file_range"));
         for (name, label, expected) in [
@@ -420,6 +479,13 @@ mod tests {
             (names::INODES_PRUNED, None, 9.0),
             (names::HANDLES, None, 1.0),
             (names::FAULTS_SURVIVED, None, 1.0),
+            (names::WATCHING, Some(("by", "fanotify")), 0.0),
+            (names::WATCHING, Some(("by", "inotify")), 1.0),
+            (names::WATCHES, None, 8.0),
+            (names::UNWATCHED, None, 1.0),
+            (names::WATCH_EVENTS, None, 1.0),
+            (names::INVALIDATIONS, Some(("what", "data")), 1.0),
+            (names::WATCH_OVERFLOWS, None, 1.0),
         ] {
             assert_eq!(value(&samples, name, label), expected, "{name} {label:?}");
         }

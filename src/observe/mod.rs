@@ -6,4 +6,4 @@ mod op;
 pub mod text;
 
 pub use metrics::Metrics;
-pub use op::{CopyEnd, Fallback, Op, OpenMode, PassthroughState, ReadMode};
+pub use op::{CopyEnd, Fallback, Invalidated, Op, OpenMode, PassthroughState, ReadMode, WatchedBy};

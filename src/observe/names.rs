@@ -71,4 +71,16 @@ names! {
     DESCRIPTORS = "corfs_descriptors",
     /// Memory of this process in RAM, heap and mapped windows together.
     RESIDENT = "corfs_resident_bytes",
+    /// Whether the source is watched, by `by`: 1 or 0.
+    WATCHING = "corfs_watching",
+    /// File systems (fanotify) or directories (inotify) that are watched.
+    WATCHES = "corfs_watches",
+    /// File systems or directories that should have been watched and were not, by limit or refusal.
+    UNWATCHED = "corfs_unwatched_total",
+    /// Events of changes in the source, those of our own included.
+    WATCH_EVENTS = "corfs_watch_events_total",
+    /// Things that the kernel was told to forget, by `what`.
+    INVALIDATIONS = "corfs_invalidations_total",
+    /// Times that events were lost, and everything was dropped.
+    WATCH_OVERFLOWS = "corfs_watch_overflows_total",
 }

@@ -113,6 +113,30 @@ labelled! {
 }
 
 labelled! {
+    /// By what the source is watched.
+    WatchedBy {
+        /// By a mark on each file system:
+        Fanotify = "fanotify",
+        /// By a watch on each directory:
+        Inotify = "inotify",
+    }
+}
+
+labelled! {
+    /// What the kernel was told to forget.
+    Invalidated {
+        /// A name of a directory:
+        Name = "name",
+        /// Bytes and attributes of a file:
+        Data = "data",
+        /// Attributes of an inode:
+        Attributes = "attributes",
+        /// All that it had:
+        Everything = "everything",
+    }
+}
+
+labelled! {
     /// How a copy ended.
     CopyEnd {
         /// The whole copy stands:

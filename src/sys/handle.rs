@@ -11,27 +11,54 @@ use super::short::Short;
 use super::{Errno, Fail, Result};
 
 /// What the file system calls one inode: its kind of handle in one byte, then the handle.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FileHandle(Short);
 
-/// `struct file_handle` with room for the largest handle (MAX_HANDLE_SZ, 128 bytes).
+/// The longest handle (MAX_HANDLE_SZ), in bytes.
+const MAX_BYTES: usize = 128;
+
+/// `struct file_handle` with room for the largest handle.
 #[repr(C)]
 struct RawHandle {
     handle_bytes: u32,
     handle_type: i32,
-    f_handle: [u8; 128],
+    f_handle: [u8; MAX_BYTES],
 }
 
 impl FileHandle {
+    /// A handle that the kernel reported (fanotify(7)): its type and its bytes. None for a type
+    /// that is no handle's.
+    pub fn reported(kind: i32, bytes: &[u8]) -> Option<Self> {
+        let kind = u8::try_from(kind).ok()?;
+        Some(Self::packed(kind, bytes))
+    }
+
+    fn packed(kind: u8, bytes: &[u8]) -> Self {
+        let mut packed = [kind; 1 + MAX_BYTES];
+        let length = bytes.len().min(MAX_BYTES);
+        packed[1..=length].copy_from_slice(&bytes[..length]);
+        Self(Short::new(&packed[..=length]))
+    }
+
+    /// The file system's own name for the layout of the bytes.
+    pub fn kind(&self) -> i32 {
+        self.0.as_bytes().first().map_or(0, |kind| i32::from(*kind))
+    }
+
+    /// What only the file system understands.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_bytes().get(1..).unwrap_or_default()
+    }
+
     /// The handle of the inode behind `fd` (`O_PATH` will do).
     ///
     /// # Errors
     /// EOPNOTSUPP where the file system has no handles. No privilege is needed.
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self> {
         let mut raw = RawHandle {
-            handle_bytes: 128,
+            handle_bytes: MAX_BYTES as u32,
             handle_type: 0,
-            f_handle: [0; 128],
+            f_handle: [0; MAX_BYTES],
         };
         let mut mount_id = 0i32;
         // SAFETY: the path is an empty C string, `raw` has the layout and the room that its
@@ -53,9 +80,7 @@ impl FileHandle {
         let kind = u8::try_from(raw.handle_type)
             .map_err(|_| Fail::new(Errno::OPNOTSUPP, "name_to_handle_at"))?;
         let length = (raw.handle_bytes as usize).min(raw.f_handle.len());
-        let mut bytes = [kind; 129];
-        bytes[1..=length].copy_from_slice(&raw.f_handle[..length]);
-        Ok(Self(Short::new(&bytes[..=length])))
+        Ok(Self::packed(kind, &raw.f_handle[..length]))
     }
 
     /// Opens the inode again. `mount` is any descriptor, not `O_PATH`, on its file system.
@@ -69,7 +94,7 @@ impl FileHandle {
         let mut raw = RawHandle {
             handle_bytes: bytes.len() as u32,
             handle_type: i32::from(*kind),
-            f_handle: [0; 128],
+            f_handle: [0; MAX_BYTES],
         };
         raw.f_handle[..bytes.len()].copy_from_slice(bytes);
         let flags = (flags | OFlags::CLOEXEC).bits();

@@ -12,6 +12,7 @@
 mod abuse;
 mod callers;
 mod children;
+mod coherence;
 mod command;
 mod control;
 mod inspect;

@@ -11,7 +11,6 @@ use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::{Handle, Signals};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
@@ -32,24 +31,18 @@ pub(super) fn catch_signals() -> Result<Signals, Refusal> {
 pub(super) struct Attendants {
     signals: Handle,
     stop: Arc<Stop>,
-    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
 }
 
 impl Attendants {
     /// Starts them. They must not be started before the process was split.
-    /// `device` is the session's `/dev/fuse`.
-    pub(super) fn start(
-        signals: Signals,
-        site: &Site,
-        shared: &Arc<Shared>,
-        device: OwnedFd,
-    ) -> io::Result<Self> {
+    pub(super) fn start(signals: Signals, site: &Site, shared: &Arc<Shared>) -> io::Result<Self> {
         let mut attendants = Self {
             signals: signals.handle(),
             stop: Arc::default(),
-            shared: Arc::clone(shared),
             threads: Vec::new(),
+            shared: Arc::clone(shared),
         };
         let (ours, state) = (site.clone(), Arc::clone(shared));
         attendants.spawn("signals", move || attend(signals, &ours, &state))?;
@@ -60,7 +53,9 @@ impl Attendants {
             }
         })?;
         let state = Arc::clone(shared);
-        attendants.spawn("prune", move || state.prune(device))?;
+        attendants.spawn("prune", move || state.prune())?;
+        let state = Arc::clone(shared);
+        attendants.spawn("watching", move || state.watch())?;
         Ok(attendants)
     }
 
@@ -75,6 +70,7 @@ impl Attendants {
         self.signals.close();
         self.stop.set();
         self.shared.stop_pruning();
+        self.shared.stop_watching();
         for thread in self.threads {
             // One that panicked has been logged by the hook.
             let _ = thread.join();

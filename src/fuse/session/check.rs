@@ -4,6 +4,7 @@ use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use super::settings::Settings;
+use crate::mirror::{Coherence, refuse_unwatchable};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use std::fs;
@@ -28,6 +29,12 @@ pub(super) struct Prepared {
 pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
     refuse_maps_of_users(settings)?;
     let source = open_source(&settings.source)?;
+    if settings.options.coherence == Coherence::Watch {
+        refuse_unwatchable(source.as_fd()).map_err(|fail| {
+            let path = shown(source.path());
+            Refusal::mount(format!("source {path}: {fail}"))
+        })?;
+    }
     let target = open_mountpoint(&settings.mountpoint)?;
     refuse_mounted(&target)?;
     refuse_overlap(source.path(), target.path())?;

@@ -157,14 +157,15 @@ fn run_session(
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
-    let to_prune = rustix::io::fcntl_dupfd_cloexec(&device, 0)
-        .map_err(|error| failed("copy the descriptor", error.into()))?;
     overdue::watch(device.as_fd()).map_err(|error| failed("start threads", error))?;
+    let ours = device
+        .try_clone()
+        .map_err(|error| failed("duplicate the connection", error))?;
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
-    shared.attach(session.notifier());
+    shared.attach(ours);
     tell_ready(&site, waiting).map_err(|error| failed("tell of the mount", error))?;
-    let attendants = Attendants::start(signals, &site, shared, to_prune)
+    let attendants = Attendants::start(signals, &site, shared)
         .map_err(|error| failed("start threads", error))?;
     // ECONNABORTED is an end too: the kernel says it to a loop that is being handed a request at
     // the moment of the unmount (fs/fuse/dev.c, fuse_dev_do_read).

@@ -1,6 +1,6 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
-use crate::mirror::{Control, IdMap, Ids, Io, Options, Passthrough};
+use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -107,6 +107,14 @@ impl Settings {
         line("window", &o.window);
         line("window_budget", &o.window_budget);
         line("inode_limit", &o.inode_limit.unwrap_or(0));
+        line("coherence", &word_of_coherence(o.coherence));
+        match o.watch_timeout {
+            NEVER => line("watch_timeout", &"never"),
+            timeout => line("watch_timeout", &timeout.as_secs_f64()),
+        }
+        if let Some(limit) = o.watch_limit {
+            line("watch_limit", &limit);
+        }
         line("attr_timeout", &o.attr_timeout.as_secs_f64());
         line("entry_timeout", &o.entry_timeout.as_secs_f64());
         line("negative_timeout", &o.negative_timeout.as_secs_f64());
@@ -152,6 +160,14 @@ fn word_of_passthrough(passthrough: Passthrough) -> &'static str {
     match passthrough {
         Passthrough::Never => "never",
         Passthrough::Always => "always",
+    }
+}
+
+fn word_of_coherence(coherence: Coherence) -> &'static str {
+    match coherence {
+        Coherence::Ttl => "ttl",
+        Coherence::Strict => "strict",
+        Coherence::Watch => "watch",
     }
 }
 

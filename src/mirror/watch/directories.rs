@@ -1,0 +1,383 @@
+//! Watching directory by directory, by inotify: what anybody may do.
+//!
+//! Every directory that the kernel knows has a watch, up to a limit. An event names a directory
+//! and a name in it, so the last name by which each inode was found is kept too.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::fs::{FileType, Stat};
+
+use super::Stale;
+use crate::mirror::InodeTable;
+use crate::mirror::inode::{Inode, NodeId, ROOT, Version};
+use crate::observe::Metrics;
+use crate::sys::procfd;
+use crate::sys::{Errno, Fail, OrFail, Result};
+
+/// How many bytes of events are read at once.
+const BUFFER: usize = 64 << 10;
+/// How many things may be stale before the kernel is told of them.
+const ENOUGH: usize = 4096;
+
+/// The watched directories.
+///
+/// Order of locks: `state`, then the inode table's. Watches are added and removed under `state`,
+/// so that no event comes of a watch that it does not know: those calls wait for no disk.
+#[derive(Debug)]
+pub(super) struct Directories {
+    events: OwnedFd,
+    limit: usize,
+    hasher: RandomState,
+    state: Mutex<State>,
+    buffer: Mutex<Vec<MaybeUninit<u8>>>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The watch of each directory.
+    watch: HashMap<NodeId, i32>,
+    directory: HashMap<i32, NodeId>,
+    /// Directories that could not be watched.
+    beyond: HashSet<NodeId>,
+    /// What a name (its hash, with its directory) was last said to mean.
+    meaning: HashMap<u64, NodeId>,
+    /// Where an inode was last found: the directory, and the hash of the name in it.
+    home: HashMap<NodeId, (NodeId, u64)>,
+    /// Files as they were when this mirror changed them last.
+    ours: HashMap<NodeId, Version>,
+}
+
+/// One event, apart from the buffer it came in.
+struct Event {
+    watch: i32,
+    what: ReadFlags,
+    name: Option<Box<OsStr>>,
+}
+
+/// What makes something stale.
+fn changes() -> WatchFlags {
+    WatchFlags::CREATE
+        | WatchFlags::DELETE
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::MOVED_TO
+        | WatchFlags::MODIFY
+        | WatchFlags::CLOSE_WRITE
+        | WatchFlags::ATTRIB
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::ONLYDIR
+}
+
+/// Half of what this user may have: his other programs want some too.
+fn default_limit() -> usize {
+    std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches")
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok())
+        .map_or(4096, |most| most / 2)
+}
+
+impl Directories {
+    /// Watches at most `limit` directories, the root first; none given, half of
+    /// fs.inotify.max_user_watches.
+    ///
+    /// # Errors
+    /// Those of inotify_init1(2) (EMFILE) and inotify_add_watch(2) on the root.
+    pub(super) fn open(
+        limit: Option<usize>,
+        table: &InodeTable,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self> {
+        let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
+        let directories = Self {
+            events: inotify::init(flags).or_fail("inotify_init1")?,
+            limit: limit.unwrap_or_else(default_limit).max(1),
+            hasher: RandomState::new(),
+            state: Mutex::default(),
+            buffer: Mutex::new(vec![MaybeUninit::uninit(); BUFFER]),
+            metrics: metrics.clone(),
+        };
+        let root = table.fd(table.root())?;
+        directories.add(&mut directories.state.lock(), ROOT, root.as_fd())?;
+        Ok(directories)
+    }
+
+    fn add(&self, state: &mut State, id: NodeId, fd: BorrowedFd<'_>) -> Result<()> {
+        if state.watch.contains_key(&id) {
+            return Ok(());
+        }
+        if state.watch.len() >= self.limit {
+            return Err(Fail::new(Errno::NOSPC, "inotify_add_watch"));
+        }
+        let path = procfd::path(fd);
+        let watch =
+            inotify::add_watch(&self.events, &*path, changes()).or_fail("inotify_add_watch")?;
+        state.watch.insert(id, watch);
+        state.directory.insert(watch, id);
+        self.metrics.set_watches(state.watch.len() as u64);
+        Ok(())
+    }
+
+    /// An inode was found as `name` of `parent`: from now on events of it are known for what they
+    /// are, and if it is a directory it is watched.
+    pub(super) fn entered(&self, table: &InodeTable, parent: NodeId, name: &OsStr, inode: &Inode) {
+        let hash = self.hash(parent, name);
+        let mut state = self.state.lock();
+        state.settle(inode.id, parent, hash);
+        if inode.kind != FileType::Directory || state.watch.contains_key(&inode.id) {
+            return;
+        }
+        drop(state);
+        let fd = table.fd(inode).ok();
+        let fd = fd.filter(|fd| super::refuse_unwatchable(fd.as_fd()).is_ok());
+        let mut state = self.state.lock();
+        let added = fd.is_some_and(|fd| self.add(&mut state, inode.id, fd.as_fd()).is_ok());
+        if added {
+            state.beyond.remove(&inode.id);
+        } else if state.beyond.insert(inode.id) {
+            self.metrics.unwatched();
+        }
+    }
+
+    pub(super) fn forgotten(&self, table: &InodeTable, id: NodeId) {
+        let mut state = self.state.lock();
+        // Entered again meanwhile, under the same number.
+        if table.get(id).is_ok() {
+            return;
+        }
+        state.unsettle(id);
+        state.ours.remove(&id);
+        state.beyond.remove(&id);
+        if let Some(watch) = state.watch.remove(&id) {
+            state.directory.remove(&watch);
+            // EINVAL: it went with its directory.
+            let _ = inotify::remove_watch(&self.events, watch);
+            self.metrics.set_watches(state.watch.len() as u64);
+        }
+    }
+
+    pub(super) fn changed_by_us(&self, id: NodeId, fd: BorrowedFd<'_>) {
+        if let Ok(stat) = rustix::fs::fstat(fd) {
+            self.state.lock().ours.insert(id, Version::of(&stat));
+        }
+    }
+
+    pub(super) fn renamed_by_us(&self, table: &InodeTable, parent: &Inode, name: &OsStr) {
+        if let Ok(Some(inode)) = table.find_at(parent, name) {
+            let hash = self.hash(parent.id, name);
+            self.state.lock().settle(inode.id, parent.id, hash);
+        }
+    }
+
+    pub(super) fn covers_names(&self, parent: NodeId) -> bool {
+        self.state.lock().watch.contains_key(&parent)
+    }
+
+    /// Whether changes of this inode show: a directory's by its own watch, another's by that of
+    /// the directory it was found in, unless it has names elsewhere.
+    pub(super) fn covers(&self, id: NodeId, stat: &Stat) -> bool {
+        let state = self.state.lock();
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            return state.watch.contains_key(&id);
+        }
+        let at_home = |(parent, hash): &(NodeId, u64)| {
+            state.watch.contains_key(parent) && state.meaning.get(hash) == Some(&id)
+        };
+        stat.st_nlink == 1 && state.home.get(&id).is_some_and(at_home)
+    }
+
+    pub(super) fn gather(&self, table: &InodeTable, stale: &mut HashSet<Stale>) -> Result<()> {
+        while stale.len() < ENOUGH {
+            let events = self.read()?;
+            if events.is_empty() {
+                break;
+            }
+            for event in events {
+                self.metrics.watch_event();
+                self.take(table, &event, stale);
+            }
+        }
+        Ok(())
+    }
+
+    /// One bufferful of events.
+    fn read(&self) -> Result<Vec<Event>> {
+        let mut buffer = self.buffer.lock();
+        let mut reader = inotify::Reader::new(&self.events, &mut buffer);
+        let mut events = Vec::new();
+        loop {
+            match reader.next() {
+                Ok(event) => events.push(Event {
+                    watch: event.wd(),
+                    what: event.events(),
+                    name: event
+                        .file_name()
+                        .map(|name| OsStr::from_bytes(name.to_bytes()).into()),
+                }),
+                Err(Errno::AGAIN | Errno::INTR) => break,
+                Err(errno) => return Err(Fail::new(errno, "read events")),
+            }
+            if reader.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(events)
+    }
+
+    fn take(&self, table: &InodeTable, event: &Event, stale: &mut HashSet<Stale>) {
+        if event.what.contains(ReadFlags::QUEUE_OVERFLOW) {
+            stale.insert(Stale::Everything);
+            return;
+        }
+        let directory = self.state.lock().directory.get(&event.watch).copied();
+        let Some(directory) = directory else {
+            return;
+        };
+        if event.what.contains(ReadFlags::IGNORED) {
+            return self.lost(table, directory, event.watch, stale);
+        }
+        let Some(name) = &event.name else {
+            stale.insert(Stale::Attributes(directory));
+            return;
+        };
+        let names =
+            ReadFlags::CREATE | ReadFlags::DELETE | ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO;
+        if event.what.intersects(names) {
+            self.take_name(table, directory, name, stale);
+        } else {
+            let bytes = ReadFlags::MODIFY | ReadFlags::CLOSE_WRITE;
+            self.take_change(table, directory, name, event.what.intersects(bytes), stale);
+        }
+    }
+
+    /// A watch has ended by itself: its directory was removed, or its file system is gone.
+    fn lost(&self, table: &InodeTable, id: NodeId, watch: i32, stale: &mut HashSet<Stale>) {
+        let mut state = self.state.lock();
+        state.directory.remove(&watch);
+        if state.watch.get(&id) == Some(&watch) {
+            state.watch.remove(&id);
+        }
+        self.metrics.set_watches(state.watch.len() as u64);
+        drop(state);
+        let removed = || {
+            let inode = table.get(id).ok()?;
+            let stat = rustix::fs::fstat(&*table.fd(&inode).ok()?).ok()?;
+            Some(stat.st_nlink == 0)
+        };
+        stale.insert(match removed() {
+            Some(false) => Stale::Everything,
+            _ => Stale::Attributes(id),
+        });
+    }
+
+    /// A name has come or gone. What the kernel was told by an answer of ours, and is still so, it
+    /// must not lose: somebody may stand in that directory.
+    fn take_name(
+        &self,
+        table: &InodeTable,
+        directory: NodeId,
+        name: &OsStr,
+        stale: &mut HashSet<Stale>,
+    ) {
+        stale.insert(Stale::Attributes(directory));
+        let hash = self.hash(directory, name);
+        let told = self.state.lock().meaning.get(&hash).copied();
+        let parent = table.get(directory);
+        let true_one = parent.and_then(|parent| table.find_at(&parent, name));
+        let true_one = true_one.ok().flatten().map(|inode| inode.id);
+        for id in told.into_iter().chain(true_one) {
+            stale.insert(Stale::Attributes(id));
+        }
+        if told.is_some() && told == true_one {
+            return;
+        }
+        let mut state = self.state.lock();
+        if told.is_some() && state.meaning.get(&hash).copied() == told {
+            state.meaning.remove(&hash);
+        }
+        drop(state);
+        stale.insert(Stale::Name {
+            parent: directory,
+            name: name.into(),
+            wrong: true,
+        });
+    }
+
+    /// Bytes or attributes of an entry have changed.
+    fn take_change(
+        &self,
+        table: &InodeTable,
+        directory: NodeId,
+        name: &OsStr,
+        bytes: bool,
+        stale: &mut HashSet<Stale>,
+    ) {
+        let hash = self.hash(directory, name);
+        let told = self.state.lock().meaning.get(&hash).copied();
+        let inode = match told {
+            Some(id) => table.get(id).ok(),
+            // Known by another of its names.
+            None => {
+                let parent = table.get(directory);
+                parent
+                    .and_then(|parent| table.find_at(&parent, name))
+                    .ok()
+                    .flatten()
+            }
+        };
+        let Some(inode) = inode else { return };
+        if self.as_we_left_it(table, &inode) {
+            return;
+        }
+        stale.insert(match bytes && inode.kind == FileType::RegularFile {
+            true => Stale::Data(inode.id),
+            false => Stale::Attributes(inode.id),
+        });
+    }
+
+    /// Whether nothing has happened to it since this mirror changed it. If somebody else did
+    /// before that, the times that our change gave it have the kernel drop its pages all the same.
+    fn as_we_left_it(&self, table: &InodeTable, inode: &Inode) -> bool {
+        let Some(ours) = self.state.lock().ours.get(&inode.id).copied() else {
+            return false;
+        };
+        let now = table
+            .fd(inode)
+            .and_then(|fd| rustix::fs::fstat(&*fd).or_fail("fstat"));
+        now.is_ok_and(|stat| Version::of(&stat) == ours)
+    }
+
+    fn hash(&self, parent: NodeId, name: &OsStr) -> u64 {
+        self.hasher.hash_one((parent, name))
+    }
+}
+
+impl State {
+    fn settle(&mut self, id: NodeId, parent: NodeId, hash: u64) {
+        self.unsettle(id);
+        self.home.insert(id, (parent, hash));
+        self.meaning.insert(hash, id);
+    }
+
+    fn unsettle(&mut self, id: NodeId) {
+        if let Some((_, hash)) = self.home.remove(&id)
+            && self.meaning.get(&hash) == Some(&id)
+        {
+            self.meaning.remove(&hash);
+        }
+    }
+}
+
+impl AsFd for Directories {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.events.as_fd()
+    }
+}
