@@ -2,7 +2,7 @@
 
 use super::list::Word;
 use super::size;
-use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
+use crate::fuse::session::{Access, Flags, MAX_THREADS, Sandbox, Settings};
 use crate::mirror::{Control, Io, Options};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -108,6 +108,15 @@ pub(super) const VALUED: &[Valued] = &[
         apply: |d, v| control_name(v).map(|name| d.control_name = name),
     },
     Valued {
+        name: "sandbox",
+        value: "auto|off",
+        help: "The serving process gives up what it does not need [default: auto]",
+        apply: |d, v| {
+            let words = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
+            choice(v, &words, "must be auto or off").map(|s| d.sandbox = s)
+        },
+    },
+    Valued {
         name: "log-file",
         value: "PATH",
         help: "Log to the end of this file, not to standard error or syslog",
@@ -184,6 +193,7 @@ pub(super) struct Draft {
     allow_root: bool,
     flags: Flags,
     auto_unmount: bool,
+    sandbox: Sandbox,
     nonempty: bool,
     read_only: bool,
     noatime: bool,
@@ -211,6 +221,7 @@ impl Default for Draft {
             allow_root: false,
             flags: Flags::default(),
             auto_unmount: false,
+            sandbox: Sandbox::Auto,
             nonempty: false,
             read_only: false,
             noatime: false,
@@ -283,6 +294,7 @@ impl Draft {
             access,
             flags: self.flags,
             auto_unmount: self.auto_unmount,
+            sandbox: self.sandbox,
             nonempty: self.nonempty,
             options: self.options(access)?,
         })
@@ -303,6 +315,8 @@ impl Draft {
             // Others must be held to the modes, as on any file system.
             default_permissions: self.default_permissions || access != Access::Owner,
             allow_other: access == Access::All,
+            // Known only when the sandbox has been entered.
+            names_first: false,
         })
     }
 

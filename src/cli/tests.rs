@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use super::*;
-use crate::fuse::session::Access;
+use crate::fuse::session::{Access, Sandbox};
 use crate::mirror::{Control, Io};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -37,6 +37,7 @@ fn the_defaults_are_those_that_the_help_tells() {
     assert_eq!(settings.mountpoint, PathBuf::from("/m"));
     assert!(!settings.foreground && settings.clone_fd && settings.threads.is_none());
     assert_eq!(settings.access, Access::Owner);
+    assert_eq!(settings.sandbox, Sandbox::Auto);
     assert_eq!(settings.flags, Default::default());
     let options = settings.options;
     assert_eq!(options.io, Io::Mmap);
@@ -70,6 +71,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("negative-timeout", "4"),
         ("control", "visible"),
         ("control-name", ".cp"),
+        ("sandbox", "off"),
         ("log-file", "/l"),
         ("fsname", "a b"),
     ];
@@ -175,6 +177,7 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "threads=-1",
         "io=splice",
         "clone_fd=maybe",
+        "sandbox=on",
         "control=on",
         "attr_timeout=-1",
         "entry_timeout=soon",

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::IoSlice;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -107,8 +107,11 @@ impl Mirror {
     }
 
     fn reopen(&self, inode: &Inode, flags: OFlags, append: bool) -> Result<OwnedFd> {
-        let fd = self.table.fd(inode)?;
-        let open = |flags| self.table.with_room(|| self.proc.reopen(fd.as_fd(), flags));
+        let open = |flags| {
+            self.table.by_a_name(inode, |fd| {
+                self.table.with_room(|| self.proc.reopen(fd, flags))
+            })
+        };
         match open(flags) {
             // EPERM: O_NOATIME on a file of another; or one that may only be appended to.
             Err(fail) if fail.errno == Errno::PERM => {

@@ -77,7 +77,8 @@ impl Mirror {
         };
         windows.check()?;
         Ok(Self {
-            table: InodeTable::new(source, descriptors, metrics.clone())?,
+            table: InodeTable::new(source, descriptors, metrics.clone())?
+                .with_names_first(options.names_first),
             windows: WindowCache::new(windows, metrics.clone()),
             proc: ProcFd::open()?,
             files: RwLock::default(),

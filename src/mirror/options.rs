@@ -30,6 +30,9 @@ pub struct Options {
     pub default_permissions: bool,
     /// Users other than the one who mounted may enter.
     pub allow_other: bool,
+    /// An inode is found again by its name, and by its handle only when the name fails: for a
+    /// process that may open nothing but what lies beneath the source. See [`super::InodeTable`].
+    pub names_first: bool,
 }
 
 /// How reads are served.

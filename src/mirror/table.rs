@@ -6,12 +6,19 @@
 //! (privileged) or by parent and name, with their identity checked: another file in that place is
 //! ESTALE, never served.
 //!
+//! `names_first` is for a process under Landlock. A descriptor that was opened by handle may be of
+//! no name at all (the kernel has no dentry for it, and makes one without a parent), or of a hard
+//! link outside the source. Attributes are to be had by it; but Landlock, which looks from the
+//! dentry upwards for what allows the access, refuses to open it: EACCES, on ext4, XFS and btrfs
+//! alike, once the dentry is out of the cache (Linux 6.18). So the name goes first, and the
+//! handle is for what has lost its name.
+//!
 //! Order of locks: `state` before `clock`; the locks of an [`Inode`] are leaves. None is held
 //! across a system call.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -45,6 +52,7 @@ pub struct InodeTable {
     handles: Option<OwnedFd>,
     open: AtomicUsize,
     limit: usize,
+    names_first: bool,
     next_file: AtomicU64,
     next_synthetic: AtomicU64,
     metrics: Arc<Metrics>,
@@ -90,10 +98,18 @@ impl InodeTable {
             handles,
             open: AtomicUsize::new(1),
             limit: limit.max(16),
+            names_first: false,
             next_file: AtomicU64::new(1),
             next_synthetic: AtomicU64::new(1),
             metrics,
         })
+    }
+
+    /// Whether inodes are found again by their names first, and then by their handles.
+    #[must_use]
+    pub fn with_names_first(mut self, names_first: bool) -> Self {
+        self.names_first = names_first;
+        self
     }
 
     /// The root of the mirror.
@@ -155,28 +171,66 @@ impl InodeTable {
     }
 
     fn reopen(&self, inode: &Inode, parked: &Parked, depth: usize) -> Result<OwnedFd> {
-        let stale = Fail::new(Errno::STALE, "find the inode again");
-        let fd = match (&parked.handle, &self.handles) {
-            (Some(handle), Some(mount)) => {
-                self.with_room(|| handle.open(mount.as_fd(), NAME_ONLY))?
-            }
-            _ if depth == 0 => return Err(stale),
-            _ => {
-                let home = inode.home().ok_or(stale.clone())?;
-                let parent = self.get(home.parent)?;
-                let parent = self.fd_within(&parent, depth - 1)?;
-                let opened = self.with_room(|| openat_name_only(&parent, &home.name));
-                opened.map_err(|fail| match fail.errno {
-                    Errno::NOENT | Errno::NOTDIR => stale.clone(),
-                    _ => fail,
-                })?
-            }
+        let handle = parked.handle.as_ref().zip(self.handles.as_ref());
+        let Some((handle, mount)) = handle else {
+            return self.reopen_by_name(inode, parked, depth);
         };
+        if self.names_first
+            && let Ok(fd) = self.reopen_by_name(inode, parked, depth)
+        {
+            return Ok(fd);
+        }
+        let fd = self.with_room(|| handle.open(mount.as_fd(), NAME_ONLY))?;
+        self.checked(inode, parked, fd)
+    }
+
+    fn reopen_by_name(&self, inode: &Inode, parked: &Parked, depth: usize) -> Result<OwnedFd> {
+        let stale = || Fail::new(Errno::STALE, "find the inode again");
+        if depth == 0 {
+            return Err(stale());
+        }
+        let home = inode.home().ok_or_else(stale)?;
+        let parent = self.get(home.parent)?;
+        let parent = self.fd_within(&parent, depth - 1)?;
+        let opened = self.with_room(|| openat_name_only(&parent, &home.name));
+        let fd = opened.map_err(|fail| match fail.errno {
+            Errno::NOENT | Errno::NOTDIR => stale(),
+            _ => fail,
+        })?;
+        self.checked(inode, parked, fd)
+    }
+
+    /// The descriptor, if it is of the inode that was parked; else ESTALE.
+    fn checked(&self, inode: &Inode, parked: &Parked, fd: OwnedFd) -> Result<OwnedFd> {
         let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
         if Key::of(fd.as_fd(), &stat)? != inode.key || !parked.is(fd.as_fd())? {
-            return Err(stale);
+            return Err(Fail::new(Errno::STALE, "find the inode again"));
         }
         Ok(fd)
+    }
+
+    /// Runs `work`, which opens or links what an `O_PATH` descriptor of the inode names. Under
+    /// `names_first`, where Landlock refuses that because the descriptor is of no name in the
+    /// source, it runs once more with one that is.
+    ///
+    /// # Errors
+    /// ESTALE when the inode has no name that is known here: the kernel then looks the name up
+    /// again that it was asked for. Those of `work`.
+    pub(super) fn by_a_name<T>(
+        &self,
+        inode: &Inode,
+        mut work: impl FnMut(BorrowedFd<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let fd = self.fd(inode)?;
+        match work(fd.as_fd()) {
+            Err(fail) if self.names_first && is_denial(fail.errno) => {
+                let named = Parked::of(fd.as_fd(), self.by_handle(inode.key))
+                    .and_then(|parked| self.reopen_by_name(inode, &parked, DEEPEST))
+                    .map_err(|_| Fail::new(Errno::STALE, fail.operation))?;
+                work(named.as_fd())
+            }
+            done => done,
+        }
     }
 
     fn adopt(&self, inode: &Inode, fd: &Arc<OwnedFd>) {
@@ -224,7 +278,7 @@ impl InodeTable {
         name: &OsStr,
     ) -> Result<Arc<Inode>> {
         let key = Key::of(fd.as_fd(), stat)?;
-        let home = (!self.by_handle(key)).then(|| Home {
+        let home = self.needs_name(key).then(|| Home {
             parent,
             name: name.into(),
         });
@@ -286,6 +340,11 @@ impl InodeTable {
     /// Whether a file handle brings it back: what is opened by one is opened by the root's mount.
     fn by_handle(&self, key: Key) -> bool {
         self.handles.is_some() && self.at_home(key)
+    }
+
+    /// Whether its name is kept, to bring it back.
+    fn needs_name(&self, key: Key) -> bool {
+        self.names_first || !self.by_handle(key)
     }
 
     /// The inode's own number on the root's mount; elsewhere one made of the mount and the number.
@@ -366,7 +425,7 @@ impl InodeTable {
 
     /// Remembers a new name after a rename, where names are needed to find an inode again.
     pub fn moved(&self, parent: &Inode, name: &OsStr) {
-        if self.by_handle(parent.key) {
+        if !self.needs_name(parent.key) {
             return;
         }
         let named = || {
@@ -455,6 +514,11 @@ impl InodeTable {
 /// gone, or is another's.
 fn may_park_by_name(inode: &Inode) -> bool {
     inode.opens.load(Ordering::Relaxed) == 0 && inode.home().is_some()
+}
+
+/// What Landlock answers: EACCES, and EXDEV for links and renames (landlock(7)).
+fn is_denial(errno: Errno) -> bool {
+    matches!(errno, Errno::ACCESS | Errno::XDEV)
 }
 
 fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {

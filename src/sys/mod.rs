@@ -6,6 +6,8 @@ pub mod handle;
 pub mod ofd;
 pub mod process;
 pub mod procfd;
+pub mod sandbox;
+pub mod signals;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod umask;
