@@ -18,6 +18,7 @@ mod mirror;
 mod posix;
 mod programs;
 mod reads;
+mod sandbox;
 mod stairs;
 mod storm;
 mod suites;

@@ -301,6 +301,178 @@ fn calls_that_a_file_server_never_makes_are_refused() {
     }
 }
 
+/// Something that a mirror does, and the capability that it takes.
+type Deed = (&'static str, CapabilitySet, fn(&Path) -> String);
+
+/// A file of somebody else's, in a group that is not ours.
+fn theirs(folder: &Path) -> std::path::PathBuf {
+    folder.join("theirs")
+}
+
+fn chmod(path: &Path, mode: u32) -> String {
+    word(rustix::fs::chmod(path, Mode::from_raw_mode(mode)))
+}
+
+fn set_attribute(path: &Path, name: &str, value: &[u8]) -> String {
+    let flags = rustix::fs::XattrFlags::empty();
+    word(rustix::fs::setxattr(path, name, value, flags))
+}
+
+/// By the handle of a folder, as inodes are found again.
+fn open_by_handle(folder: &Path) -> String {
+    let folder = File::open(folder).unwrap();
+    let folder = std::os::fd::AsFd::as_fd(&folder);
+    let handle = crate::sys::handle::FileHandle::of(folder).unwrap();
+    match handle.open(folder, OFlags::PATH) {
+        Ok(_) => "ok".into(),
+        Err(fail) => number(fail.errno),
+    }
+}
+
+/// Keeps the setgid bit of a file whose group the process is not in.
+fn keep_setgid(folder: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    let done = chmod(&theirs(folder), 0o2755);
+    match fs::metadata(theirs(folder)).unwrap().mode() & 0o2000 {
+        0 if done == "ok" => number(Errno::PERM),
+        _ => done,
+    }
+}
+
+/// Its own group stays: the switch of the user alone.
+fn act_for_a_user() -> String {
+    let other = crate::sys::creds::Credentials {
+        uid: 54_321,
+        gid: rustix::process::getegid().as_raw(),
+        groups: Vec::new(),
+        effective: 0,
+    };
+    match other.run_as(|| ()) {
+        Ok(()) => "ok".into(),
+        Err(fail) => number(fail.errno),
+    }
+}
+
+const DEEDS: &[Deed] = &[
+    ("chown", CapabilitySet::CHOWN, |folder| {
+        let path = theirs(folder);
+        word(std::os::unix::fs::chown(path, Some(54_323), None))
+    }),
+    ("read what is shut", CapabilitySet::DAC_OVERRIDE, |folder| {
+        word(File::options().write(true).open(theirs(folder)))
+    }),
+    (
+        "open by handle",
+        CapabilitySet::DAC_READ_SEARCH,
+        open_by_handle,
+    ),
+    ("chmod", CapabilitySet::FOWNER, |folder| {
+        chmod(&theirs(folder), 0o755)
+    }),
+    ("keep setgid", CapabilitySet::FSETID, keep_setgid),
+    ("act for a user", CapabilitySet::SETUID, |_| {
+        act_for_a_user()
+    }),
+    ("act for a group", CapabilitySet::SETGID, |_| {
+        let groups = [rustix::process::Gid::from_raw(8)];
+        word(rustix::thread::set_thread_groups(&groups))
+    }),
+    ("make a device", CapabilitySet::MKNOD, |folder| {
+        let kind = rustix::fs::FileType::CharacterDevice;
+        let device = rustix::fs::makedev(1, 3);
+        let path = folder.join("null");
+        word(rustix::fs::mknodat(CWD, path, kind, Mode::RWXU, device))
+    }),
+    ("capabilities of a file", CapabilitySet::SETFCAP, |folder| {
+        // struct vfs_cap_data, revision 2: CAP_CHOWN permitted (linux/capability.h).
+        let mut value = [0_u8; 20];
+        (value[3], value[4]) = (2, 1);
+        set_attribute(&theirs(folder), "security.capability", &value)
+    }),
+    ("trusted attributes", CapabilitySet::SYS_ADMIN, |folder| {
+        set_attribute(&theirs(folder), "trusted.x", b"v")
+    }),
+];
+
+/// The sandbox, and in it a deed, with one capability less where one is named.
+fn deed_without(deed: fn(&Path) -> String, less: CapabilitySet) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = theirs(folder.path());
+    fs::write(&path, "x").unwrap();
+    rustix::fs::chmod(&path, Mode::from_raw_mode(0o400)).unwrap();
+    std::os::unix::fs::chown(&path, Some(54_321), Some(54_322)).unwrap();
+    let findings = in_a_child(|findings| {
+        enter_with(folder.path());
+        let mut sets = capabilities(None).unwrap();
+        sets.effective -= less;
+        sets.permitted -= less;
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        findings.insert("deed".into(), deed(folder.path()));
+    });
+    findings["deed"].clone()
+}
+
+#[test]
+fn each_capability_that_stays_is_needed_and_is_enough() {
+    if !capabilities(None)
+        .unwrap()
+        .permitted
+        .contains(KEPT_CAPABILITIES)
+    {
+        crate::sys::testing::skip("needs root's capabilities");
+        return;
+    }
+    let mut named = CapabilitySet::empty();
+    for &(name, capability, deed) in DEEDS {
+        named |= capability;
+        assert_eq!(deed_without(deed, CapabilitySet::empty()), "ok", "{name}");
+        let refused = deed_without(deed, capability);
+        assert_ne!(refused, "ok", "{name} without {capability:?}");
+    }
+    assert_eq!(named, KEPT_CAPABILITIES, "each has a deed");
+}
+
+/// Installs a filter that answers one call with an errno, as a kernel without it would.
+fn pretend_absent(number: libc::c_long, errno: Errno) {
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let rules = BTreeMap::from([(number, Vec::new())]);
+    let answer = seccompiler::SeccompAction::Errno(errno.raw_os_error().unsigned_abs());
+    let allow = seccompiler::SeccompAction::Allow;
+    let filter = seccompiler::SeccompFilter::new(rules, allow, answer, arch).unwrap();
+    let program: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+#[test]
+fn what_the_kernel_lacks_is_left_out_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    for (number, errno, lacks, rest) in [
+        (
+            libc::SYS_landlock_create_ruleset,
+            Errno::OPNOTSUPP,
+            "landlock (",
+            "no_new_privs capabilities seccomp",
+        ),
+        (
+            libc::SYS_seccomp,
+            Errno::INVAL,
+            "seccomp (",
+            "no_new_privs capabilities landlock",
+        ),
+    ] {
+        let findings = in_a_child(|findings| {
+            pretend_absent(number, errno);
+            let in_force = enter_with(folder.path());
+            findings.insert("in force".into(), in_force.to_string());
+            findings.insert("missing".into(), in_force.missing.join("; "));
+        });
+        assert_eq!(findings["in force"], rest);
+        let missing = &findings["missing"];
+        assert!(missing.starts_with(lacks), "{missing}");
+        assert!(!missing.contains(';'), "{missing}");
+    }
+}
+
 #[test]
 fn who_has_threads_does_not_enter() {
     let (send, receive) = std::sync::mpsc::channel::<()>();
