@@ -3,7 +3,7 @@
 use super::list::Word;
 use super::size;
 use crate::fuse::session::{Access, Flags, MAX_THREADS, Sandbox, Settings};
-use crate::mirror::{Control, Io, Options};
+use crate::mirror::{Control, Io, Options, Reach};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -315,8 +315,8 @@ impl Draft {
             // Others must be held to the modes, as on any file system.
             default_permissions: self.default_permissions || access != Access::Owner,
             allow_other: access == Access::All,
-            // Known only when the sandbox has been entered.
-            names_first: false,
+            // The sandbox may ask for the other way.
+            reach: Reach::HandleFirst,
         })
     }
 

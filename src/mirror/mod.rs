@@ -9,6 +9,7 @@ mod dir;
 mod file;
 mod inode;
 mod locks;
+mod named;
 mod names;
 mod options;
 mod table;
@@ -28,7 +29,7 @@ pub use file::Opened;
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
 pub use options::{Control, Io, Options};
-pub use table::InodeTable;
+pub use table::{InodeTable, Reach};
 
 use crate::observe::Metrics;
 use crate::sys::procfd::ProcFd;
@@ -77,8 +78,7 @@ impl Mirror {
         };
         windows.check()?;
         Ok(Self {
-            table: InodeTable::new(source, descriptors, metrics.clone())?
-                .with_names_first(options.names_first),
+            table: InodeTable::new(source, descriptors, metrics.clone())?.with_reach(options.reach),
             windows: WindowCache::new(windows, metrics.clone()),
             proc: ProcFd::open()?,
             files: RwLock::default(),

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use super::table::Reach;
+
 /// How a mirror behaves.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -30,9 +32,8 @@ pub struct Options {
     pub default_permissions: bool,
     /// Users other than the one who mounted may enter.
     pub allow_other: bool,
-    /// An inode is found again by its name, and by its handle only when the name fails: for a
-    /// process that may open nothing but what lies beneath the source. See [`super::InodeTable`].
-    pub names_first: bool,
+    /// Which way back to an inode whose descriptor was closed is tried first.
+    pub reach: Reach,
 }
 
 /// How reads are served.

@@ -6,7 +6,7 @@
 //! (privileged) or by parent and name, with their identity checked: another file in that place is
 //! ESTALE, never served.
 //!
-//! `names_first` is for a process under Landlock. A descriptor that was opened by handle may be of
+//! `Reach::NameFirst` is for a process under Landlock. A descriptor that was opened by handle may be of
 //! no name at all (the kernel has no dentry for it, and makes one without a parent), or of a hard
 //! link outside the source. Attributes are to be had by it; but Landlock, which looks from the
 //! dentry upwards for what allows the access, refuses to open it: EACCES, on ext4, XFS and btrfs
@@ -18,7 +18,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -41,6 +41,15 @@ const DEEPEST: usize = 256;
 /// Flags for a descriptor that only names an inode.
 const NAME_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+/// Which way back to an inode whose descriptor was closed is tried first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// By file handle, where there are handles, and by nothing else then.
+    HandleFirst,
+    /// By parent and name, and by handle when that fails.
+    NameFirst,
+}
+
 /// All inodes that the kernel knows.
 #[derive(Debug)]
 pub struct InodeTable {
@@ -52,7 +61,7 @@ pub struct InodeTable {
     handles: Option<OwnedFd>,
     open: AtomicUsize,
     limit: usize,
-    names_first: bool,
+    pub(super) reach: Reach,
     next_file: AtomicU64,
     next_synthetic: AtomicU64,
     metrics: Arc<Metrics>,
@@ -98,17 +107,17 @@ impl InodeTable {
             handles,
             open: AtomicUsize::new(1),
             limit: limit.max(16),
-            names_first: false,
+            reach: Reach::HandleFirst,
             next_file: AtomicU64::new(1),
             next_synthetic: AtomicU64::new(1),
             metrics,
         })
     }
 
-    /// Whether inodes are found again by their names first, and then by their handles.
+    /// The same table with another first way back to its inodes.
     #[must_use]
-    pub fn with_names_first(mut self, names_first: bool) -> Self {
-        self.names_first = names_first;
+    pub fn with_reach(mut self, reach: Reach) -> Self {
+        self.reach = reach;
         self
     }
 
@@ -175,7 +184,7 @@ impl InodeTable {
         let Some((handle, mount)) = handle else {
             return self.reopen_by_name(inode, parked, depth);
         };
-        if self.names_first
+        if self.reach == Reach::NameFirst
             && let Ok(fd) = self.reopen_by_name(inode, parked, depth)
         {
             return Ok(fd);
@@ -207,30 +216,6 @@ impl InodeTable {
             return Err(Fail::new(Errno::STALE, "find the inode again"));
         }
         Ok(fd)
-    }
-
-    /// Runs `work`, which opens or links what an `O_PATH` descriptor of the inode names. Under
-    /// `names_first`, where Landlock refuses that because the descriptor is of no name in the
-    /// source, it runs once more with one that is.
-    ///
-    /// # Errors
-    /// ESTALE when the inode has no name that is known here: the kernel then looks the name up
-    /// again that it was asked for. Those of `work`.
-    pub(super) fn by_a_name<T>(
-        &self,
-        inode: &Inode,
-        mut work: impl FnMut(BorrowedFd<'_>) -> Result<T>,
-    ) -> Result<T> {
-        let fd = self.fd(inode)?;
-        match work(fd.as_fd()) {
-            Err(fail) if self.names_first && is_denial(fail.errno) => {
-                let named = Parked::of(fd.as_fd(), self.by_handle(inode.key))
-                    .and_then(|parked| self.reopen_by_name(inode, &parked, DEEPEST))
-                    .map_err(|_| Fail::new(Errno::STALE, fail.operation))?;
-                work(named.as_fd())
-            }
-            done => done,
-        }
     }
 
     fn adopt(&self, inode: &Inode, fd: &Arc<OwnedFd>) {
@@ -344,7 +329,7 @@ impl InodeTable {
 
     /// Whether its name is kept, to bring it back.
     fn needs_name(&self, key: Key) -> bool {
-        self.names_first || !self.by_handle(key)
+        self.reach == Reach::NameFirst || !self.by_handle(key)
     }
 
     /// The inode's own number on the root's mount; elsewhere one made of the mount and the number.
@@ -516,11 +501,6 @@ fn may_park_by_name(inode: &Inode) -> bool {
     inode.opens.load(Ordering::Relaxed) == 0 && inode.home().is_some()
 }
 
-/// What Landlock answers: EACCES, and EXDEV for links and renames (landlock(7)).
-fn is_denial(errno: Errno) -> bool {
-    matches!(errno, Errno::ACCESS | Errno::XDEV)
-}
-
 fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {
     match inode.found() {
         // The descriptor keeps the inode, so its number can't have been given to another.
@@ -530,7 +510,7 @@ fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {
     }
 }
 
-fn openat_name_only(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
+pub(super) fn openat_name_only(dir: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
     rustix::fs::openat(dir, name, NAME_ONLY, Mode::empty()).or_fail("openat")
 }
 

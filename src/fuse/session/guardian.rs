@@ -183,17 +183,23 @@ impl Guardian {
         })?;
         let mut state = State::default();
         loop {
-            let mut events = [
+            let mut events = vec![
                 PollFd::new(&process, PollFlags::IN),
-                PollFd::new(&self.told, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
             ];
-            // A line that was closed is readable for ever; the server's end follows at once.
+            if !state.deaf {
+                events.push(PollFd::new(&self.told, PollFlags::IN));
+            }
             match rustix::event::poll(&mut events, None) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno)),
             }
             let ended = !events[0].revents().is_empty();
+            // A closed line is readable for ever, and a server may take its time to end after that:
+            // it closes files of a source that may hang.
+            state.deaf |= events
+                .get(2)
+                .is_some_and(|line| line.revents().contains(PollFlags::HUP));
             self.listen(&mut state, waiting.as_deref_mut());
             self.obey(&mut state);
             if ended {
@@ -281,6 +287,8 @@ struct State {
     ready: bool,
     asked: bool,
     failed: Option<Refusal>,
+    /// The server has closed its line.
+    deaf: bool,
 }
 
 impl State {

@@ -27,6 +27,7 @@ pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};
 
 use crate::fuse::adapter::{Adapter, Shared};
+use crate::mirror::Reach;
 use crate::observe::Metrics;
 use crate::sys::process;
 use crate::sys::sandbox::InForce;
@@ -190,7 +191,9 @@ fn serve_device(
     let name = shown(source.path());
     let config = settings.config_text(source.path(), &site.path, in_force);
     let mut options = settings.options.clone();
-    options.names_first = in_force.landlock;
+    if in_force.landlock {
+        options.reach = Reach::NameFirst;
+    }
     let adapter = Adapter::new(
         source.into_fd(),
         vec![given, site.path.clone()],
