@@ -9,7 +9,11 @@ fn main() -> ExitCode {
     let end = match cli::parse(std::env::args_os()) {
         Ok(Command::Mount(settings)) => session::run(&settings),
         Ok(Command::Umount { mountpoint, manner }) => session::umount(&mountpoint, manner),
-        Ok(Command::Keep { mountpoint, device }) => session::keep(mountpoint, device),
+        Ok(Command::Keep {
+            mountpoint,
+            device,
+            mount,
+        }) => session::keep(mountpoint, device, mount),
         Ok(Command::Stat { path, json }) => session::read_stats(&path).and_then(|text| {
             print(&if json {
                 table::json(&text) + "\n"

@@ -237,14 +237,15 @@ fn umount_and_stat_have_their_own_words() {
     assert_eq!(line(&["umount", "/m"]), Ok(plain));
     assert_eq!(line(&["umount", "-l", "/m"]), Ok(lazy.clone()));
     assert_eq!(line(&["umount", "/m", "--lazy"]), Ok(lazy));
-    let keep = Command::Keep {
-        mountpoint: "/m".into(),
-        device: (0, 52),
-    };
-    assert_eq!(
-        line(&["umount", "--when-abandoned=0:52", "--", "/m"]),
-        Ok(keep)
-    );
+    for (numbers, mount) in [("0:52:4294967311", Some(4_294_967_311)), ("0:52:0", None)] {
+        let keep = Command::Keep {
+            mountpoint: "/m".into(),
+            device: (0, 52),
+            mount,
+        };
+        let option = format!("--when-abandoned={numbers}");
+        assert_eq!(line(&["umount", &option, "--", "/m"]), Ok(keep));
+    }
     assert!(refused(&["umount", "--when-abandoned=x", "/m"]).contains("MAJOR:MINOR"));
     let stat = |json| Command::Stat {
         path: "/m".into(),

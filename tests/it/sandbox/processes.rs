@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::command::{PATIENCE, Stand};
 use crate::support::{
     Mount, Need, OTHER, Scratch, USER, apart, as_user, errno_of, is_mounted, read_file, require,
-    run, set_mode, set_owner, wait_until, write_file,
+    run, set_mode, set_owner, soak, wait_until, write_file,
 };
 
 /// How long something may take that nothing holds up.
@@ -213,6 +213,28 @@ fn an_aborted_connection_is_cleaned_up_and_told() {
     assert_eq!(status.code(), Some(2), "{}", mount.log());
     assert!(mount.log().contains("was aborted"), "{}", mount.log());
     assert!(!is_mounted(mount.path(), "fuse.corfs"));
+}
+
+/// The number of a mount's device is free as soon as the mount is gone: the next one gets it, while
+/// the processes of the last are still about to end.
+#[test]
+fn what_ends_leaves_the_next_mount_at_its_place_alone() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let stand = Stand::new();
+    for round in 0..soak(200) {
+        let options: &[&str] = if round % 4 == 0 {
+            &["-o", "auto_unmount"]
+        } else {
+            &[]
+        };
+        run(&mut stand.mount(options));
+        assert_eq!(fs::read(stand.file()).expect("read"), b"content", "{round}");
+        assert!(stand.umount(&["--lazy"]).status.success(), "{round}");
+    }
+    stand.await_end();
+    assert!(!stand.is_mounted());
 }
 
 /// `NotifyAccess=main` heeds the process that systemd started, and no other.
