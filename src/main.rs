@@ -10,7 +10,11 @@ fn main() -> ExitCode {
         Ok(Command::Mount(settings)) => session::run(&settings),
         Ok(Command::Remount(settings)) => session::remount(&settings),
         Ok(Command::Umount { mountpoint, manner }) => session::umount(&mountpoint, manner),
-        Ok(Command::Keep { mountpoint, device }) => session::keep(mountpoint, device),
+        Ok(Command::Keep {
+            mountpoint,
+            device,
+            mount,
+        }) => session::keep(mountpoint, device, mount),
         Ok(Command::Stat { path, json }) => session::read_stats(&path).and_then(|text| {
             print(&if json {
                 table::json(&text) + "\n"

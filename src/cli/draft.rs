@@ -3,7 +3,7 @@
 use super::ids::{self, Which};
 use super::list::Word;
 use super::size;
-use crate::fuse::session::{Access, Flags, MAX_THREADS, Settings};
+use crate::fuse::session::{Access, Flags, MAX_THREADS, Sandbox, Settings};
 use crate::mirror::{
     Coherence, Control, IdMap, IdRange, Ids, Io, NEVER, Options, Passthrough, Reach,
 };
@@ -181,6 +181,15 @@ pub(super) const VALUED: &[Valued] = &[
         apply: |d, v| ids::maps(v).map(|more| d.maps.extend(more)),
     },
     Valued {
+        name: "sandbox",
+        value: "auto|off",
+        help: "The serving process gives up what it does not need [default: auto]",
+        apply: |d, v| {
+            let words = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
+            choice(v, &words, "must be auto or off").map(|s| d.sandbox = s)
+        },
+    },
+    Valued {
         name: "log-file",
         value: "PATH",
         help: "Log to the end of this file, not to standard error or syslog",
@@ -263,6 +272,7 @@ pub(super) struct Draft {
     allow_root: bool,
     flags: Flags,
     auto_unmount: bool,
+    sandbox: Sandbox,
     nonempty: bool,
     pub(super) remount: bool,
     read_only: bool,
@@ -299,6 +309,7 @@ impl Default for Draft {
             allow_root: false,
             flags: Flags::default(),
             auto_unmount: false,
+            sandbox: Sandbox::Auto,
             nonempty: false,
             remount: false,
             read_only: false,
@@ -380,6 +391,7 @@ impl Draft {
             access,
             flags: self.flags,
             auto_unmount: self.auto_unmount,
+            sandbox: self.sandbox,
             nonempty: self.nonempty,
             options: self.options(access)?,
         })
@@ -433,6 +445,7 @@ impl Draft {
             window: self.fitting_window()?,
             window_budget: self.window_budget,
             inode_limit: self.inode_limit,
+            // The sandbox may ask for the other way.
             reach: Reach::HandleFirst,
             attr_timeout: self.attr_timeout.unwrap_or(usual),
             entry_timeout: self.entry_timeout.unwrap_or(usual),

@@ -34,6 +34,8 @@ pub enum Command {
         mountpoint: PathBuf,
         /// Major and minor number of the mount's device: no other is touched.
         device: (u32, u32),
+        /// The mount's own number, where the kernel has told one.
+        mount: Option<u64>,
     },
     /// `corfs stat MOUNTPOINT`
     Stat {
@@ -77,10 +79,12 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
 fn umount(matches: &ArgMatches) -> Result<Command, String> {
     let mountpoint = path(matches, "MOUNTPOINT");
     if let Some(device) = matches.get_one::<String>(KEEPER_OPTION) {
-        let numbers = device.split_once(':');
-        let numbers = numbers.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        let device = numbers.ok_or("a device is MAJOR:MINOR")?;
-        return Ok(Command::Keep { mountpoint, device });
+        let (device, mount) = mount_numbers(device).ok_or("a mount is MAJOR:MINOR:ID")?;
+        return Ok(Command::Keep {
+            mountpoint,
+            device,
+            mount,
+        });
     }
     let manner = match (matches.get_flag("force"), matches.get_flag("lazy")) {
         (true, _) => Manner::Force,
@@ -88,6 +92,15 @@ fn umount(matches: &ArgMatches) -> Result<Command, String> {
         (false, false) => Manner::Plain,
     };
     Ok(Command::Umount { mountpoint, manner })
+}
+
+/// `MAJOR:MINOR:ID`; an id of 0 is none.
+fn mount_numbers(text: &str) -> Option<((u32, u32), Option<u64>)> {
+    let (major, rest) = text.split_once(':')?;
+    let (minor, id) = rest.split_once(':')?;
+    let id: u64 = id.parse().ok()?;
+    let device = (major.parse().ok()?, minor.parse().ok()?);
+    Some((device, (id != 0).then_some(id)))
 }
 
 fn mount(matches: &ArgMatches) -> Result<Command, String> {

@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use super::*;
-use crate::fuse::session::Access;
+use crate::fuse::session::{Access, Sandbox};
 use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -37,6 +37,7 @@ fn the_defaults_are_those_that_the_help_tells() {
     assert_eq!(settings.mountpoint, PathBuf::from("/m"));
     assert!(!settings.foreground && settings.clone_fd && settings.threads.is_none());
     assert_eq!(settings.access, Access::Owner);
+    assert_eq!(settings.sandbox, Sandbox::Auto);
     assert_eq!(settings.flags, Default::default());
     let options = settings.options;
     assert_eq!(options.io, Io::Mmap);
@@ -81,6 +82,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("uid", "7"),
         ("gid", "8"),
         ("map", "u1000:2000:1/g5:6:7"),
+        ("sandbox", "off"),
         ("log-file", "/l"),
         ("fsname", "a b"),
     ];
@@ -219,6 +221,7 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "passthrough=maybe",
         "io=splice",
         "clone_fd=maybe",
+        "sandbox=on",
         "control=on",
         "coherence=lax",
         "watch_timeout=soon",
@@ -306,14 +309,15 @@ fn umount_and_stat_have_their_own_words() {
     };
     assert_eq!(line(&["umount", "-f", "/m"]), Ok(force.clone()));
     assert_eq!(line(&["umount", "--lazy", "--force", "/m"]), Ok(force));
-    let keep = Command::Keep {
-        mountpoint: "/m".into(),
-        device: (0, 52),
-    };
-    assert_eq!(
-        line(&["umount", "--when-abandoned=0:52", "--", "/m"]),
-        Ok(keep)
-    );
+    for (numbers, mount) in [("0:52:4294967311", Some(4_294_967_311)), ("0:52:0", None)] {
+        let keep = Command::Keep {
+            mountpoint: "/m".into(),
+            device: (0, 52),
+            mount,
+        };
+        let option = format!("--when-abandoned={numbers}");
+        assert_eq!(line(&["umount", &option, "--", "/m"]), Ok(keep));
+    }
     assert!(refused(&["umount", "--when-abandoned=x", "/m"]).contains("MAJOR:MINOR"));
     let stat = |json| Command::Stat {
         path: "/m".into(),

@@ -18,7 +18,9 @@ use super::convert::{self, caller, entry_attr};
 use super::lock_waits::Waiter;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
-use crate::mirror::{Attr, Coherence, InodeTable, LockOutcome, MAX_READ, Mirror, Options, SetAttr};
+use crate::mirror::{
+    Attr, Coherence, EventQueue, InodeTable, LockOutcome, MAX_READ, Mirror, Options, SetAttr,
+};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
@@ -50,9 +52,18 @@ impl Adapter {
         descriptors: usize,
         options: Options,
         config: String,
+        events: EventQueue,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
-        let shared = Shared::new(source, mountpoints, descriptors, options, config, metrics)?;
+        let shared = Shared::new(
+            source,
+            mountpoints,
+            descriptors,
+            options,
+            config,
+            events,
+            metrics,
+        )?;
         Ok(Self {
             shared: Arc::new(shared),
         })

@@ -17,7 +17,7 @@ use super::passthrough::Passthrough;
 use super::prune::Pruner;
 use super::watching::{self, Stop, Teller};
 use crate::copy::{Jobs, JobsOptions};
-use crate::mirror::{Attr, Control, InodeTable, Mirror, NodeId, Options, Trust};
+use crate::mirror::{Attr, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust};
 use crate::observe::{Metrics, Op};
 use crate::sys::{self, OrFail};
 
@@ -43,6 +43,7 @@ impl Shared {
         descriptors: usize,
         options: Options,
         config: String,
+        events: EventQueue,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let root = rustix::io::fcntl_dupfd_cloexec(&source, 0).or_fail("dup")?;
@@ -52,7 +53,13 @@ impl Shared {
             read_only: options.read_only,
             control_name: (options.control != Control::Off).then(|| options.control_name.clone()),
         };
-        let mirror = Arc::new(Mirror::new(source, descriptors, options, metrics.clone())?);
+        let mirror = Arc::new(Mirror::new(
+            source,
+            descriptors,
+            options,
+            events,
+            metrics.clone(),
+        )?);
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
         let (of_jobs, known) = (notifier.clone(), Arc::downgrade(&mirror));
         let published = Box::new(move |directory: BorrowedFd<'_>, name: &OsStr| {

@@ -126,7 +126,7 @@ impl Mirror {
             self.chmod(fd.as_fd(), mode)?;
         }
         if let Some(size) = set.size {
-            self.truncate(&inode, fd.as_fd(), handle, size)?;
+            self.truncate(&inode, handle, size)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
             set_times(fd.as_fd(), set.atime, set.mtime)?;
@@ -152,13 +152,7 @@ impl Mirror {
             .or_fail("chmod")
     }
 
-    fn truncate(
-        &self,
-        inode: &Inode,
-        fd: BorrowedFd<'_>,
-        handle: Option<u64>,
-        size: u64,
-    ) -> Result<()> {
+    fn truncate(&self, inode: &Inode, handle: Option<u64>, size: u64) -> Result<()> {
         let open = handle.and_then(|handle| self.files.read().get(&handle).cloned());
         if let Some(file) = open.filter(|file| file.writable) {
             return rustix::fs::ftruncate(&*file.fd, size).or_fail("ftruncate");
@@ -166,8 +160,10 @@ impl Mirror {
         if inode.kind != FileType::RegularFile {
             return Err(Fail::new(Errno::INVAL, "truncate"));
         }
-        let open = || self.proc.reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK);
-        let file = self.table.with_room(open)?;
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        let file = self.table.by_a_name(inode, |fd| {
+            self.table.with_room(|| self.proc.reopen(fd, flags))
+        })?;
         rustix::fs::ftruncate(file, size).or_fail("ftruncate")
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -61,12 +61,16 @@ impl Mirror {
     /// # Errors
     /// ENOTDIR; those of open(2).
     pub fn opendir(&self, id: NodeId) -> Result<u64> {
-        let (inode, fd) = self.dir(id)?;
+        let inode = self.table.get(id)?;
         let mut flags = OFlags::RDONLY | OFlags::DIRECTORY;
         if self.options.noatime {
             flags |= OFlags::NOATIME;
         }
-        let open = |flags| self.table.with_room(|| self.proc.reopen(fd.as_fd(), flags));
+        let open = |flags| {
+            self.table.by_a_name(&inode, |fd| {
+                self.table.with_room(|| self.proc.reopen(fd, flags))
+            })
+        };
         let fd = match open(flags) {
             Err(fail) if fail.errno == Errno::PERM && self.options.noatime => {
                 open(flags - OFlags::NOATIME)?

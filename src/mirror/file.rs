@@ -109,8 +109,11 @@ impl Mirror {
     }
 
     fn reopen(&self, inode: &Inode, flags: OFlags, append: bool) -> Result<OwnedFd> {
-        let fd = self.table.fd(inode)?;
-        let open = |flags| self.table.with_room(|| self.proc.reopen(fd.as_fd(), flags));
+        let open = |flags| {
+            self.table.by_a_name(inode, |fd| {
+                self.table.with_room(|| self.proc.reopen(fd, flags))
+            })
+        };
         match open(flags) {
             // EPERM: O_NOATIME on a file of another; or one that may only be appended to.
             Err(fail) if fail.errno == Errno::PERM => {

@@ -13,6 +13,7 @@ mod known;
 mod locks;
 mod named;
 mod names;
+mod opening;
 mod options;
 mod prune;
 mod reach;
@@ -38,7 +39,7 @@ pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough};
 pub use prune::Crowd;
 pub use reach::Reach;
 pub use table::{Ceilings, InodeTable, Seen};
-pub use watch::{Stale, Trust, refuse_unwatchable};
+pub use watch::{EventQueue, Stale, Trust, refuse_unwatchable};
 
 use crate::observe::Metrics;
 use crate::sys::procfd::ProcFd;
@@ -80,7 +81,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes.
+    /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes,
+    /// told of changes by `events`.
     ///
     /// # Errors
     /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root; EOPNOTSUPP
@@ -89,6 +91,7 @@ impl Mirror {
         source: OwnedFd,
         descriptors: usize,
         options: Options,
+        events: EventQueue,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let windows = WindowOptions {
@@ -103,7 +106,7 @@ impl Mirror {
         };
         let table = InodeTable::new(source, ceilings, options.reach, metrics.clone())?;
         Ok(Self {
-            watch: watch::Watch::open(&options, &table, &metrics)?,
+            watch: watch::Watch::open(&options, events, &table, &metrics)?,
             table,
             windows: WindowCache::new(windows, metrics.clone()),
             proc: ProcFd::open()?,

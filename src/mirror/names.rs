@@ -128,12 +128,14 @@ impl Mirror {
     /// EROFS; those of linkat(2).
     pub fn link(&self, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr> {
         self.writable("link")?;
-        let (_, fd) = self.dir(id)?;
+        let inode = self.table.get(id)?;
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
-        let path = procfd::path(fd.as_fd());
-        // Through the magic link: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH (linkat(2)).
-        rustix::fs::linkat(CWD, path, &*dir, name, AtFlags::SYMLINK_FOLLOW).or_fail("linkat")?;
+        self.table.by_a_name(&inode, |fd| {
+            let path = procfd::path(fd);
+            // Through the magic link: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH (linkat(2)).
+            rustix::fs::linkat(CWD, path, &*dir, name, AtFlags::SYMLINK_FOLLOW).or_fail("linkat")
+        })?;
         self.lookup(parent, name)
     }
 

@@ -252,10 +252,38 @@ fn of_thread(pid: u32, uid: u32, gid: u32) -> Option<(Vec<u32>, u64)> {
         return None;
     }
     let (groups, effective) = parse_status(&status)?;
-    let same_namespace = user_namespace(&pid.to_string())
+    // Who has none there has none here: the question is worth its price only for the others.
+    let counts = effective != 0 && lives_in_our_namespace(pid);
+    Some((groups, if counts { effective } else { 0 }))
+}
+
+/// Who tells whether a thread is in this process' user namespace.
+type Witness = Box<dyn Fn(u32) -> bool + Send + Sync>;
+
+static WITNESS: OnceLock<Witness> = OnceLock::new();
+
+/// Lets `witness` tell which threads are in this process' user namespace, for a process that can't
+/// see it itself: Landlock hides the namespaces of all that is outside the sandbox, as they can be
+/// seen by those only who may trace a process (ptrace(2), "Ptrace access mode checking").
+///
+/// The first one counts.
+pub fn set_namespace_witness(witness: impl Fn(u32) -> bool + Send + Sync + 'static) {
+    let _ = WITNESS.set(Box::new(witness));
+}
+
+fn lives_in_our_namespace(pid: u32) -> bool {
+    match WITNESS.get() {
+        Some(witness) => witness(pid),
+        None => shares_user_namespace(pid),
+    }
+}
+
+/// Whether the thread `pid` is in the user namespace of this process, as far as this process may
+/// see it; what it can't see is not.
+pub fn shares_user_namespace(pid: u32) -> bool {
+    user_namespace(&pid.to_string())
         .zip(user_namespace("self"))
-        .is_some_and(|(theirs, own)| theirs == own);
-    Some((groups, if same_namespace { effective } else { 0 }))
+        .is_some_and(|(theirs, own)| theirs == own)
 }
 
 /// Device and inode of a process' user namespace: equal when it is the same (`namespaces(7)`).

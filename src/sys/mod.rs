@@ -8,7 +8,9 @@ pub mod memory;
 pub mod ofd;
 pub mod process;
 pub mod procfd;
+pub mod sandbox;
 pub mod short;
+pub mod signals;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod umask;

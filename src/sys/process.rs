@@ -1,7 +1,7 @@
 //! The process itself: splitting in two, its descriptors, its limits.
 
 use super::{Errno, Fail, OrFail, Result};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 /// The most descriptors that are asked for, however many the system would give.
@@ -22,12 +22,7 @@ pub enum Side {
 /// `EBUSY` when the process has more than one thread (the child would have only one of them, and
 /// every lock that another held, forever), else what fork(2) says.
 pub fn fork() -> Result<Side> {
-    let threads = std::fs::read_dir("/proc/self/task")
-        .or_fail("fork")?
-        .count();
-    if threads != 1 {
-        return Err(Fail::new(Errno::BUSY, "fork").because("the process has threads"));
-    }
+    has_one_thread("fork")?;
     // SAFETY: there is one thread (counted above), so the child's copy of memory is whole: no
     // lock is held by a thread that it lacks.
     match unsafe { libc::fork() } {
@@ -37,6 +32,34 @@ pub fn fork() -> Result<Side> {
             .map(Side::Parent)
             .ok_or(Fail::new(Errno::INVAL, "fork")),
     }
+}
+
+/// Makes sure that nothing else runs in this process.
+///
+/// # Errors
+/// `EBUSY` when it has more than one thread; those of reading `/proc/self/task`.
+pub fn has_one_thread(operation: &'static str) -> Result<()> {
+    let threads = std::fs::read_dir("/proc/self/task").or_fail(operation)?;
+    if threads.count() != 1 {
+        return Err(Fail::new(Errno::BUSY, operation).because("the process has threads"));
+    }
+    Ok(())
+}
+
+/// Lets this process be killed (SIGKILL) when `parent`, which has just made it, dies.
+///
+/// To be called by a thread that lives as long as the process and never takes another identity:
+/// the kernel keeps it for a thread, and forgets it with a change of credentials (prctl(2)).
+///
+/// # Errors
+/// `ESRCH` when the parent has died already.
+pub fn die_with(parent: Pid) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).or_fail("prctl")?;
+    // It may have died before the call: then this is somebody else's child by now.
+    if rustix::process::getppid() != Some(parent) {
+        return Err(Fail::new(Errno::SRCH, "die with the parent"));
+    }
+    Ok(())
 }
 
 /// Raises the limit of open descriptors as far as it goes, and returns what is in force.

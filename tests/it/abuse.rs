@@ -27,7 +27,7 @@ fn limit(mount: &Mount, resource: Resource, most: u64) {
         current: Some(most),
         maximum: Some(most),
     };
-    let daemon = Pid::from_raw(i32::try_from(mount.pid()).unwrap());
+    let daemon = Pid::from_raw(i32::try_from(mount.server()).unwrap());
     prlimit(daemon, resource, limit).unwrap();
 }
 

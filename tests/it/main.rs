@@ -22,6 +22,7 @@ mod passthrough;
 mod posix;
 mod programs;
 mod reads;
+mod sandbox;
 mod semantics;
 mod stairs;
 mod storm;

@@ -365,7 +365,7 @@ fn a_directory_of_100_000_entries_under_few_descriptors() {
         .collect();
     assert_eq!(inodes.len(), ENTRIES + 1, "one number each");
     assert_eq!(read_file(&at.join("last")), b"readable");
-    let held = fs::read_dir(format!("/proc/{}/fd", mount.pid()))
+    let held = fs::read_dir(format!("/proc/{}/fd", mount.server()))
         .unwrap()
         .count();
     assert!(held <= 1024, "{held} descriptors");

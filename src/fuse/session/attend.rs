@@ -1,6 +1,7 @@
 //! The threads beside the event loops: signals, what is due each second, and the ceiling of
 //! inodes.
 
+use super::line::{Told, Upwards};
 use super::mount::Site;
 use super::refusal::Refusal;
 use super::unmount;
@@ -37,15 +38,15 @@ pub(super) struct Attendants {
 
 impl Attendants {
     /// Starts them. They must not be started before the process was split.
-    pub(super) fn start(signals: Signals, site: &Site, shared: &Arc<Shared>) -> io::Result<Self> {
+    pub(super) fn start(signals: Signals, ender: Ender, shared: &Arc<Shared>) -> io::Result<Self> {
         let mut attendants = Self {
             signals: signals.handle(),
             stop: Arc::default(),
             threads: Vec::new(),
             shared: Arc::clone(shared),
         };
-        let (ours, state) = (site.clone(), Arc::clone(shared));
-        attendants.spawn("signals", move || attend(signals, &ours, &state))?;
+        let state = Arc::clone(shared);
+        attendants.spawn("signals", move || attend(signals, &ender, &state))?;
         let (stop, state) = (Arc::clone(&attendants.stop), Arc::clone(shared));
         attendants.spawn("housekeeping", move || {
             while !stop.wait(TICK) {
@@ -103,21 +104,71 @@ impl Stop {
 
 /// The signal thread. Here, and not on an event loop, because unmounting and dropping caches
 /// send requests and notifications that an event loop must answer.
-fn attend(mut signals: Signals, site: &Site, shared: &Shared) {
-    let ending = AtomicBool::new(false);
+fn attend(mut signals: Signals, ender: &Ender, shared: &Shared) {
     for signal in signals.forever() {
         match signal {
             SIGHUP => {
                 log::info!("SIGHUP: dropping windows and caches");
                 shared.drop_caches();
             }
-            _ if ending.swap(true, Ordering::Relaxed) && !site.stands() => {
-                log::warn!("still waiting for the last user of {}", site.path.display());
+            _ => ender.asked(),
+        }
+    }
+}
+
+/// Who ends the mount when this process is asked to.
+#[derive(Debug)]
+pub(super) enum Ender {
+    /// This process.
+    Alone(Ending),
+    /// The one above it.
+    Guardian(Upwards),
+}
+
+impl Ender {
+    fn asked(&self) {
+        match self {
+            Self::Alone(ending) => ending.asked(),
+            Self::Guardian(line) => {
+                if let Err(error) = line.tell(&Told::Unmount) {
+                    log::error!("ask the guardian to unmount: {error}");
+                }
             }
-            _ => {
-                tell_manager(NotifyState::Stopping);
-                unmount::end(site);
-            }
+        }
+    }
+}
+
+/// The end of a mount that was asked for, perhaps more than once.
+#[derive(Debug)]
+pub(super) struct Ending {
+    site: Site,
+    begun: AtomicBool,
+}
+
+impl Ending {
+    pub(super) fn of(site: Site) -> Self {
+        Self {
+            site,
+            begun: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn site(&self) -> &Site {
+        &self.site
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Unmounts; asked again, it tries again, or says whom it waits for.
+    pub(super) fn asked(&self) {
+        if self.begun.swap(true, Ordering::Relaxed) && !self.site.stands() {
+            let path = self.site.path.display();
+            log::warn!("still waiting for the last user of {path}");
+        } else {
+            tell_manager(NotifyState::Stopping);
+            unmount::end(&self.site);
         }
     }
 }

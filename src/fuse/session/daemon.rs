@@ -3,6 +3,7 @@
 //! Over the pipe between them goes one byte for what follows: `R` and the mount's device when it
 //! is ready; `E`, an exit code and words when it failed.
 
+use super::guardian::process_end;
 use super::mount::Site;
 use super::refusal::{Code, Refusal, said, shown};
 use crate::sys::process::{self, Side};
@@ -64,6 +65,17 @@ impl Child {
         let mut message = vec![READY];
         message.extend(makedev(major, minor).to_ne_bytes());
         self.words.write_all(&message)
+    }
+
+    /// Leaves the parent, the terminal and the pipes to another process, which this one was forked
+    /// from.
+    ///
+    /// # Errors
+    /// Those of opening `/dev/null`.
+    pub(super) fn part(&mut self) -> io::Result<()> {
+        let_go()?;
+        self.words = File::open("/dev/null")?;
+        Ok(())
     }
 
     /// Tells the parent, if it still waits, why there is no mount: it prints the words, and this
@@ -136,21 +148,13 @@ impl Parent {
         let read = self.words.read_to_end(&mut rest);
         if let (FAILED, Ok(_), Some((&code, words))) = (first, read, rest.split_first()) {
             return Refusal {
-                code: match code {
-                    1 => Code::Usage,
-                    2 => Code::System,
-                    _ => Code::Mount,
-                },
+                code: Code::of_number(code),
                 words: String::from_utf8_lossy(words).into_owned(),
             };
         }
         let end = rustix::process::waitpid(Some(self.child), WaitOptions::empty());
         let how = match end {
-            Ok(Some((_, status))) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => format!("exit code {code}"),
-                (_, Some(signal)) => format!("killed by signal {signal}"),
-                _ => "unknown end".to_owned(),
-            },
+            Ok(Some((_, status))) => process_end(status),
             _ => "unknown end".to_owned(),
         };
         Refusal::system(format!("the daemon ended before it was ready: {how}"))

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-/// The hidden option of `corfs umount` that makes a keeper, with the mount's `MAJOR:MINOR`.
+/// The hidden option of `corfs umount` that makes a keeper, with the mount's `MAJOR:MINOR:ID`.
 pub const OPTION: &str = "when-abandoned";
 
 /// The other process, waiting for the end of its standard input, which we hold.
@@ -29,10 +29,12 @@ impl Keeper {
     /// ends when we end.
     pub(super) fn start(site: &Site) -> Result<Self, Refusal> {
         let (major, minor) = site.device;
+        // 0 is no mount's number.
+        let mount = site.mount.unwrap_or(0);
         let child = Command::new("/proc/self/exe")
             .arg0("corfs")
             .arg("umount")
-            .arg(format!("--{OPTION}={major}:{minor}"))
+            .arg(format!("--{OPTION}={major}:{minor}:{mount}"))
             .arg("--")
             .arg(&site.path)
             .current_dir("/")
@@ -57,7 +59,7 @@ impl Drop for Keeper {
 }
 
 /// The keeper itself: waits for the end of standard input, then unmounts what is left.
-pub fn keep(mountpoint: PathBuf, device: (u32, u32)) -> Result<(), Refusal> {
+pub fn keep(mountpoint: PathBuf, device: (u32, u32), mount: Option<u64>) -> Result<(), Refusal> {
     // What is sent to a whole session or group is meant for the daemon.
     let _ = rustix::process::setsid();
     for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -69,6 +71,7 @@ pub fn keep(mountpoint: PathBuf, device: (u32, u32)) -> Result<(), Refusal> {
     unmount::sweep(&Site {
         path: mountpoint,
         device,
+        mount,
     });
     Ok(())
 }

@@ -72,12 +72,13 @@ fn syslog(builder: &mut Builder) {
         builder.filter_level(LevelFilter::Off);
         return;
     };
-    let pid = std::process::id();
     builder
         .target(Target::Pipe(Box::new(socket)))
         .write_style(WriteStyle::Never)
-        .format(move |out, record| {
+        .format(|out, record| {
             let priority = FACILITY | severity(record.level());
+            // Now, not at the start: guardian and server share what was made before they parted.
+            let pid = std::process::id();
             writeln!(out, "<{priority}>corfs[{pid}]: {}", record.args())
         });
 }

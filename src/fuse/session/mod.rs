@@ -7,7 +7,9 @@ mod attend;
 mod check;
 mod daemon;
 mod fusermount;
+mod guardian;
 mod keeper;
+mod line;
 mod logging;
 mod mount;
 mod mountinfo;
@@ -15,6 +17,7 @@ mod overdue;
 mod place;
 mod refusal;
 mod remount;
+mod sandbox;
 mod settings;
 mod stats;
 mod unmount;
@@ -22,24 +25,30 @@ mod unmount;
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use remount::command as remount;
-pub use settings::{Access, Flags, MAX_THREADS, Settings};
+pub use settings::{Access, Flags, MAX_THREADS, Sandbox, Settings};
 pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};
 
 use crate::fuse::adapter::{Adapter, Shared};
+use crate::mirror::{EventQueue, Reach};
 use crate::observe::Metrics;
 use crate::sys::process;
-use attend::Attendants;
+use crate::sys::sandbox::InForce;
+use attend::{Attendants, Ender, Ending};
 use check::Prepared;
 use daemon::{Child, Half};
 use fuser::{Config, Session, SessionACL};
 use keeper::Keeper;
+use line::{Told, Upwards};
 use logging::Sink;
 use mount::{Mounted, Site};
+use place::Place;
 use refusal::{said, shown};
 use rustix::fs::{Mode, OFlags};
 use signal_hook::iterator::Signals;
 use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// `corfs SOURCE MOUNTPOINT`: mounts, and serves until the mount is gone.
@@ -47,12 +56,17 @@ use std::sync::Arc;
 /// In the background both processes return from here: the parent when the mount answers or has
 /// failed, the daemon at its end. To be called while the process has one thread.
 pub fn run(settings: &Settings) -> Result<(), Refusal> {
-    let settings = &with_the_kernel_as_judge(settings);
+    let settings = &settled(settings);
     let prepared = check::check(settings)?;
     let sink = Sink::open(settings.log_file.as_deref(), settings.foreground)?;
     if settings.foreground {
         sink.install(settings.debug);
-        return serve(settings, prepared, None);
+        let end = serve(settings, prepared, None);
+        // What stands on standard error belongs into the log too, where that is elsewhere.
+        if let (Err(refusal), Some(_)) = (&end, &settings.log_file) {
+            log::error!("{refusal}");
+        }
+        return end;
     }
     match daemon::split()? {
         Half::Parent(parent) => {
@@ -74,14 +88,16 @@ pub fn run(settings: &Settings) -> Result<(), Refusal> {
 }
 
 /// What root's daemon may do, not every process of root's user id may, which it serves in any
-/// case: one in a container or a confined service has fewer capabilities, or none.
-fn with_the_kernel_as_judge(settings: &Settings) -> Settings {
+/// case: one in a container or a confined service has fewer capabilities, or none. So the kernel
+/// is to judge. And what depends on this machine is found out while all of it can be seen.
+fn settled(settings: &Settings) -> Settings {
     let mut settings = settings.clone();
     settings.options.default_permissions |= rustix::process::geteuid().is_root();
+    settings.threads = Some(settings.threads());
     settings
 }
 
-/// Mounts, tells whoever waits, and runs the event loops to their end.
+/// Mounts, tells whoever waits, and serves to the end.
 fn serve(
     settings: &Settings,
     prepared: Prepared,
@@ -94,40 +110,116 @@ fn serve(
     if let Err(fail) = process::keep_to_quotas() {
         log::warn!("quotas of those who write do not hold for this process: {fail}");
     }
+    match settings.sandbox {
+        Sandbox::Auto => guardian::guard(settings, prepared, limit, waiting),
+        Sandbox::Off => serve_alone(settings, prepared, limit, waiting),
+    }
+}
+
+/// `sandbox=off`: one process mounts, serves and unmounts.
+fn serve_alone(
+    settings: &Settings,
+    prepared: Prepared,
+    limit: u64,
+    waiting: Option<&mut Child>,
+) -> Result<(), Refusal> {
     let signals = attend::catch_signals()?;
     let source = prepared.source.path().to_owned();
     let target = prepared.target.path().to_owned();
-    let fsname = settings.fsname(&source);
-    let adapter = Adapter::new(
-        prepared.source.into_fd(),
-        vec![prepared.given, target.clone()],
-        inode_descriptors(limit),
-        settings.options.clone(),
-        settings.config_text(&source, &target),
-        Arc::new(Metrics::new()),
-    )
-    .map_err(|fail| Refusal::system(format!("open source {}: {fail}", shown(&source))))?;
-    let shared = adapter.shared();
     drop(prepared.target);
-    let mounted = mount::mount(settings, fsname, &target, prepared.device)?;
+    let fsname = settings.fsname(&source);
+    let Mounted { device, site } = mount::mount(settings, fsname, &target, prepared.device)?;
     log::info!("mirroring {} on {}", shown(&source), shown(&target));
-    let site = mounted.site.clone();
+    let served = Served {
+        source: prepared.source,
+        given: prepared.given,
+        site: site.clone(),
+        limit,
+        events: EventQueue::of(&settings.options),
+    };
     let end = start_keeper(settings, &site).and_then(|keeper| {
-        let end = run_session(settings, adapter, &shared, mounted, signals, waiting);
+        let above = Above::Nobody(waiting);
+        let none = InForce::default();
+        let end = serve_device(settings, served, device, above, signals, &none);
         drop(keeper);
         end
     });
     let left = unmount::sweep(&site);
-    shared.shutdown();
     end?;
     if left {
-        return Err(Refusal::system(format!(
-            "the connection of {} was aborted; what was left of the mount is taken away",
-            shown(&site.path)
-        )));
+        return Err(aborted(&site));
     }
     log::info!("ended");
     Ok(())
+}
+
+/// The mount was still there when nobody served it any more.
+fn aborted(site: &Site) -> Refusal {
+    Refusal::system(format!(
+        "the connection of {} was aborted; what was left of the mount is taken away",
+        shown(&site.path)
+    ))
+}
+
+/// What is served, and where.
+#[derive(Debug)]
+struct Served {
+    source: Place,
+    /// The mountpoint's path as it was given.
+    given: PathBuf,
+    site: Site,
+    /// Descriptors that this process may have.
+    limit: u64,
+    /// What tells of changes of the source.
+    events: EventQueue,
+}
+
+/// Who is told that the mount answers.
+#[derive(Debug)]
+enum Above<'a> {
+    /// Nobody but the daemon's parent, if it waits.
+    Nobody(Option<&'a mut Child>),
+    /// The process that keeps the mount.
+    Guardian(Upwards),
+}
+
+/// Answers the kernel's requests from `device`, to their end.
+fn serve_device(
+    settings: &Settings,
+    served: Served,
+    device: OwnedFd,
+    above: Above<'_>,
+    signals: Signals,
+    in_force: &InForce,
+) -> Result<(), Refusal> {
+    let Served {
+        source,
+        given,
+        site,
+        limit,
+        events,
+    } = served;
+    let name = shown(source.path());
+    let config = settings.config_text(source.path(), &site.path, in_force);
+    let mut options = settings.options.clone();
+    if in_force.landlock {
+        options.reach = Reach::NameFirst;
+    }
+    let adapter = Adapter::new(
+        source.into_fd(),
+        vec![given, site.path.clone()],
+        inode_descriptors(limit),
+        options,
+        config,
+        events,
+        Arc::new(Metrics::new()),
+    )
+    .map_err(|fail| Refusal::system(format!("open source {name}: {fail}")))?;
+    let shared = adapter.shared();
+    let mounted = Mounted { device, site };
+    let end = run_session(settings, adapter, &shared, mounted, signals, above);
+    shared.shutdown();
+    end
 }
 
 /// How many descriptors may hold inodes: half of what this process may have, the rest is for open
@@ -151,7 +243,7 @@ fn run_session(
     shared: &Arc<Shared>,
     mounted: Mounted,
     signals: Signals,
-    waiting: Option<&mut Child>,
+    above: Above<'_>,
 ) -> Result<(), Refusal> {
     let Mounted { device, site } = mounted;
     let failed = |what: &str, error: std::io::Error| {
@@ -164,8 +256,8 @@ fn run_session(
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
     shared.attach(ours);
-    tell_ready(&site, waiting).map_err(|error| failed("tell of the mount", error))?;
-    let attendants = Attendants::start(signals, &site, shared)
+    let ender = tell_ready(&site, above).map_err(|error| failed("tell of the mount", error))?;
+    let attendants = Attendants::start(signals, ender, shared)
         .map_err(|error| failed("start threads", error))?;
     // ECONNABORTED is an end too: the kernel says it to a loop that is being handed a request at
     // the moment of the unmount (fs/fuse/dev.c, fuse_dev_do_read).
@@ -183,11 +275,17 @@ fn run_session(
     })
 }
 
-fn tell_ready(site: &Site, waiting: Option<&mut Child>) -> std::io::Result<()> {
-    match waiting {
-        Some(child) => child.ready(site),
-        None => attend::announce(site.clone()),
+/// Tells of the mount, and returns who will end it.
+fn tell_ready(site: &Site, above: Above<'_>) -> std::io::Result<Ender> {
+    match above {
+        Above::Nobody(Some(child)) => child.ready(site)?,
+        Above::Nobody(None) => attend::announce(site.clone())?,
+        Above::Guardian(line) => {
+            line.tell(&Told::Ready)?;
+            return Ok(Ender::Guardian(line));
+        }
     }
+    Ok(Ender::Alone(Ending::of(site.clone())))
 }
 
 /// The kernel keeps others out by itself unless it was told allow_other; only "the owner and

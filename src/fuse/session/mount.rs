@@ -29,15 +29,20 @@ pub(super) struct Site {
     pub(super) path: PathBuf,
     /// Major and minor number of its `st_dev`.
     pub(super) device: (u32, u32),
+    /// What tells it from a later mount, where the kernel says: the device's number is given again
+    /// as soon as the mount is gone, and to whoever mounts next.
+    pub(super) mount: Option<u64>,
 }
 
 impl Site {
     /// The mount of ours that is on top at `path`.
     pub(super) fn of(path: &Path) -> Option<Self> {
-        let mount = Place::of_directory(path).ok()?.mount_on_top().ok()??;
+        let place = Place::of_directory(path).ok()?;
+        let mount = place.mount_on_top().ok()??;
         mount.is_corfs().then(|| Self {
             path: path.to_owned(),
             device: mount.device,
+            mount: place.unique_id(),
         })
     }
 

@@ -1,11 +1,14 @@
 //! A path held open without touching what is there: works on dead and hung mounts too.
 
 use super::mountinfo::{self, Mount};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+
+/// `STATX_MNT_ID_UNIQUE` (linux/stat.h), which rustix lacks.
+const MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// An `O_PATH` descriptor, and the path the kernel knows it by.
 ///
@@ -64,6 +67,15 @@ impl Place {
             .ok_or_else(|| io::Error::other("/proc/self/fdinfo has no mnt_id"))
     }
 
+    /// The number of its mount that no other mount of this boot has (`STATX_MNT_ID_UNIQUE`); `None`
+    /// where the kernel does not tell (before Linux 6.8). Asks nobody but the kernel.
+    pub(super) fn unique_id(&self) -> Option<u64> {
+        let wanted = StatxFlags::from_bits_retain(MNT_ID_UNIQUE);
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let told = rustix::fs::statx(&self.fd, c"", flags, wanted).ok()?;
+        (told.stx_mask & MNT_ID_UNIQUE != 0).then_some(told.stx_mnt_id)
+    }
+
     /// The descriptor alone.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.fd
@@ -105,5 +117,10 @@ mod tests {
         let place = Place::of_directory(Path::new("/")).unwrap();
         let mount = place.mount_on_top().unwrap().unwrap();
         assert_eq!(mount.mountpoint, Path::new("/"));
+        assert_ne!(
+            place.unique_id(),
+            Some(mount.id),
+            "ids start where numbers end"
+        );
     }
 }

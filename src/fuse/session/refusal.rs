@@ -16,6 +16,17 @@ pub enum Code {
     Mount = 32,
 }
 
+impl Code {
+    /// The code of that number, as it came from another process of ours.
+    pub(super) fn of_number(number: u8) -> Self {
+        match number {
+            1 => Self::Usage,
+            2 => Self::System,
+            _ => Self::Mount,
+        }
+    }
+}
+
 /// What was tried, on what, what the system said, what to do; and the exit code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {

@@ -1,6 +1,7 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
 use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough};
+use crate::sys::sandbox::InForce;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub flags: Flags,
     /// A second process unmounts when this one dies, however it dies.
     pub auto_unmount: bool,
+    /// Whether the serving process gives up what it does not need.
+    pub sandbox: Sandbox,
     /// A mountpoint with something in it will do.
     pub nonempty: bool,
     /// How the mirror behaves.
@@ -49,6 +52,15 @@ pub enum Access {
     OwnerAndRoot,
     /// Everybody.
     All,
+}
+
+/// Whether the serving process is one of its own, with no more rights than it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// As far as the kernel can.
+    Auto,
+    /// One process, with all the rights of the one who mounts.
+    Off,
 }
 
 /// Flags of the mount that the mirror itself has no part in.
@@ -77,8 +89,9 @@ impl Settings {
     /// What is in force, one `key=value` a line, the keys being the options' own names.
     ///
     /// Backslashes, control characters and bytes that are no text stand as `\ooo`, as in
-    /// /proc/mounts. `source` and `target` are the paths as the kernel knows them.
-    pub(super) fn config_text(&self, source: &Path, target: &Path) -> String {
+    /// /proc/mounts. `source` and `target` are the paths as the kernel knows them. To be called by
+    /// the serving process, whose number it shows.
+    pub(super) fn config_text(&self, source: &Path, target: &Path, in_force: &InForce) -> String {
         let o = &self.options;
         let mut text = String::new();
         let mut line = |key: &str, value: &dyn std::fmt::Display| {
@@ -123,6 +136,9 @@ impl Settings {
         if let Some(ids) = &o.ids {
             id_lines(ids, &mut line);
         }
+        line("sandbox", &word_of_sandbox(self.sandbox));
+        line("sandbox_in_force", in_force);
+        line("server_pid", &std::process::id());
         text
     }
 
@@ -176,6 +192,13 @@ fn word_of_control(control: Control) -> &'static str {
         Control::Hidden => "hidden",
         Control::Visible => "visible",
         Control::Off => "off",
+    }
+}
+
+fn word_of_sandbox(sandbox: Sandbox) -> &'static str {
+    match sandbox {
+        Sandbox::Auto => "auto",
+        Sandbox::Off => "off",
     }
 }
 

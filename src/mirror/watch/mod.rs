@@ -30,6 +30,7 @@ use super::inode::{Inode, NodeId};
 use super::options::{Coherence, Options};
 use super::{Attr, InodeTable, Mirror};
 use crate::observe::{Metrics, WatchedBy};
+use crate::sys::fanotify::Fanotify;
 use crate::sys::{Errno, Fail, OrFail, Result};
 use directories::Directories;
 use systems::Systems;
@@ -61,6 +62,26 @@ pub struct Trust {
     pub attr: Duration,
     /// That the name means this inode.
     pub entry: Duration,
+}
+
+/// What tells of changes, where it has to be made early: a sandbox may refuse to make it later.
+#[derive(Debug, Default)]
+pub struct EventQueue(Option<Fanotify>);
+
+impl EventQueue {
+    /// What a mirror of these options can do with.
+    pub fn of(options: &Options) -> Self {
+        if options.coherence != Coherence::Watch {
+            return Self(None);
+        }
+        match Fanotify::new() {
+            Ok(queue) => Self(Some(queue)),
+            Err(fail) => {
+                log::debug!("no fanotify ({fail}), so a watch for each directory");
+                Self(None)
+            }
+        }
+    }
 }
 
 /// A watched source.
@@ -120,6 +141,7 @@ impl Watch {
     /// EOPNOTSUPP for a source that can't be watched; those of inotify(7).
     pub(super) fn open(
         options: &Options,
+        events: EventQueue,
         table: &InodeTable,
         metrics: &Arc<Metrics>,
     ) -> Result<Option<Self>> {
@@ -128,7 +150,10 @@ impl Watch {
         }
         let root = table.fd(table.root())?;
         refuse_unwatchable(root.as_fd())?;
-        let backend = match Systems::open(root.as_fd(), metrics) {
+        let unmade = || Fail::new(Errno::OPNOTSUPP, "fanotify");
+        let systems = events.0.ok_or_else(unmade);
+        let systems = systems.and_then(|events| Systems::open(events, root.as_fd(), metrics));
+        let backend = match systems {
             Ok(systems) => {
                 metrics.watching(WatchedBy::Fanotify);
                 Backend::Systems(systems)

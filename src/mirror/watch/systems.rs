@@ -102,12 +102,16 @@ impl Systems {
     /// Watches the file system that `root` lies on.
     ///
     /// # Errors
-    /// Those of fanotify_init(2) and fanotify_mark(2); of opening a handle, without which an event
+    /// Those of fanotify_mark(2); of opening a handle, without which an event
     /// would tell nothing.
-    pub(super) fn open(root: BorrowedFd<'_>, metrics: &Arc<Metrics>) -> Result<Self> {
+    pub(super) fn open(
+        events: Fanotify,
+        root: BorrowedFd<'_>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self> {
         let stat = rustix::fs::fstat(root).or_fail("fstat")?;
         let systems = Self {
-            events: Fanotify::new()?,
+            events,
             ours: std::process::id(),
             home: stat.st_dev,
             by_fsid: RwLock::default(),

@@ -247,7 +247,7 @@ fn auto_unmount_leaves_no_dead_mount_behind() {
         return;
     }
     let stand = Stand::new().mounted(&["-o", "auto_unmount"]);
-    assert_eq!(stand.daemons().len(), 2, "a daemon and its keeper");
+    assert_eq!(stand.daemons().len(), 3, "guardian, server and keeper");
     kill_process(stand.daemon(), Signal::KILL).expect("kill");
     wait_until("the dead mount is gone", PATIENCE, || !stand.is_mounted());
     stand.await_end();

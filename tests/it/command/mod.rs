@@ -92,13 +92,23 @@ impl Stand {
         processes_with(&self.point)
     }
 
-    /// The one daemon, its keeper not counted; panics unless there is just one.
+    /// The one daemon, its keeper and its server not counted; panics unless there is just one.
     #[track_caller]
     pub(crate) fn daemon(&self) -> Pid {
         let mut found = self.daemons();
         found.retain(|pid| !words(*pid).contains(&b"umount".to_vec()));
+        let all = found.clone();
+        found.retain(|pid| parent_of(*pid).is_none_or(|parent| !all.contains(&parent)));
         assert_eq!(found.len(), 1, "daemons of {}", self.point.display());
         found[0]
+    }
+
+    /// The process that serves for the one daemon.
+    #[track_caller]
+    pub(crate) fn server(&self) -> Pid {
+        let guardian = self.daemon().as_raw_nonzero().get().unsigned_abs();
+        let server = crate::support::server_of(guardian).expect("a serving process");
+        Pid::from_raw(server.cast_signed()).expect("a process")
     }
 
     #[track_caller]
@@ -129,6 +139,12 @@ pub(crate) fn processes_with(path: &Path) -> Vec<Pid> {
     pids.filter_map(Pid::from_raw)
         .filter(|pid| ours(words(*pid)))
         .collect()
+}
+
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    Pid::from_raw(parent.trim().parse().ok()?)
 }
 
 /// The command line of a process; a zombie has none.

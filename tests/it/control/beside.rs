@@ -200,7 +200,7 @@ fn descriptors_do_not_pile_up() {
     }
     let (_source, mount) = world("rw");
     let held = || {
-        fs::read_dir(format!("/proc/{}/fd", mount.pid()))
+        fs::read_dir(format!("/proc/{}/fd", mount.server()))
             .unwrap()
             .count()
     };

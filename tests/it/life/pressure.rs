@@ -172,7 +172,7 @@ fn the_daemon_has_no_right_to_exceed_quotas() {
     }
     let source = Scratch::new();
     let mount = Mount::of(source.path()).start();
-    let tasks = fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap();
+    let tasks = fs::read_dir(format!("/proc/{}/task", mount.server())).unwrap();
     for task in tasks {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
         let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -269,7 +269,7 @@ fn a_daemon_without_memory_for_more_serves_on() {
     for io in ["io=mmap", "io=pread"] {
         let mut mount = Mount::of(source.path()).opt(io).opt("window=1M").start();
         fs::metadata(mount.path().join("big")).unwrap();
-        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", mount.server())).unwrap();
         let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
         let size: u64 = size
             .and_then(|text| text.trim().strip_suffix(" kB")?.trim().parse().ok())
@@ -279,7 +279,7 @@ fn a_daemon_without_memory_for_more_serves_on() {
                 current: most,
                 maximum: None,
             };
-            let daemon = Pid::from_raw(mount.pid().cast_signed());
+            let daemon = Pid::from_raw(mount.server().cast_signed());
             prlimit(daemon, Resource::As, limit).unwrap();
         };
         // No room for one more window or thread.

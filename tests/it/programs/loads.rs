@@ -249,7 +249,7 @@ fn stress(folder: &Path, stressors: &[&str]) -> Output {
 /// What the daemon holds: inodes, open handles, windows, descriptors of its process.
 fn holdings(mount: &Mount) -> [u64; 4] {
     let stats = mount.stats();
-    let fds = std::fs::read_dir(format!("/proc/{}/fd", mount.pid())).expect("/proc/PID/fd");
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", mount.server())).expect("/proc/PID/fd");
     let gauge = |name: &str| stats.value(name, &[]) as u64;
     [
         gauge("corfs_inodes"),

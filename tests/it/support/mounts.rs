@@ -55,7 +55,7 @@ impl MountBuilder {
     }
 
     /// Runs the daemon in a process namespace of its own, where callers outside have no number
-    /// (root only). [`Mount::pid`] is then that of `unshare`.
+    /// (root only).
     pub(crate) fn in_a_namespace(mut self) -> Self {
         self.wrapper = &["unshare", "--pid", "--fork"];
         self
@@ -194,17 +194,31 @@ impl Mount {
         &self.builder.source
     }
 
-    /// The daemon's process.
-    pub(crate) fn pid(&self) -> u32 {
+    /// The process that was started: it keeps the mount, takes the signals, and ends last.
+    pub(crate) fn guardian(&self) -> u32 {
         let child = self.child.as_ref().map_or(0, Child::id);
         if self.builder.wrapper.is_empty() {
             return child;
         }
         // The wrapper has one child; it takes no signal itself, and ends with it.
-        fs::read_to_string(format!("/proc/{child}/task/{child}/children"))
-            .ok()
-            .and_then(|pids| pids.trim().parse().ok())
-            .unwrap_or(child)
+        children_of(child).first().copied().unwrap_or(child)
+    }
+
+    /// The process that serves the mount, and holds its memory and descriptors; the only one
+    /// under `sandbox=off`.
+    #[track_caller]
+    pub(crate) fn server(&self) -> u32 {
+        let guardian = self.guardian();
+        if self.builder.options.iter().any(|o| o == "sandbox=off") {
+            return guardian;
+        }
+        // It is made just after the mount.
+        let mut server = None;
+        wait_until("there is a serving process", PATIENCE, || {
+            server = server_of(guardian);
+            server.is_some()
+        });
+        server.expect("a server")
     }
 
     /// What the daemon has said so far.
@@ -223,9 +237,9 @@ impl Mount {
         }
     }
 
-    /// Resident memory of the daemon.
+    /// Resident memory of the serving process.
     pub(crate) fn rss(&self) -> Memory {
-        memory_of(self.pid())
+        memory_of(self.server())
     }
 
     /// The numbers of `.corfs/stats` at this moment.
@@ -237,7 +251,7 @@ impl Mount {
 
     /// Sends a signal to the daemon.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.pid().cast_signed()).expect("a daemon");
+        let pid = Pid::from_raw(self.guardian().cast_signed()).expect("a daemon");
         kill_process(pid, signal).expect("kill");
     }
 
@@ -301,7 +315,7 @@ impl Mount {
 
     /// SIGTERM, a bounded wait, then by force; never panics.
     fn stop(&mut self) {
-        let pid = self.pid();
+        let pid = self.guardian();
         if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
             let _ = kill_process(pid, Signal::TERM);
             if self.wait(PATIENCE).is_none() {
@@ -344,6 +358,24 @@ impl Drop for Mount {
             std::mem::forget(scratch);
         }
     }
+}
+
+/// The processes that the first thread of `pid` has made, and that have not been waited for.
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+/// The serving process of a guardian, if it lives: its child that is neither the keeper of
+/// `auto_unmount` nor a `fusermount3`, both of which have other words than their parent.
+pub(crate) fn server_of(guardian: u32) -> Option<u32> {
+    let words = |pid| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let ours = words(guardian);
+    children_of(guardian)
+        .into_iter()
+        .find(|&child| !ours.is_empty() && words(child) == ours)
 }
 
 /// Resident memory of a process; zeros when it is gone.
