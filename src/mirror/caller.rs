@@ -1,11 +1,14 @@
 //! Whose credentials an operation runs under.
 
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Gid;
 use rustix::thread::CapabilitySet;
 
 use super::Mirror;
 use super::ids::{IdMap, STRANGER};
 use crate::sys::creds::Credentials;
-use crate::sys::{Errno, Fail, Result, umask};
+use crate::sys::{Errno, Fail, OrFail, Result, umask};
 
 /// What lets be done in the source what the kernel has judged at the mount.
 const JUDGED: u64 = CapabilitySet::DAC_OVERRIDE.bits()
@@ -55,6 +58,29 @@ impl Mirror {
             let maker = in_source(ids, asking)?;
             Ok(if ids.forces() { judged(maker) } else { maker })
         })
+    }
+
+    /// The group that must be given to what this process, which may not become the caller, makes
+    /// for it in `dir`: the caller's, where it differs from ours (sg(1), newgrp(1)).
+    ///
+    /// # Errors
+    /// EPERM when we are not in that group.
+    pub(super) fn group_to_give(&self, caller: &Caller, dir: &OwnedFd) -> Result<Option<Gid>> {
+        if self.privileged || caller.gid == rustix::process::getegid().as_raw() {
+            return Ok(None);
+        }
+        let handed_on = rustix::fs::fstat(dir).or_fail("fstat")?.st_mode & libc::S_ISGID != 0;
+        if handed_on {
+            return Ok(None);
+        }
+        let group = Gid::from_raw(caller.gid);
+        if !rustix::process::getgroups()
+            .or_fail("getgroups")?
+            .contains(&group)
+        {
+            return Err(Fail::new(Errno::PERM, "act for another group"));
+        }
+        Ok(Some(group))
     }
 
     /// Runs `f`, which the kernel has judged at the mount, as the caller: what follows from not

@@ -82,7 +82,7 @@ impl Mirror {
             FileType::from_raw_mode(mode),
             Mode::from_raw_mode(mode & 0o7777),
         );
-        self.create_as(caller, || {
+        self.make(caller, &dir, name, || {
             rustix::fs::mknodat(&*dir, name, kind, perm, device(rdev)).or_fail("mknodat")
         })?;
         self.lookup(parent, name)
@@ -97,7 +97,7 @@ impl Mirror {
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        self.create_as(caller, || {
+        self.make(caller, &dir, name, || {
             rustix::fs::mkdirat(&*dir, name, mode).or_fail("mkdirat")
         })?;
         self.lookup(parent, name)
@@ -117,10 +117,25 @@ impl Mirror {
         self.writable("symlink")?;
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
-        self.create_as(caller, || {
+        self.make(caller, &dir, name, || {
             rustix::fs::symlinkat(target, &*dir, name).or_fail("symlinkat")
         })?;
         self.lookup(parent, name)
+    }
+
+    /// Makes, as the caller, what has a name and no descriptor.
+    fn make(
+        &self,
+        caller: &Caller,
+        dir: &OwnedFd,
+        name: &OsStr,
+        make: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let group = self.group_to_give(caller, dir)?;
+        self.create_as(caller, make)?;
+        let Some(group) = group else { return Ok(()) };
+        rustix::fs::chownat(dir, name, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)
+            .or_fail("chown")
     }
 
     /// Gives an inode one more name.
@@ -220,9 +235,10 @@ impl Mirror {
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(mode & 0o7777);
+        let group = self.group_to_give(caller, &dir)?;
         // Who creates by what the mount shows may have more rights in the source than to open
         // what somebody else put there this moment: that is looked up again, and judged.
-        let new_only = self.forces() && !oflags.contains(OFlags::EXCL);
+        let new_only = (self.forces() || group.is_some()) && !oflags.contains(OFlags::EXCL);
         let oflags = if new_only {
             oflags | OFlags::EXCL
         } else {
@@ -233,6 +249,9 @@ impl Mirror {
             opened => opened.or_fail("openat"),
         };
         let file = self.table.with_room(|| self.create_as(caller, open))?;
+        if let Some(group) = group {
+            rustix::fs::fchown(&file, None, Some(group)).or_fail("fchown")?;
+        }
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(Fail::new(Errno::STALE, "create"));

@@ -8,7 +8,9 @@ use rustix::io::Errno;
 
 use super::deeds::{ACTORS, FOLDERS, Twins, build, facts};
 use super::*;
-use crate::support::{Mount, Need, Scratch, output, require, set_mode, set_owner, tool};
+use crate::support::{
+    Mount, MountBuilder, Need, Scratch, output, require, set_mode, set_owner, tool,
+};
 
 #[test]
 fn deeds_end_as_they_do_natively() {
@@ -123,6 +125,74 @@ fn other_namespaces_and_dropped_capabilities_gain_nothing() {
     }
 }
 
+/// An ordinary user's mount that others may enter, where the machine allows that.
+fn for_all(mount: MountBuilder) -> Option<Mount> {
+    match mount.opt("allow_other,entry_timeout=0").try_start() {
+        Ok(mount) => Some(mount),
+        Err(words) => {
+            assert!(words.contains("user_allow_other"), "{words}");
+            let all = std::env::var_os("CORFS_REQUIRE_ALL");
+            assert!(all.is_none_or(|v| v != "1"), "{words}");
+            eprintln!("SKIP: no user_allow_other in /etc/fuse.conf");
+            None
+        }
+    }
+}
+
+/// Who has another group for the moment (sg, newgrp) gets that group's files also from a daemon
+/// that may not become him, or none.
+#[test]
+fn an_ordinary_users_daemon_gives_the_callers_group() {
+    if !require(&[Need::UserFuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    set_owner(source.path(), 1000, 1000);
+    let handing = source.dir("handing");
+    set_owner(&handing, 1000, 200);
+    set_mode(&handing, 0o2775);
+    // Without allow_other the kernel lets nobody in who has another group.
+    let mount = Mount::of(source.path()).as_member(1000, 1000, &[300]);
+    let Some(mount) = for_all(mount) else { return };
+    let at = mount.path();
+    let make_all = |folder: &str| {
+        let fifo = at.join(folder).join("fifo");
+        [
+            make(&at.join(folder).join("file")),
+            make_dir(&at.join(folder).join("dir")),
+            rustix::fs::symlink("x", at.join(folder).join("link")),
+            rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RWXU, 0),
+        ]
+    };
+    as_member(1000, 300, &[], || {
+        assert_eq!(make_all(""), [Ok(()); 4]);
+        assert_eq!(make_all("handing"), [Ok(()); 4]);
+    });
+    for name in ["file", "dir", "link", "fifo"] {
+        assert_eq!(owner(&source.path().join(name)), (1000, 300), "{name}");
+        assert_eq!(owner(&handing.join(name)), (1000, 200), "{name}");
+        std::fs::rename(
+            source.path().join(name),
+            handing.join(format!("old-{name}")),
+        )
+        .unwrap();
+    }
+    as_member(1000, 301, &[], || {
+        assert_eq!(
+            make_all(""),
+            [Err(Errno::PERM); 4],
+            "the daemon is not in that group"
+        );
+    });
+    assert_eq!(
+        std::fs::read_dir(source.path()).unwrap().count(),
+        1,
+        "nothing was made"
+    );
+    as_user(1000, || assert_eq!(make_all(""), [Ok(()); 4]));
+    assert_eq!(owner(&source.path().join("dir")), (1000, 1000));
+}
+
 /// An ordinary user's daemon acts for that user alone, and never as itself for another.
 #[test]
 fn an_ordinary_users_daemon_acts_for_nobody_else() {
@@ -133,17 +203,7 @@ fn an_ordinary_users_daemon_acts_for_nobody_else() {
     set_mode(source.path(), 0o777);
     set_owner(&source.dir("d"), 1000, 1000);
     let mount = Mount::of(source.path()).as_user(1000, 1000);
-    let mount = match mount.opt("allow_other").try_start() {
-        Ok(mount) => mount,
-        Err(words) => {
-            assert!(words.contains("user_allow_other"), "{words}");
-            assert!(
-                std::env::var_os("CORFS_REQUIRE_ALL").is_none_or(|v| v != "1"),
-                "{words}"
-            );
-            return eprintln!("SKIP: no user_allow_other in /etc/fuse.conf");
-        }
-    };
+    let Some(mount) = for_all(mount) else { return };
     let at = mount.path();
     as_user(1000, || make(&at.join("mine")).unwrap());
     for id in [1001, 0] {
