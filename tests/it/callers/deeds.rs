@@ -141,7 +141,12 @@ fn one_of<T: Copy>(dice: &mut Dice, things: &[T]) -> T {
 
 fn any_deed(dice: &mut Dice) -> Deed {
     let mode = one_of(dice, &MODES);
-    let owners = (one_of(dice, &OWNERS), one_of(dice, &OWNERS));
+    // One at least: a change to nobody is refused natively only where it would take an idle
+    // set-group-id bit, see `rights::a_setgid_bit_without_execution_stays`.
+    let owners = match (one_of(dice, &OWNERS), one_of(dice, &OWNERS)) {
+        (None, None) => (Some(1000), None),
+        owners => owners,
+    };
     match dice.below(30) {
         0..=2 => Deed::Create {
             exclusive: dice.below(2) == 0,
@@ -351,7 +356,7 @@ pub(super) fn facts(path: &Path) -> String {
 fn take_idle_setgid(native: &Path, mounted: &Path) {
     let bits = |path: &Path| rustix::fs::lstat(path).map_or(0, |stat| stat.st_mode);
     let (expected, found) = (bits(native), bits(mounted));
-    let idle = found & (libc::S_IFMT | 0o2010) == libc::S_IFREG | 0o2000;
+    let idle = found & libc::S_IFMT != libc::S_IFDIR && found & 0o2010 == 0o2000;
     if idle && found == expected | 0o2000 {
         set_mode(mounted, expected & 0o7777);
     }
@@ -371,6 +376,8 @@ pub(super) const FOLDERS: [&str; 9] = [
 
 /// Directories of every kind with a few files in each.
 pub(super) fn build(root: &Path) {
+    std::fs::create_dir_all(root).unwrap();
+    set_mode(root, 0o755);
     for (name, uid, gid, mode) in [
         ("plain", 1000, 1000, 0o755),
         ("shared", 0, 300, 0o775),
@@ -412,6 +419,9 @@ fn any_name(dice: &mut Dice) -> PathBuf {
     path
 }
 
+/// After so many deeds most is closed to most; then others begin afresh.
+const FRESH: u64 = 1000;
+
 /// A directory and its twin, each as it is shown and as it lies in its source.
 pub(super) struct Twins<'a> {
     pub(super) shown: &'a Path,
@@ -432,7 +442,13 @@ impl Twins<'_> {
         for number in 0..soak(deeds) {
             let (actor, deed) = (one_of(&mut dice, actors), any_deed(&mut dice));
             let mask = one_of(&mut dice, &[0, 0o22, 0o77, 0o027]);
+            let round = PathBuf::from(format!("round{}", number / FRESH));
+            if number % FRESH == 0 {
+                build(&self.source.join(&round));
+                build(&self.source_of_corfs.join(&round));
+            }
             let (name, other) = (any_name(&mut dice), any_name(&mut dice));
+            let (name, other) = (round.join(name), round.join(other));
             let run =
                 |root: &Path| actor.does(mask, || deed.run(&root.join(&name), &root.join(&other)));
             let before = facts(&self.shown.join(&name));

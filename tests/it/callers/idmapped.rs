@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use rustix::thread::CapabilitySet;
 
-use super::deeds::{Actor, Twins, build, user, with};
+use super::deeds::{Actor, Twins, user, with};
 use crate::support::{Mount, Need, Scratch, detach, require, wait_until};
 
 /// A process in a user namespace of its own, which is what the kernel takes a map from.
@@ -116,8 +116,6 @@ fn a_map_is_what_the_kernels_own_would_be() {
         return;
     }
     let (native, mirrored) = (Scratch::new(), Scratch::new());
-    build(native.path());
-    build(mirrored.path());
     // From, to, how many: what is in no line has no id on the other side.
     let users = "0 0 1000\n1000 2000 1\n1001 1001 999\n2001 2001 60000\n";
     let groups = "0 0 300\n300 3000 1\n301 301 2699\n3001 3001 60000\n";
