@@ -141,9 +141,10 @@ impl Mirror {
     /// Gives an inode one more name.
     ///
     /// # Errors
-    /// EROFS; those of linkat(2).
-    pub fn link(&self, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr> {
+    /// EROFS; EOVERFLOW when the caller is nobody in the source; those of linkat(2).
+    pub fn link(&self, caller: &Caller, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr> {
         self.writable("link")?;
+        self.check_known(caller)?;
         let (_, fd) = self.dir(id)?;
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
@@ -178,7 +179,8 @@ impl Mirror {
     /// Renames; `flags` are those of renameat2(2).
     ///
     /// # Errors
-    /// EROFS; those of renameat2(2).
+    /// EROFS; EOVERFLOW for a new name when the caller is nobody in the source; those of
+    /// renameat2(2).
     pub fn rename(
         &self,
         caller: &Caller,
@@ -193,6 +195,9 @@ impl Mirror {
         let (to, to_dir) = self.dir(new_parent)?;
         let (name, new_name) = (checked(name)?, checked(new_name)?);
         let flags = RenameFlags::from_bits_retain(flags);
+        if self.options.ids.is_some() && !self.has_entry(new_parent, new_name)? {
+            self.check_known(caller)?;
+        }
         let rename = || {
             rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
                 .or_fail("renameat2")
