@@ -462,10 +462,13 @@ impl Twins<'_> {
             if !(refused && self.nobody.iter().any(|&nobody| expected == Err(nobody))) {
                 assert_eq!(found, expected, "\n{history}");
             }
-            for path in [&name, &other] {
+            // What links lead to, too.
+            let (linked, also) = (name.with_file_name("n0"), other.with_file_name("n0"));
+            for path in [&name, &other, &linked, &also] {
                 take_idle_setgid(&self.shown.join(path), &self.shown_by_corfs.join(path));
             }
-            for path in [&name, &other, &name.parent().unwrap().to_owned()] {
+            let above = name.parent().unwrap().to_owned();
+            for path in [&name, &other, &linked, &also, &above] {
                 for (native, ours) in [
                     (self.source, self.source_of_corfs),
                     (self.shown, self.shown_by_corfs),
