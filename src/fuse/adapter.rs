@@ -303,7 +303,7 @@ impl Filesystem for Adapter {
 
     fn link(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
@@ -315,7 +315,8 @@ impl Filesystem for Adapter {
                 return Err(refused("link a control file"));
             }
             shared.control.refuse_new(newparent.0, newname)?;
-            shared.mirror.link(ino.0, newparent.0, newname)
+            let caller = caller(req, 0);
+            shared.mirror.link(&caller, ino.0, newparent.0, newname)
         });
         shared.reply_made(reply, newparent.0, made);
     }

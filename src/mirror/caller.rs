@@ -1,11 +1,14 @@
 //! Whose credentials an operation runs under.
 
+use std::os::fd::OwnedFd;
+
+use rustix::fs::Gid;
 use rustix::thread::CapabilitySet;
 
 use super::Mirror;
 use super::ids::{IdMap, STRANGER};
 use crate::sys::creds::Credentials;
-use crate::sys::{Errno, Fail, Result, umask};
+use crate::sys::{Errno, Fail, OrFail, Result, umask};
 
 /// What lets be done in the source what the kernel has judged at the mount.
 const JUDGED: u64 = CapabilitySet::DAC_OVERRIDE.bits()
@@ -55,6 +58,41 @@ impl Mirror {
             let maker = in_source(ids, asking)?;
             Ok(if ids.forces() { judged(maker) } else { maker })
         })
+    }
+
+    /// Refuses who is nobody in the source: he gives nothing a name, as on the kernel's own mapped
+    /// mounts (fs/namei.c, may_create).
+    ///
+    /// # Errors
+    /// EOVERFLOW.
+    pub(super) fn check_known(&self, caller: &Caller) -> Result<()> {
+        match &self.options.ids {
+            Some(ids) if self.privileged => known(ids, caller.uid, caller.gid).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// The group that must be given to what this process, which may not become the caller, makes
+    /// for it in `dir`: the caller's, where it differs from ours (sg(1), newgrp(1)).
+    ///
+    /// # Errors
+    /// EPERM when we are not in that group.
+    pub(super) fn group_to_give(&self, caller: &Caller, dir: &OwnedFd) -> Result<Option<Gid>> {
+        if self.privileged || caller.gid == rustix::process::getegid().as_raw() {
+            return Ok(None);
+        }
+        let handed_on = rustix::fs::fstat(dir).or_fail("fstat")?.st_mode & libc::S_ISGID != 0;
+        if handed_on {
+            return Ok(None);
+        }
+        let group = Gid::from_raw(caller.gid);
+        if !rustix::process::getgroups()
+            .or_fail("getgroups")?
+            .contains(&group)
+        {
+            return Err(Fail::new(Errno::PERM, "act for another group"));
+        }
+        Ok(Some(group))
     }
 
     /// Runs `f`, which the kernel has judged at the mount, as the caller: what follows from not
@@ -139,16 +177,19 @@ impl Mirror {
 
 /// Who somebody on the mount is in the source; groups that are nobody's there count for nothing.
 fn in_source(ids: &IdMap, asking: Credentials) -> Result<Credentials> {
-    match (ids.users.source(asking.uid), ids.groups.source(asking.gid)) {
-        (Some(uid), Some(gid)) => Ok(with_ids(ids, asking, uid, gid)),
+    let (uid, gid) = known(ids, asking.uid, asking.gid)?;
+    Ok(with_ids(ids, asking, uid, gid))
+}
+
+/// User and group in the source.
+fn known(ids: &IdMap, uid: u32, gid: u32) -> Result<(u32, u32)> {
+    let nobody = || {
         // As on the kernel's own mapped mounts (mount_setattr(2)).
-        _ => Err(
-            Fail::new(Errno::OVERFLOW, "act for a caller").because(format!(
-                "{}:{} is nobody in the source",
-                asking.uid, asking.gid
-            )),
-        ),
-    }
+        let words = format!("{uid}:{gid} is nobody in the source");
+        Fail::new(Errno::OVERFLOW, "act for a caller").because(words)
+    };
+    let source = ids.users.source(uid).zip(ids.groups.source(gid));
+    source.ok_or_else(nobody)
 }
 
 fn with_ids(ids: &IdMap, asking: Credentials, uid: u32, gid: u32) -> Credentials {

@@ -81,7 +81,7 @@ impl Mirror {
             FileType::from_raw_mode(mode),
             Mode::from_raw_mode(mode & 0o7777),
         );
-        self.create_as(caller, || {
+        self.make(caller, &dir, name, || {
             rustix::fs::mknodat(&*dir, name, kind, perm, device(rdev)).or_fail("mknodat")
         })?;
         self.lookup(parent, name)
@@ -96,7 +96,7 @@ impl Mirror {
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
         let mode = Mode::from_raw_mode(mode & 0o7777);
-        self.create_as(caller, || {
+        self.make(caller, &dir, name, || {
             rustix::fs::mkdirat(&*dir, name, mode).or_fail("mkdirat")
         })?;
         self.lookup(parent, name)
@@ -116,19 +116,35 @@ impl Mirror {
         self.writable("symlink")?;
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
-        self.create_as(caller, || {
+        self.make(caller, &dir, name, || {
             rustix::fs::symlinkat(target, &*dir, name).or_fail("symlinkat")
         })?;
         self.lookup(parent, name)
     }
 
+    /// Makes, as the caller, what has a name and no descriptor.
+    fn make(
+        &self,
+        caller: &Caller,
+        dir: &OwnedFd,
+        name: &OsStr,
+        make: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let group = self.group_to_give(caller, dir)?;
+        self.create_as(caller, make)?;
+        let Some(group) = group else { return Ok(()) };
+        rustix::fs::chownat(dir, name, None, Some(group), AtFlags::SYMLINK_NOFOLLOW)
+            .or_fail("chown")
+    }
+
     /// Gives an inode one more name.
     ///
     /// # Errors
-    /// EROFS; those of linkat(2).
-    pub fn link(&self, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr> {
+    /// EROFS; EOVERFLOW when the caller is nobody in the source; those of linkat(2).
+    pub fn link(&self, caller: &Caller, id: NodeId, parent: NodeId, name: &OsStr) -> Result<Attr> {
         self.writable("link")?;
         let inode = self.table.get(id)?;
+        self.check_known(caller)?;
         let (_, dir) = self.dir(parent)?;
         let name = checked(name)?;
         self.table.by_a_name(&inode, |fd| {
@@ -164,7 +180,8 @@ impl Mirror {
     /// Renames; `flags` are those of renameat2(2).
     ///
     /// # Errors
-    /// EROFS; those of renameat2(2).
+    /// EROFS; EOVERFLOW for a new name when the caller is nobody in the source; those of
+    /// renameat2(2).
     pub fn rename(
         &self,
         caller: &Caller,
@@ -179,6 +196,9 @@ impl Mirror {
         let (to, to_dir) = self.dir(new_parent)?;
         let (name, new_name) = (checked(name)?, checked(new_name)?);
         let flags = RenameFlags::from_bits_retain(flags);
+        if self.options.ids.is_some() && !self.has_entry(new_parent, new_name)? {
+            self.check_known(caller)?;
+        }
         let rename = || {
             rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
                 .or_fail("renameat2")
@@ -223,9 +243,10 @@ impl Mirror {
             | OFlags::NOFOLLOW
             | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(mode & 0o7777);
+        let group = self.group_to_give(caller, &dir)?;
         // Who creates by what the mount shows may have more rights in the source than to open
         // what somebody else put there this moment: that is looked up again, and judged.
-        let new_only = self.forces() && !oflags.contains(OFlags::EXCL);
+        let new_only = (self.forces() || group.is_some()) && !oflags.contains(OFlags::EXCL);
         let oflags = if new_only {
             oflags | OFlags::EXCL
         } else {
@@ -236,6 +257,9 @@ impl Mirror {
             opened => opened.or_fail("openat"),
         };
         let file = self.table.with_room(|| self.create_as(caller, open))?;
+        if let Some(group) = group {
+            rustix::fs::fchown(&file, None, Some(group)).or_fail("fchown")?;
+        }
         let seen = self.table.see(file.as_fd())?;
         if seen.kind() != FileType::RegularFile {
             return Err(Fail::new(Errno::STALE, "create"));

@@ -140,6 +140,7 @@ fn who_is_nobody_in_the_source_makes_nothing() {
     let (source, mount) = world("map=1000:2000:1");
     set_mode(&source.dir("open"), 0o777);
     let folder = mount.path().join("open");
+    make(&folder.join("old")).unwrap();
     for (uid, gid) in [(1000, 5), (5, 1000), (STRANGER, 5)] {
         as_member(uid, gid, &[], || {
             assert_eq!(make(&folder.join("f")), Err(Errno::OVERFLOW), "{uid}:{gid}");
@@ -149,11 +150,13 @@ fn who_is_nobody_in_the_source_makes_nothing() {
                 Err(Errno::OVERFLOW)
             );
             assert_eq!(copy(&folder, "a", "b"), Err(Errno::OVERFLOW));
+            let (old, new) = (folder.join("old"), folder.join("new"));
+            assert_eq!(rustix::fs::rename(&old, &new), Err(Errno::OVERFLOW));
         });
     }
     as_user(5, || make(&folder.join("plain")).unwrap());
     assert_eq!(owner(&source.path().join("open/plain")), (5, 5));
-    assert_eq!(fs::read_dir(source.path().join("open")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(source.path().join("open")).unwrap().count(), 2);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! For whom something is done: owners mapped, rights as they are natively, and no name that leads
 //! out of the source.
 
+mod deeds;
 pub(crate) mod escape;
 mod forced;
+mod idmapped;
 mod mapping;
 mod rights;
 

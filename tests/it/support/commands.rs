@@ -41,6 +41,30 @@ pub(crate) fn as_user(command: &mut Command, uid: u32, gid: u32) -> &mut Command
     command.uid(uid).gid(gid)
 }
 
+/// As [`as_user`], with supplementary groups.
+pub(crate) fn as_member<'a>(
+    command: &'a mut Command,
+    uid: u32,
+    gid: u32,
+    groups: &[u32],
+) -> &'a mut Command {
+    if groups.is_empty() {
+        return as_user(command, uid, gid);
+    }
+    use rustix::fs::{Gid, Uid};
+    let groups: Vec<Gid> = groups.iter().map(|&g| Gid::from_raw(g)).collect();
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    // std has no stable word for groups: the process becomes the user by itself.
+    // SAFETY: three system calls on values that are ready, between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            rustix::thread::set_thread_groups(&groups)?;
+            rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+            Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
+        })
+    }
+}
+
 /// How a process ended, in words.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {

@@ -27,6 +27,7 @@ pub(crate) struct MountBuilder {
     source: PathBuf,
     options: Vec<OsString>,
     user: Option<(u32, u32)>,
+    groups: &'static [u32],
     descriptors: Option<u64>,
     wrapper: &'static [&'static str],
 }
@@ -46,6 +47,16 @@ impl MountBuilder {
     pub(crate) fn as_user(mut self, uid: u32, gid: u32) -> Self {
         self.user = Some((uid, gid));
         self
+    }
+
+    /// As [`MountBuilder::as_user`], with supplementary groups.
+    #[expect(
+        clippy::wrong_self_convention,
+        reason = "reads as the builder's other words do"
+    )]
+    pub(crate) fn as_member(mut self, uid: u32, gid: u32, groups: &'static [u32]) -> Self {
+        self.groups = groups;
+        self.as_user(uid, gid)
     }
 
     /// Runs the daemon under `ulimit -n`, soft and hard.
@@ -130,7 +141,7 @@ impl MountBuilder {
             .stdout(stderr.try_clone().map_err(|e| e.to_string())?)
             .stderr(stderr);
         if let Some((uid, gid)) = self.user {
-            as_user(&mut command, uid, gid);
+            as_member(&mut command, uid, gid, self.groups);
         }
         command.spawn().map_err(|e| format!("{command:?}: {e}"))
     }
@@ -179,6 +190,7 @@ impl Mount {
             source: source.into(),
             options: Vec::new(),
             user: None,
+            groups: &[],
             descriptors: None,
             wrapper: &[],
         }

@@ -70,6 +70,19 @@ pub(super) fn snapshot(scratch: &Path) -> BTreeMap<PathBuf, String> {
     all
 }
 
+/// Fails when anything outside is not as it was.
+pub(super) fn assert_untouched(before: &BTreeMap<PathBuf, String>, scratch: &Path) {
+    let now = snapshot(scratch);
+    let mut names: Vec<&PathBuf> = before.keys().chain(now.keys()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        let was = before.get(name);
+        let is = now.get(name);
+        assert_eq!(is, was, "{} was touched", name.display());
+    }
+}
+
 fn enter(base: &Path, path: &Path, all: &mut BTreeMap<PathBuf, String>) {
     let s = rustix::fs::lstat(path).unwrap();
     let mut text = format!(

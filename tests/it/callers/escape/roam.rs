@@ -360,8 +360,12 @@ fn copy(r: &mut Roamer) -> Result<(), Errno> {
 
 /// From a directory below, by way of the one above: which may be another by then.
 fn copy_up(r: &mut Roamer) -> Result<(), Errno> {
-    let holder = r.folder_path();
-    let (from, to, new) = (r.folder_path(), r.folder_path(), r.free_name());
+    let holder = format!("s{}", r.dice.below(PLACES));
+    let to = match r.dice.below(2) {
+        0 => "keep".to_owned(),
+        _ => r.folder_path(),
+    };
+    let (from, new) = (r.folder_path(), r.free_name());
     order(
         r,
         &format!("{holder}/.copy"),

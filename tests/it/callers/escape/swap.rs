@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags};
 
-use super::{PLACES, SPARES, open_to_all, outside};
+use super::{NAMES, PLACES, SPARES, open_to_all, outside};
 use crate::support::{Dice, Scratch, write_file};
 
 /// Builds the source: at the top the places `s0` and so on, and their spares in `alt`; in each
@@ -83,6 +83,10 @@ pub(crate) fn swap(root: &Path, seed: u64, ended: &AtomicBool) -> String {
     while !ended.load(Ordering::Relaxed) {
         let place = dice.below(PLACES);
         let spare = dice.below(SPARES);
+        if dice.below(4) == 0 {
+            done += u64::from(plant(&top, &mut dice).is_some());
+            continue;
+        }
         let (one, other) = match dice.below(3) {
             0 => (format!("s{place}/t"), format!("s{place}/u{spare}")),
             _ => (format!("s{place}"), format!("alt/x{spare}")),
@@ -92,17 +96,32 @@ pub(crate) fn swap(root: &Path, seed: u64, ended: &AtomicBool) -> String {
     format!("{done} exchanges")
 }
 
+/// A link that leads outside, to something or to nothing yet, where others make files; or none.
+fn plant(top: &OwnedFd, dice: &mut Dice) -> Option<()> {
+    let at = ["n", "s0/n", "s1/n", "s2/n", "s0/t/n", "s1/t/n"][dice.below(6) as usize];
+    let path = format!("{at}{}", dice.below(NAMES));
+    let (folder, name) = place(top, &path)?;
+    if dice.below(2) == 0 {
+        return rustix::fs::unlinkat(&folder, name, AtFlags::empty()).ok();
+    }
+    let above = "../".repeat(at.matches('/').count() + 1);
+    let target = ["f", "s0/n0", "absent"][dice.below(3) as usize];
+    let target = format!("{above}{}/{target}", outside::NAME);
+    rustix::fs::symlinkat(target, &folder, name).ok()
+}
+
+/// The folder and the name in it, without going outside ourselves.
+fn place<'a>(top: &OwnedFd, path: &'a str) -> Option<(OwnedFd, &'a str)> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+    let folder = rustix::fs::openat2(top, folder, flags, Mode::empty(), resolve).ok()?;
+    Some((folder, name))
+}
+
 fn exchange(top: &OwnedFd, one: &str, other: &str) -> Option<()> {
-    let place = |path: &str| {
-        let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // It does not want to go outside either.
-        let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-        let folder = rustix::fs::openat2(top, folder, flags, Mode::empty(), resolve).ok()?;
-        Some((folder, name.to_owned()))
-    };
-    let ((from, one), (to, other)) = (place(one)?, place(other)?);
-    rustix::fs::renameat_with(&from, &one, &to, &other, RenameFlags::EXCHANGE).ok()
+    let ((from, one), (to, other)) = (place(top, one)?, place(top, other)?);
+    rustix::fs::renameat_with(&from, one, &to, other, RenameFlags::EXCHANGE).ok()
 }
 
 /// Fails unless there were enough of them on both sides to be worth anything.
