@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,7 +14,10 @@ use rustix::fs::{AtFlags, CWD, Mode, RawDir, RenameFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::load::{self, Load};
-use crate::support::{Dice, Mount, Need, Scratch, assert_content, require, soak, write_content};
+use crate::children::lock;
+use crate::support::{
+    Buffer, Dice, Mount, Need, Scratch, assert_content, require, soak, write_content,
+};
 
 type Said = Result<i64, Errno>;
 
@@ -613,4 +616,41 @@ fn files_closed_and_callers_signalled_while_they_read() {
     assert!(mount.alive(), "{}", mount.log());
     let bytes = fs::read(&path).unwrap();
     assert_content(9, 0, &bytes);
+}
+
+#[test]
+fn a_crowd_of_lockers_takes_turns() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let beneath = source.file("counter", &0_u64.to_le_bytes());
+    let mut mount = Mount::of(source.path()).start();
+    let path = mount.path().join("counter");
+    let crowd = soak(1000);
+    std::thread::scope(|scope| {
+        for n in 0..crowd {
+            // Every fourth comes from beneath.
+            let path = if n % 4 == 0 { &beneath } else { &path };
+            scope.spawn(move || {
+                let file = File::options().read(true).write(true).open(path).unwrap();
+                lock(&file, libc::F_OFD_SETLKW, "write", (0, 8)).unwrap();
+                // Not from the page cache, which is of the time before the lock.
+                let direct = File::options()
+                    .read(true)
+                    .write(true)
+                    .custom_flags(libc::O_DIRECT)
+                    .open(path)
+                    .unwrap();
+                let mut bytes = Buffer::new(4096);
+                let count = direct.read_at(bytes.bytes(4096), 0).unwrap();
+                assert_eq!(count, 8);
+                let before = u64::from_le_bytes(bytes.bytes(8).try_into().unwrap());
+                file.write_all_at(&(before + 1).to_le_bytes(), 0).unwrap();
+                lock(&file, libc::F_OFD_SETLK, "unlock", (0, 8)).unwrap();
+            });
+        }
+    });
+    assert_eq!(fs::read(&beneath).unwrap(), crowd.to_le_bytes());
+    assert!(mount.alive());
 }
