@@ -10,10 +10,11 @@ use memmap2::{MmapMut, MmapOptions};
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
+use super::PATIENCE;
 use super::load::{self, Load};
 use crate::support::{
     Loop, Mount, Need, Scratch, Tmpfs, assert_content, errno_of, output, require, run, sbin, tool,
-    write_content,
+    wait_until, write_content,
 };
 
 /// Fills what is left.
@@ -256,6 +257,26 @@ fn a_file_cut_under_a_users_mapping_kills_no_daemon() {
     }
 }
 
+/// The size of the daemon's address space in bytes, once all its event loops have what they need.
+fn settled_size(mount: &Mount) -> u64 {
+    let load = Load::start(mount.path(), None);
+    let mut size = 0;
+    wait_until("the loops have begun", PATIENCE, || {
+        load.await_progress();
+        let tasks = fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap();
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        let loops = names.filter(|name| name.starts_with("fuser-")).count();
+        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        let before = std::mem::replace(&mut size, kib.unwrap() << 10);
+        loops == 4 && before == size
+    });
+    assert_eq!(load.end(), [Ok(()); 4]);
+    size
+}
+
 #[test]
 fn a_daemon_without_memory_for_more_serves_on() {
     if !require(&[Need::Fuse, Need::Root]) {
@@ -267,13 +288,9 @@ fn a_daemon_without_memory_for_more_serves_on() {
         write_content(&source.path().join(format!("many{n}")), n, 4 << 20);
     }
     for io in ["io=mmap", "io=pread"] {
-        let mut mount = Mount::of(source.path()).opt(io).opt("window=1M").start();
-        fs::metadata(mount.path().join("big")).unwrap();
-        let status = fs::read_to_string(format!("/proc/{}/status", mount.pid())).unwrap();
-        let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
-        let size: u64 = size
-            .and_then(|text| text.trim().strip_suffix(" kB")?.trim().parse().ok())
-            .unwrap();
+        let options = format!("{io},window=16M,threads=4");
+        let mut mount = Mount::of(source.path()).opt(options).start();
+        let size = settled_size(&mount);
         let limit = |most| {
             let limit = Rlimit {
                 current: most,
@@ -282,8 +299,8 @@ fn a_daemon_without_memory_for_more_serves_on() {
             let daemon = Pid::from_raw(mount.pid().cast_signed());
             prlimit(daemon, Resource::As, limit).unwrap();
         };
-        // No room for one more window or thread.
-        limit(Some((size << 10) + (1 << 20)));
+        // Room for small things, and not for two windows.
+        limit(Some(size + (24 << 20)));
         let at = mount.path().to_owned();
         for n in 0..8 {
             match fs::read(at.join(format!("many{n}"))) {
