@@ -284,8 +284,8 @@ fn a_daemon_without_memory_for_more_serves_on() {
     }
     let source = Scratch::new();
     load::furnish(source.path());
-    for n in 0..8 {
-        write_content(&source.path().join(format!("many{n}")), n, 4 << 20);
+    for n in 0..4 {
+        write_content(&source.path().join(format!("many{n}")), n, 14 << 20);
     }
     for io in ["io=mmap", "io=pread"] {
         let options = format!("{io},window=16M,threads=4");
@@ -302,7 +302,7 @@ fn a_daemon_without_memory_for_more_serves_on() {
         // Room for small things, and not for two windows.
         limit(Some(size + (24 << 20)));
         let at = mount.path().to_owned();
-        for n in 0..8 {
+        for n in 0..4 {
             match fs::read(at.join(format!("many{n}"))) {
                 Ok(bytes) => assert_content(n, 0, &bytes),
                 // A buffer that is not to be had is an error, as natively.
@@ -319,6 +319,12 @@ fn a_daemon_without_memory_for_more_serves_on() {
             file.sync_all().unwrap();
         }
         limit(None);
+        // The limit was felt: a window did not fit.
+        let unmappable = mount.stats().sum(
+            "corfs_read_fallback_bytes_total",
+            &[("reason", "unmappable")],
+        );
+        assert_eq!(unmappable > 0.0, io == "io=mmap", "{unmappable}");
         let load = Load::start(&at, None);
         load.await_progress();
         assert_eq!(load.end(), [Ok(()); 4]);
