@@ -241,7 +241,11 @@ impl Mirror {
     ) -> Result<R> {
         BUFFER.with_borrow_mut(|buffer| {
             let size = size.min(MAX_READ);
-            if buffer.len() < size {
+            if let Some(more) = size.checked_sub(buffer.len()) {
+                // The one large piece of memory on this way: without it the reader gets an error,
+                // and the daemon lives.
+                let room = buffer.try_reserve_exact(more);
+                room.map_err(|_| Fail::new(Errno::NOMEM, "read"))?;
                 buffer.resize(size, 0);
             }
             let filled = pread_full(&file.fd, &mut buffer[..size], offset)?;

@@ -114,7 +114,7 @@ pub(super) fn end(site: &Site) {
     // is ours to unmount (fuser's own way would unmount it).
     if !site.stands() {
         log::warn!(
-            "unmount {path}: our mount is not on top there (covered, or unmounted lazily); left alone, waiting for its end"
+            "unmount {path}: our mount is not on top there (covered, moved, or unmounted lazily); left alone, waiting for its end"
         );
         return;
     }

@@ -6,6 +6,7 @@ mod disks;
 mod faults;
 mod hostile;
 mod load;
+mod odd;
 mod pauses;
 mod places;
 mod pressure;

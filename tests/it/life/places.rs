@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use super::PATIENCE;
 use super::load::{self, Load};
-use crate::command::Stand;
+use crate::command::{Stand, processes_with};
 use crate::support::{
     Mount, Need, Scratch, assert_content, detach, errno_of, is_mounted, output, require, run, sbin,
     wait_until, write_content,
@@ -232,6 +232,33 @@ fn sigterm_leaves_a_bind_mount_its_daemon() {
     assert!(mount.alive());
     drop(bind);
     assert_eq!(mount.wait(PATIENCE).and_then(|s| s.code()), Some(0));
+}
+
+/// A folder above the mountpoint is renamed: the daemon knows the mount by its old name only.
+#[test]
+fn a_mount_that_was_moved_ends_by_its_new_name() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (source, above) = (scratch.dir("source"), scratch.dir("above"));
+    load::furnish(&source);
+    let (point, moved) = (above.join("mnt"), scratch.path().join("moved/mnt"));
+    fs::create_dir(&point).unwrap();
+    run(crate::support::corfs().args([&source, &point]));
+    fs::rename(&above, scratch.path().join("moved")).unwrap();
+    let load = Load::start(&moved, None);
+    load.await_progress();
+    for pid in processes_with(&point) {
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+    }
+    // What is at the old name, or nothing, is not what was mounted.
+    load.await_progress();
+    assert_eq!(load.end(), [Ok(()); 4]);
+    assert!(is_mounted(&moved, "fuse.corfs"));
+    run(crate::support::corfs().arg("umount").arg(&moved));
+    wait_until("it ends", PATIENCE, || processes_with(&point).is_empty());
+    assert!(!is_mounted(&moved, "fuse.corfs"));
 }
 
 /// Runs a script where mounts are nobody else's; `$1` is the source, `$2` the mountpoint, `$3` our
