@@ -304,10 +304,12 @@ impl Directories {
             state.meaning.remove(&hash);
         }
         drop(state);
+        // What was told by no answer yet is either that there is nothing, or an answer under way,
+        // ours to a request that made the name perhaps: then it is only to be asked for once more.
         stale.insert(Stale::Name {
             parent: directory,
             name: name.into(),
-            wrong: true,
+            wrong: told.is_some(),
         });
     }
 
