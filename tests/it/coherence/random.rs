@@ -58,7 +58,7 @@ fn change(root: &Path, dice: &mut Dice) {
             XattrFlags::empty(),
         )),
         15 | 16 => drop(fs::create_dir(&one)),
-        _ => drop(if amount % 4 == 0 {
+        _ => drop(if amount.is_multiple_of(4) {
             fs::remove_dir_all(&one)
         } else {
             fs::remove_dir(&one)
