@@ -304,10 +304,12 @@ impl Directories {
             state.meaning.remove(&hash);
         }
         drop(state);
+        // What was told by no answer yet is either that there is nothing, or an answer under way,
+        // ours to a request that made the name perhaps: then it is only to be asked for once more.
         stale.insert(Stale::Name {
             parent: directory,
             name: name.into(),
-            wrong: true,
+            wrong: told.is_some(),
         });
     }
 
@@ -379,5 +381,117 @@ impl State {
 impl AsFd for Directories {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.events.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+
+    struct World {
+        dir: tempfile::TempDir,
+        table: InodeTable,
+        directories: Directories,
+    }
+
+    impl World {
+        fn new(limit: usize) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("file"), b"x").unwrap();
+            let flags = OFlags::PATH | OFlags::DIRECTORY;
+            let root = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+            let metrics = Arc::new(Metrics::new());
+            let table = InodeTable::new(root, 100, metrics.clone()).unwrap();
+            let directories = Directories::open(Some(limit), &table, &metrics).unwrap();
+            Self {
+                dir,
+                table,
+                directories,
+            }
+        }
+
+        fn lookup(&self, name: &str) -> (NodeId, Stat) {
+            let name = OsStr::new(name);
+            let (inode, stat) = self.table.lookup(self.table.root(), name).unwrap();
+            self.directories.entered(&self.table, ROOT, name, &inode);
+            (inode.id, stat)
+        }
+
+        fn gathered(&self) -> HashSet<Stale> {
+            let mut stale = HashSet::new();
+            self.directories.gather(&self.table, &mut stale).unwrap();
+            stale
+        }
+    }
+
+    fn name(name: &str, wrong: bool) -> Stale {
+        Stale::Name {
+            parent: ROOT,
+            name: OsStr::new(name).into(),
+            wrong,
+        }
+    }
+
+    #[test]
+    fn changes_are_known_by_the_name_last_answered() {
+        let world = World::new(10);
+        let (file, stat) = world.lookup("file");
+        assert!(world.directories.covers(file, &stat) && world.directories.covers_names(ROOT));
+        let path = world.dir.path().join("file");
+        std::fs::write(&path, b"other bytes").unwrap();
+        assert_eq!(world.gathered(), HashSet::from([Stale::Data(file)]));
+        std::fs::rename(&path, world.dir.path().join("other")).unwrap();
+        let moved = [
+            name("file", true),
+            name("other", false),
+            Stale::Attributes(ROOT),
+            Stale::Attributes(file),
+        ];
+        assert_eq!(world.gathered(), HashSet::from(moved));
+        assert!(
+            !world.directories.covers(file, &stat),
+            "not where it was found"
+        );
+        world.lookup("other");
+        assert!(world.directories.covers(file, &stat));
+    }
+
+    #[test]
+    fn what_an_answer_has_told_already_is_no_news() {
+        let world = World::new(10);
+        let path = world.dir.path().join("new");
+        std::fs::write(&path, b"x").unwrap();
+        let (new, _) = world.lookup("new");
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(5).unwrap();
+        world.directories.changed_by_us(new, file.as_fd());
+        let stale = world.gathered();
+        assert!(!stale.contains(&Stale::Data(new)), "{stale:?}");
+        assert!(
+            !stale.iter().any(|s| matches!(s, Stale::Name { .. })),
+            "{stale:?}"
+        );
+    }
+
+    #[test]
+    fn a_file_of_two_names_and_a_directory_beyond_the_limit_are_not_covered() {
+        let world = World::new(2);
+        for dir in ["one", "two"] {
+            std::fs::create_dir(world.dir.path().join(dir)).unwrap();
+        }
+        let ((one, stat), (two, _)) = (world.lookup("one"), world.lookup("two"));
+        assert!(world.directories.covers(one, &stat) && world.directories.covers_names(one));
+        assert!(!world.directories.covers(two, &stat) && !world.directories.covers_names(two));
+        // What is forgotten makes room.
+        world.table.forget(one, 1);
+        world.directories.forgotten(&world.table, one);
+        world.lookup("two");
+        assert!(world.directories.covers_names(two));
+        let path = world.dir.path().join("file");
+        std::fs::hard_link(&path, world.dir.path().join("second")).unwrap();
+        let (file, stat) = world.lookup("file");
+        assert!(!world.directories.covers(file, &stat));
     }
 }

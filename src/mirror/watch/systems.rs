@@ -351,4 +351,102 @@ mod tests {
             Number::After32
         );
     }
+
+    /// A folder with `file` and `other`, known to a table, on a watched file system; none where
+    /// this process may not watch one.
+    fn watched() -> Option<(tempfile::TempDir, InodeTable, Systems)> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), b"x").unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let root = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let systems = match Systems::open(root.as_fd(), &metrics) {
+            Ok(systems) => systems,
+            Err(fail) => {
+                crate::sys::testing::skip(&format!("no fanotify here: {fail}"));
+                return None;
+            }
+        };
+        let table = InodeTable::new(root, 100, metrics).unwrap();
+        Some((dir, table, systems))
+    }
+
+    fn id(table: &InodeTable, name: &str) -> NodeId {
+        table.lookup(table.root(), name.as_ref()).unwrap().0.id
+    }
+
+    fn gathered(table: &InodeTable, systems: &Systems) -> HashSet<Stale> {
+        let mut stale = HashSet::new();
+        systems.gather(table, &mut stale).unwrap();
+        stale
+    }
+
+    fn name(name: &str, wrong: bool) -> Stale {
+        Stale::Name {
+            parent: crate::mirror::ROOT,
+            name: std::ffi::OsStr::new(name).into(),
+            wrong,
+        }
+    }
+
+    #[test]
+    fn what_others_do_makes_names_and_bytes_and_attributes_stale() {
+        let Some((dir, table, mut systems)) = watched() else {
+            return;
+        };
+        systems.ours = 0;
+        let (path, root) = (dir.path().join("file"), crate::mirror::ROOT);
+        let file = id(&table, "file");
+        assert_eq!(gathered(&table, &systems), HashSet::new());
+        std::fs::write(&path, b"other bytes").unwrap();
+        assert_eq!(
+            gathered(&table, &systems),
+            HashSet::from([Stale::Data(file)])
+        );
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o612);
+        std::fs::set_permissions(&path, mode).unwrap();
+        assert_eq!(
+            gathered(&table, &systems),
+            HashSet::from([Stale::Attributes(file)])
+        );
+        std::fs::rename(&path, dir.path().join("other")).unwrap();
+        let moved = [
+            name("file", true),
+            name("other", true),
+            Stale::Attributes(root),
+            Stale::Attributes(file),
+        ];
+        assert_eq!(gathered(&table, &systems), HashSet::from(moved));
+        std::fs::remove_file(dir.path().join("other")).unwrap();
+        let removed = gathered(&table, &systems);
+        assert!(removed.contains(&name("other", true)), "{removed:?}");
+        assert!(removed.contains(&Stale::Attributes(file)), "{removed:?}");
+    }
+
+    #[test]
+    fn what_we_do_ourselves_is_no_news_but_for_the_name_after_a_rename() {
+        let Some((dir, table, systems)) = watched() else {
+            return;
+        };
+        id(&table, "file");
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"other bytes").unwrap();
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        assert_eq!(gathered(&table, &systems), HashSet::new());
+        std::fs::rename(&path, dir.path().join("other")).unwrap();
+        let told = [name("other", false), Stale::Attributes(crate::mirror::ROOT)];
+        assert_eq!(gathered(&table, &systems), HashSet::from(told));
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_know_is_no_news() {
+        let Some((dir, table, mut systems)) = watched() else {
+            return;
+        };
+        systems.ours = 0;
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("file"), b"x").unwrap();
+        std::fs::write(dir.path().join("file"), b"never looked up").unwrap();
+        assert_eq!(gathered(&table, &systems), HashSet::new());
+    }
 }

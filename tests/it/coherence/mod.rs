@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Mount, MountBuilder};
 
 /// How long a change may take to show on a loaded machine. What it takes is printed elsewhere.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A way of coherence, and what it promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
