@@ -145,6 +145,16 @@ impl InodeTable {
         })
     }
 
+    /// For tests: a table that holds what they look up.
+    #[cfg(test)]
+    pub(super) fn of(root: OwnedFd, metrics: Arc<Metrics>) -> Self {
+        let ceilings = Ceilings {
+            descriptors: 100,
+            inodes: usize::MAX,
+        };
+        Self::new(root, ceilings, Reach::HandleFirst, metrics).expect("a table")
+    }
+
     /// The root of the mirror.
     pub fn root(&self) -> &Arc<Inode> {
         &self.root

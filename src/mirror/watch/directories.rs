@@ -403,7 +403,7 @@ mod tests {
             let flags = OFlags::PATH | OFlags::DIRECTORY;
             let root = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
             let metrics = Arc::new(Metrics::new());
-            let table = InodeTable::new(root, 100, metrics.clone()).unwrap();
+            let table = InodeTable::of(root, metrics.clone());
             let directories = Directories::open(Some(limit), &table, &metrics).unwrap();
             Self {
                 dir,

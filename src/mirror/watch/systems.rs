@@ -360,14 +360,15 @@ mod tests {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let root = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
         let metrics = Arc::new(Metrics::new());
-        let systems = match Systems::open(root.as_fd(), &metrics) {
-            Ok(systems) => systems,
-            Err(fail) => {
-                crate::sys::testing::skip(&format!("no fanotify here: {fail}"));
-                return None;
-            }
-        };
-        let table = InodeTable::new(root, 100, metrics).unwrap();
+        let systems =
+            match Fanotify::new().and_then(|queue| Systems::open(queue, root.as_fd(), &metrics)) {
+                Ok(systems) => systems,
+                Err(fail) => {
+                    crate::sys::testing::skip(&format!("no fanotify here: {fail}"));
+                    return None;
+                }
+            };
+        let table = InodeTable::of(root, metrics);
         Some((dir, table, systems))
     }
 
