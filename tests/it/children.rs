@@ -40,6 +40,15 @@ impl Actor {
         actor
     }
 
+    /// A process that does [`crate::ceilings::churn::work`] below `base` for so many seconds, and
+    /// then answers `ended`.
+    #[track_caller]
+    pub(crate) fn worker(base: &str, seed: u64, seconds: u64) -> Self {
+        let mut actor = Self::spawn("worker");
+        actor.order(&format!("{seed} {seconds} {base}"));
+        actor
+    }
+
     #[track_caller]
     fn spawn(role: &str) -> Self {
         // The link, because an ordinary user may not reach the binary by its path.
@@ -117,6 +126,7 @@ fn role() {
     match std::env::var(ROLE).as_deref() {
         Ok("locker") => locker(),
         Ok("mutator") => mutator(),
+        Ok("worker") => worker(),
         Ok(other) => panic!("no such part: {other}"),
         Err(_) => {}
     }
@@ -173,6 +183,20 @@ fn mutator() -> ! {
         });
         crate::storm::mutate(Path::new(&dir), seed, &ended);
     });
+    answer("ended");
+    std::process::exit(0)
+}
+
+/// One line: the seed, the seconds, the folder.
+fn worker() -> ! {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("stdin");
+    let words: Vec<&str> = line.trim_end().splitn(3, ' ').collect();
+    let [seed, seconds, base] = words[..] else {
+        panic!("not an order: {line:?}");
+    };
+    let numbers = [seed, seconds].map(|n| n.parse().expect("a number"));
+    crate::ceilings::churn::work(Path::new(base), numbers[0], numbers[1]);
     answer("ended");
     std::process::exit(0)
 }

@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod ceilings;
 mod children;
 mod command;
 mod control;
