@@ -146,3 +146,7 @@ fn message(inodes: &[Arc<Inode>]) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod tests;

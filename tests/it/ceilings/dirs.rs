@@ -148,7 +148,7 @@ fn a_million_entries_at_flat_memory() {
         return;
     }
     let count = soak(1_000_000);
-    let disk = Loop::new("xfs", 400 * MIB + count * 1500);
+    let disk = Loop::new("xfs", 600 * MIB + count * 3000);
     let folder = disk.path().join("big");
     fs::create_dir(&folder).unwrap();
     fill(&folder, count);

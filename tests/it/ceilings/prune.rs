@@ -56,7 +56,7 @@ fn the_kernel_forgets_what_is_above_the_limit() {
     if !require(&[Need::Fuse]) {
         return;
     }
-    let count = soak(200_000).max(10_000);
+    let count = soak(100_000).max(10_000);
     let source = Scratch::new();
     make_files(source.path(), count);
     let mount = Mount::of(source.path())

@@ -104,7 +104,8 @@ fn a_million_files_under_few_descriptors() {
         return;
     }
     let count = how_many();
-    let disk = Loop::new("xfs", 400 * MIB + count * 3000);
+    // A quarter of an XFS is for inodes, of half a kilobyte each; the image is sparse.
+    let disk = Loop::new("xfs", 600 * MIB + count * 6000);
     let [source, twin] = ["source", "twin"].map(|name| disk.path().join(name));
     for folder in [&source, &twin] {
         fs::create_dir(folder).unwrap();
