@@ -49,6 +49,15 @@ impl Actor {
         actor
     }
 
+    /// A process that holds files of [`crate::ceilings::walks`], without opening them, for as long
+    /// as it lives: `count` of them from number `first` on.
+    #[track_caller]
+    pub(crate) fn holder(base: &str, first: u64, count: u64) -> Self {
+        let mut actor = Self::spawn("holder");
+        actor.order(&format!("{first} {count} {base}"));
+        actor
+    }
+
     #[track_caller]
     fn spawn(role: &str) -> Self {
         // The link, because an ordinary user may not reach the binary by its path.
@@ -127,6 +136,7 @@ fn role() {
         Ok("locker") => locker(),
         Ok("mutator") => mutator(),
         Ok("worker") => worker(),
+        Ok("holder") => holder(),
         Ok(other) => panic!("no such part: {other}"),
         Err(_) => {}
     }
@@ -189,16 +199,31 @@ fn mutator() -> ! {
 
 /// One line: the seed, the seconds, the folder.
 fn worker() -> ! {
+    let (seed, seconds, base) = numbers_and_folder();
+    crate::ceilings::churn::work(Path::new(&base), seed, seconds);
+    answer("ended");
+    std::process::exit(0)
+}
+
+/// One line: the first file, how many, the folder. Then it waits for the end of its orders.
+fn holder() -> ! {
+    let (first, count, base) = numbers_and_folder();
+    let held = crate::ceilings::walks::hold(Path::new(&base), first, count);
+    answer("holding");
+    let _ = std::io::stdin().read_line(&mut String::new());
+    drop(held);
+    std::process::exit(0)
+}
+
+fn numbers_and_folder() -> (u64, u64, String) {
     let mut line = String::new();
     std::io::stdin().read_line(&mut line).expect("stdin");
     let words: Vec<&str> = line.trim_end().splitn(3, ' ').collect();
-    let [seed, seconds, base] = words[..] else {
+    let [one, two, folder] = words[..] else {
         panic!("not an order: {line:?}");
     };
-    let numbers = [seed, seconds].map(|n| n.parse().expect("a number"));
-    crate::ceilings::churn::work(Path::new(base), numbers[0], numbers[1]);
-    answer("ended");
-    std::process::exit(0)
+    let number = |word: &str| word.parse().expect("a number");
+    (number(one), number(two), folder.to_owned())
 }
 
 /// fcntl(2) with a range; 0 for `len` means to the end of any file.

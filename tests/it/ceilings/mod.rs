@@ -6,7 +6,7 @@ mod dirs;
 mod held;
 mod identity;
 mod prune;
-mod walks;
+pub(crate) mod walks;
 
 use std::fs;
 use std::path::Path;
@@ -64,10 +64,9 @@ fn mode_of(folder: u64, n: u64) -> Mode {
 fn allow_ourselves(count: u64) {
     let limit = getrlimit(Resource::Nofile);
     let wanted = (count + 4096).max(limit.current.unwrap_or(u64::MAX));
-    let most = limit.maximum.unwrap_or(u64::MAX).max(wanted);
     let raised = Rlimit {
-        current: Some(wanted),
-        maximum: Some(most),
+        current: Some(wanted.min(limit.maximum.unwrap_or(u64::MAX))),
+        maximum: limit.maximum,
     };
     setrlimit(Resource::Nofile, raised).expect("setrlimit");
 }

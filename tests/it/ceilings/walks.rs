@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::children::Actor;
 use crate::support::{Loop, Need, Scratch, USER, require, run, set_owner, sh, soak};
 
 /// A million in the full run; in the short one as many as fit into its time.
@@ -48,11 +49,26 @@ fn backwards(base: &Path, count: u64) -> (u64, u64) {
     (seen, sum)
 }
 
-/// Holds on to every file, without opening it.
-fn pin_all(base: &Path, count: u64) -> Vec<OwnedFd> {
+/// How many descriptors one process may well have.
+const A_PROCESS: u64 = 10_000;
+
+/// Lets processes hold on to every file.
+fn hold_all(base: &Path, count: u64) -> Vec<Actor> {
+    let base = base.to_str().expect("a plain name");
+    let firsts = (0..count).step_by(A_PROCESS as usize);
+    let holders = firsts.map(|first| Actor::holder(base, first, A_PROCESS.min(count - first)));
+    let mut holders: Vec<_> = holders.collect();
+    for holder in &mut holders {
+        assert_eq!(holder.answer(), "holding");
+    }
+    holders
+}
+
+/// Points at files without opening them; the part of a child process.
+pub(crate) fn hold(base: &Path, first: u64, count: u64) -> Vec<OwnedFd> {
     allow_ourselves(count);
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    (0..count)
+    (first..first + count)
         .map(|n| {
             let folder = base.join(folder_name(n / A_FOLDER));
             rustix::fs::open(folder.join(file_name(n % A_FOLDER)), flags, Mode::empty()).unwrap()
@@ -121,7 +137,7 @@ fn a_million_files_under_few_descriptors() {
     assert!(most < 256 * MIB, "{most} bytes resident");
 
     // Now all at once, which the kernel can't drop as long as somebody points at them.
-    let pinned = pin_all(mount.path(), count);
+    let holders = hold_all(mount.path(), count);
     let (known, full) = (inodes(&mount), mount.rss());
     assert!(known > count, "{known} inodes");
     let each = full.all.saturating_sub(start.all) / known;
@@ -132,7 +148,7 @@ fn a_million_files_under_few_descriptors() {
         "{each} bytes an inode"
     );
     assert!(full.all < 256 * MIB);
-    drop(pinned);
+    drop(holders);
 
     // What is in use by nobody goes, and its memory with it.
     forget_all(&mount, 4);
