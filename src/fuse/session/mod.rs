@@ -25,7 +25,7 @@ pub use unmount::{Manner, command as umount};
 
 use crate::fuse::adapter::{Adapter, Shared};
 use crate::observe::Metrics;
-use crate::sys::process;
+use crate::sys::{memory, process};
 use attend::Attendants;
 use check::Prepared;
 use daemon::{Child, Half};
@@ -85,6 +85,7 @@ fn serve(
 ) -> Result<(), Refusal> {
     // Modes of new files are the callers' affair.
     rustix::process::umask(Mode::empty());
+    memory::keep_little();
     let limit = process::raise_descriptor_limit();
     log::debug!("descriptors: {limit}");
     let signals = attend::catch_signals()?;
