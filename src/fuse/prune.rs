@@ -3,9 +3,10 @@
 //! On a thread of its own that answers no request and holds no lock: the kernel answers by FORGET
 //! requests, which the event loops must be free to take.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::FileType;
 
@@ -20,8 +21,9 @@ const AT_ONCE: usize = 512;
 /// How long the kernel's answers may take, before somebody else is asked.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// The longest rest while all that there is seems to be in use.
-const REST: Duration = Duration::from_millis(500);
+/// The shortest and the longest rest while all that there is seems to be in use; between them it
+/// is ten times what a sweep takes.
+const REST: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(5);
 
 /// How the kernel is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,18 +53,19 @@ impl<'a> Pruner<'a> {
     pub(super) fn run(mut self, table: &InodeTable, metrics: &Metrics) {
         let mut pause = PATIENCE;
         while let Crowd::Surplus(_) = table.wait_crowded() {
-            let before = table.forgotten();
+            let (before, started) = (table.forgotten(), Instant::now());
             match self.sweep(table) {
                 Ok(asked) => metrics.pruned(asked as u64),
                 Err(fail) if matches!(fail.errno, Errno::NODEV | Errno::NOTCONN) => return,
                 Err(fail) => log::debug!("prune: {fail}"),
             }
+            let rest = (10 * started.elapsed()).clamp(*REST.start(), *REST.end());
             if table.wait_end(pause) {
                 return;
             }
             // Nothing went: it is in use.
             pause = if table.forgotten() == before {
-                (2 * pause).min(REST)
+                (2 * pause).min(rest)
             } else {
                 PATIENCE
             };
@@ -113,3 +116,7 @@ impl<'a> Pruner<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod tests;

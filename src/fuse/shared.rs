@@ -132,6 +132,11 @@ impl Shared {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn table(&self) -> &InodeTable {
+        self.mirror.table()
+    }
+
     /// Ends [`Shared::prune`].
     pub fn stop_pruning(&self) {
         self.mirror.table().end_pruning();

@@ -2,6 +2,21 @@
 
 use rustix::param::page_size;
 
+/// What each of the allocator's arenas may keep at its end, in bytes.
+#[cfg(target_env = "gnu")]
+const KEPT: i32 = 1 << 20;
+
+/// Lets no arena keep more than a mebibyte at its end: left alone, the allocator raises that to
+/// twice the largest block that was ever freed (mallopt(3)), and [`trim`] passes over the ends of
+/// all arenas but the first.
+pub fn keep_little() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two numbers, and the allocator's own locks.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+    }
+}
+
 /// Gives memory that was freed back to the system: the allocator keeps it, in the hope of more
 /// use (malloc_trim(3)). Takes some milliseconds a million blocks.
 pub fn trim() {

@@ -72,6 +72,24 @@ impl Actor {
         actor
     }
 
+    /// A process that does [`crate::ceilings::churn::work`] below `base` for so many seconds, and
+    /// then answers `ended`.
+    #[track_caller]
+    pub(crate) fn worker(base: &str, seed: u64, seconds: u64) -> Self {
+        let mut actor = Self::spawn("worker");
+        actor.order(&format!("{seed} {seconds} {base}"));
+        actor
+    }
+
+    /// A process that holds files of [`crate::ceilings::walks`], without opening them, for as long
+    /// as it lives: `count` of them from number `first` on.
+    #[track_caller]
+    pub(crate) fn holder(base: &str, first: u64, count: u64) -> Self {
+        let mut actor = Self::spawn("holder");
+        actor.order(&format!("{first} {count} {base}"));
+        actor
+    }
+
     #[track_caller]
     fn spawn(role: &str) -> Self {
         // The link, because an ordinary user may not reach the binary by its path.
@@ -179,6 +197,8 @@ fn role() {
         Ok("mutator") => mutator(),
         Ok("swapper") => escaping(crate::callers::escape::swap),
         Ok("roamer") => escaping(crate::callers::escape::roam),
+        Ok("worker") => worker(),
+        Ok("holder") => holder(),
         Ok(other) => panic!("no such part: {other}"),
         Err(_) => {}
     }
@@ -410,6 +430,35 @@ fn until_told<T>(ended: &AtomicBool, work: impl FnOnce() -> T) -> T {
         });
         work()
     })
+}
+
+/// One line: the seed, the seconds, the folder.
+fn worker() -> ! {
+    let (seed, seconds, base) = numbers_and_folder();
+    crate::ceilings::churn::work(Path::new(&base), seed, seconds);
+    answer("ended");
+    std::process::exit(0)
+}
+
+/// One line: the first file, how many, the folder. Then it waits for the end of its orders.
+fn holder() -> ! {
+    let (first, count, base) = numbers_and_folder();
+    let held = crate::ceilings::walks::hold(Path::new(&base), first, count);
+    answer("holding");
+    let _ = std::io::stdin().read_line(&mut String::new());
+    drop(held);
+    std::process::exit(0)
+}
+
+fn numbers_and_folder() -> (u64, u64, String) {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).expect("stdin");
+    let words: Vec<&str> = line.trim_end().splitn(3, ' ').collect();
+    let [one, two, folder] = words[..] else {
+        panic!("not an order: {line:?}");
+    };
+    let number = |word: &str| word.parse().expect("a number");
+    (number(one), number(two), folder.to_owned())
 }
 
 /// fcntl(2) with a range; 0 for `len` means to the end of any file.

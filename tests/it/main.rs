@@ -11,6 +11,7 @@
 
 mod abuse;
 mod callers;
+mod ceilings;
 mod children;
 mod coherence;
 mod command;

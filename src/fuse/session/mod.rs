@@ -32,8 +32,8 @@ pub use unmount::{Manner, command as umount};
 use crate::fuse::adapter::{Adapter, Shared};
 use crate::mirror::{EventQueue, Reach};
 use crate::observe::Metrics;
-use crate::sys::process;
 use crate::sys::sandbox::InForce;
+use crate::sys::{memory, process};
 use attend::{Attendants, Ender, Ending};
 use check::Prepared;
 use daemon::{Child, Half};
@@ -105,6 +105,7 @@ fn serve(
 ) -> Result<(), Refusal> {
     // Modes of new files are the callers' affair.
     rustix::process::umask(Mode::empty());
+    memory::keep_little();
     let limit = process::raise_descriptor_limit();
     log::debug!("descriptors: {limit}");
     if let Err(fail) = process::keep_to_quotas() {
