@@ -9,6 +9,7 @@ mod data;
 mod directories;
 mod links;
 mod locks;
+mod mappings;
 mod ranges;
 mod renames;
 mod rights;
@@ -74,6 +75,7 @@ fn table() -> impl Iterator<Item = &'static Check> {
         xattrs::CHECKS,
         special::CHECKS,
         locks::CHECKS,
+        mappings::CHECKS,
     ]
     .into_iter()
     .flatten()
