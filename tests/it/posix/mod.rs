@@ -13,6 +13,7 @@ mod mappings;
 mod ranges;
 mod renames;
 mod rights;
+mod sides;
 mod special;
 mod xattrs;
 
