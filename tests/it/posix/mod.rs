@@ -7,6 +7,7 @@ mod attributes;
 mod creation;
 mod data;
 mod directories;
+mod durability;
 mod links;
 mod locks;
 mod mappings;
