@@ -56,20 +56,37 @@ struct Stream {
     at: u64,
 }
 
+/// What became of one entry of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Given,
+    /// It did not fit any more.
+    Full,
+    /// It is not there any more.
+    Vanished,
+}
+
+impl Step {
+    fn of(full: bool) -> Self {
+        if full { Self::Full } else { Self::Given }
+    }
+}
+
 impl Mirror {
-    /// Opens a directory for reading; returns its handle.
+    /// Opens a directory for reading; returns its handle. Of `asked`, flags of open(2), only
+    /// O_NOATIME counts.
     ///
     /// # Errors
     /// ENOTDIR; those of open(2).
-    pub fn opendir(&self, id: NodeId) -> Result<u64> {
+    pub fn opendir(&self, id: NodeId, asked: i32) -> Result<u64> {
         let (inode, fd) = self.dir(id)?;
         let mut flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        if self.options.noatime {
+        if self.options.noatime || asked & libc::O_NOATIME != 0 {
             flags |= OFlags::NOATIME;
         }
         let open = |flags| self.table.with_room(|| self.proc.reopen(fd.as_fd(), flags));
         let fd = match open(flags) {
-            Err(fail) if fail.errno == Errno::PERM && self.options.noatime => {
+            Err(fail) if fail.errno == Errno::PERM && flags.contains(OFlags::NOATIME) => {
                 open(flags - OFlags::NOATIME)?
             }
             opened => opened?,
@@ -103,7 +120,7 @@ impl Mirror {
         mut emit: impl FnMut(&Entry) -> bool,
     ) -> Result<()> {
         let dir = self.open_dir(handle)?;
-        self.each_entry(&dir, offset, |entry| Ok(emit(entry)))
+        self.each_entry(&dir, offset, |entry| Ok(Step::of(emit(entry))))
     }
 
     /// As `readdir`, with the attributes of each entry and one lookup counted for it; `.` and
@@ -122,7 +139,7 @@ impl Mirror {
             if entry.is_dot() {
                 let stat = rustix::fs::fstat(&dir.fd).or_fail("fstat")?;
                 let id = entry.ino;
-                return Ok(emit(entry, Some(&Attr { id, stat })));
+                return Ok(Step::of(emit(entry, Some(&Attr { id, stat }))));
             }
             match self.table.lookup(&dir.inode, &entry.name) {
                 Ok((inode, stat)) => {
@@ -130,11 +147,11 @@ impl Mirror {
                     if full {
                         self.forget(inode.id, 1);
                     }
-                    Ok(full)
+                    Ok(Step::of(full))
                 }
                 // Removed since the directory was read.
-                Err(fail) if fail.errno == Errno::NOENT => Ok(false),
-                Err(_) => Ok(emit(entry, None)),
+                Err(fail) if fail.errno == Errno::NOENT => Ok(Step::Vanished),
+                Err(_) => Ok(Step::of(emit(entry, None))),
             }
         })
     }
@@ -143,7 +160,7 @@ impl Mirror {
         &self,
         dir: &OpenDir,
         offset: u64,
-        mut emit: impl FnMut(&Entry) -> Result<bool>,
+        mut emit: impl FnMut(&Entry) -> Result<Step>,
     ) -> Result<()> {
         let mut stream = dir.stream.lock();
         if stream.at != offset {
@@ -167,10 +184,12 @@ impl Mirror {
             let Some(entry) = stream.ahead.front() else {
                 return Ok(());
             };
-            if emit(entry)? {
-                return Ok(());
+            match emit(entry)? {
+                Step::Full => return Ok(()),
+                Step::Given => given += 1,
+                // An error behind nothing but these must be told: no entry is the end to a reader.
+                Step::Vanished => {}
             }
-            given += 1;
             stream.at = entry.next;
             stream.ahead.pop_front();
         }

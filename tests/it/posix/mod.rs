@@ -8,6 +8,7 @@ mod creation;
 mod data;
 mod directories;
 mod durability;
+mod limits;
 mod links;
 mod locks;
 mod mappings;
@@ -16,6 +17,7 @@ mod renames;
 mod rights;
 mod sides;
 mod special;
+mod users;
 mod xattrs;
 
 use std::os::fd::OwnedFd;
