@@ -331,3 +331,37 @@ fn a_whole_file_replaced_on_one_side_is_whole_on_the_other() {
         assert_eq!(read_file(to), vec![round; 50_000], "round {round}");
     }
 }
+
+/// A directory removed while it is listed is ENOENT to getdents64(2), natively too; nothing that was
+/// read ahead and is gone may make that look like the end.
+#[test]
+fn an_error_behind_entries_that_vanished_is_told() {
+    let Some(both) = sides("io=mmap", b"") else {
+        return;
+    };
+    let folder = both.source.dir("d");
+    for n in 0..3000 {
+        write_file(&folder.join(format!("entry-{n}")), b"");
+    }
+    let inside = both.mount.path().join("d");
+    let fd = open(&inside, OFlags::RDONLY | OFlags::DIRECTORY);
+    // Some are looked at: the kernel then asks for the next ones with their attributes, and those
+    // that are gone are left out. There is room for all that it gets at once, so that it goes on
+    // where corfs has read ahead.
+    let mut room = [std::mem::MaybeUninit::uninit(); 32 << 10];
+    let mut entries = rustix::fs::RawDir::new(&fd, &mut room);
+    for _ in 0..10 {
+        let entry = entries.next().unwrap().unwrap();
+        let name = entry.file_name().to_str().unwrap().to_owned();
+        fs::symlink_metadata(inside.join(name)).unwrap();
+    }
+    fs::remove_dir_all(&folder).unwrap();
+    let end = loop {
+        match entries.next() {
+            Some(Ok(_)) => {}
+            Some(Err(errno)) => break Some(errno),
+            None => break None,
+        }
+    };
+    assert_eq!(end, Some(rustix::io::Errno::NOENT));
+}
