@@ -214,8 +214,8 @@ fn a_caught_signal_ends_the_wait(at: &Path) {
     assert_eq!(a.ask("set write 0 10"), "ok");
     let signal = b.handles("plain");
     waits(&mut b, "wait write 5 1");
-    signal(libc::SIGUSR1);
-    assert_eq!(b.answer(), format!("errno {}", libc::EINTR));
+    let said = b.answer_after(|| signal(libc::SIGUSR1));
+    assert_eq!(said, format!("errno {}", libc::EINTR));
     // It goes on as it was, and without the lock.
     assert_eq!(b.ask("set write 5 1"), "held");
     assert_eq!(a.ask("set unlock 0 10"), "ok");

@@ -110,8 +110,8 @@ fn who_waits_on_one_side_gets_the_lock_of_the_other() {
     let signal = inside.handles("plain");
     inside.order("wait write 0 5");
     std::thread::sleep(Duration::from_millis(100));
-    signal(libc::SIGUSR1);
-    assert_eq!(inside.answer(), format!("errno {}", libc::EINTR));
+    let said = inside.answer_after(|| signal(libc::SIGUSR1));
+    assert_eq!(said, format!("errno {}", libc::EINTR));
 }
 
 #[test]
