@@ -468,11 +468,11 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         if virtual_file(ino) {
             return reply.opened(FileHandle(0), FopenFlags::empty());
         }
-        let open = || self.shared.mirror.opendir(ino.0);
+        let open = || self.shared.mirror.opendir(ino.0, flags.0);
         match self.shared.measured(Op::Opendir, open) {
             Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
             Err(errno) => reply.error(errno),

@@ -55,15 +55,32 @@ struct Stream {
     at: u64,
 }
 
+/// What became of one entry of a listing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Given,
+    /// It did not fit any more.
+    Full,
+    /// It is not there any more.
+    Vanished,
+}
+
+impl Step {
+    fn of(full: bool) -> Self {
+        if full { Self::Full } else { Self::Given }
+    }
+}
+
 impl Mirror {
-    /// Opens a directory for reading; returns its handle.
+    /// Opens a directory for reading; returns its handle. Of `asked`, flags of open(2), only
+    /// O_NOATIME counts.
     ///
     /// # Errors
     /// ENOTDIR; those of open(2).
-    pub fn opendir(&self, id: NodeId) -> Result<u64> {
+    pub fn opendir(&self, id: NodeId, asked: i32) -> Result<u64> {
         let inode = self.table.get(id)?;
         let mut flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        if self.options.noatime {
+        if self.options.noatime || asked & libc::O_NOATIME != 0 {
             flags |= OFlags::NOATIME;
         }
         let open = |flags| {
@@ -72,7 +89,7 @@ impl Mirror {
             })
         };
         let fd = match open(flags) {
-            Err(fail) if fail.errno == Errno::PERM && self.options.noatime => {
+            Err(fail) if fail.errno == Errno::PERM && flags.contains(OFlags::NOATIME) => {
                 open(flags - OFlags::NOATIME)?
             }
             opened => opened?,
@@ -107,7 +124,7 @@ impl Mirror {
         mut emit: impl FnMut(&Entry) -> bool,
     ) -> Result<()> {
         let dir = self.open_dir(handle)?;
-        self.each_entry(&dir, offset, |entry| Ok(emit(entry)))
+        self.each_entry(&dir, offset, |entry| Ok(Step::of(emit(entry))))
     }
 
     /// As `readdir`, with the attributes of each entry and one lookup counted for it; `.` and
@@ -126,7 +143,7 @@ impl Mirror {
             if entry.is_dot() {
                 let stat = rustix::fs::fstat(&dir.fd).or_fail("fstat")?;
                 let attr = self.attr(entry.ino, stat);
-                return Ok(emit(entry, Some(&attr)));
+                return Ok(Step::of(emit(entry, Some(&attr))));
             }
             match self.found(&dir.inode, &entry.name) {
                 Ok(attr) => {
@@ -134,11 +151,11 @@ impl Mirror {
                     if full {
                         self.forget(attr.id, 1);
                     }
-                    Ok(full)
+                    Ok(Step::of(full))
                 }
                 // Removed since the directory was read.
-                Err(fail) if fail.errno == Errno::NOENT => Ok(false),
-                Err(_) => Ok(emit(entry, None)),
+                Err(fail) if fail.errno == Errno::NOENT => Ok(Step::Vanished),
+                Err(_) => Ok(Step::of(emit(entry, None))),
             }
         })
     }
@@ -147,7 +164,7 @@ impl Mirror {
         &self,
         dir: &OpenDir,
         offset: u64,
-        mut emit: impl FnMut(&Entry) -> Result<bool>,
+        mut emit: impl FnMut(&Entry) -> Result<Step>,
     ) -> Result<()> {
         let mut stream = dir.stream.lock();
         if stream.at != offset {
@@ -171,10 +188,12 @@ impl Mirror {
             let Some(entry) = stream.ahead.front() else {
                 return Ok(());
             };
-            if emit(entry)? {
-                return Ok(());
+            match emit(entry)? {
+                Step::Full => return Ok(()),
+                Step::Given => given += 1,
+                // An error behind nothing but these must be told: no entry is the end to a reader.
+                Step::Vanished => {}
             }
-            given += 1;
             stream.at = entry.next;
             stream.ahead.pop_front();
         }

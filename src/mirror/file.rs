@@ -47,6 +47,7 @@ pub(super) struct Asked {
     access: i32,
     append: bool,
     sync: i32,
+    noatime: bool,
 }
 
 /// The answer to an open.
@@ -67,6 +68,7 @@ impl Asked {
             access: flags & libc::O_ACCMODE,
             append: flags & libc::O_APPEND != 0,
             sync: flags & (libc::O_SYNC | libc::O_DSYNC),
+            noatime: flags & libc::O_NOATIME != 0,
         }
     }
 
@@ -82,7 +84,7 @@ impl Mirror {
     /// mount's.
     pub(super) fn open_flags(&self, asked: &Asked) -> OFlags {
         let mut flags = OFlags::from_bits_retain((asked.access | asked.sync) as u32);
-        if self.options.noatime {
+        if self.options.noatime || asked.noatime {
             flags |= OFlags::NOATIME;
         }
         flags | OFlags::CLOEXEC

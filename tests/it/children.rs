@@ -139,6 +139,28 @@ impl Actor {
         }
     }
 
+    /// Waits for the next answer, and does `nudge` again and again until it comes: a signal that is
+    /// sent before its wait has begun is lost to it.
+    #[track_caller]
+    pub(crate) fn answer_after(&mut self, nudge: impl Fn() + Sync) -> String {
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // An end to it also when the actor dies without an answer.
+                for _ in 0..600 {
+                    if done.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    nudge();
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+            });
+            let answer = self.answer();
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            answer
+        })
+    }
+
     /// Gives an order and waits for its answer.
     #[track_caller]
     pub(crate) fn ask(&mut self, words: &str) -> String {

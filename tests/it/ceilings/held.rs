@@ -55,7 +55,7 @@ fn hold(builder: MountBuilder, user: Option<(u32, u32)>, source: &Path, count: u
     allow_ourselves(count);
     let mut mount = builder.start();
     apart(user, || hold_in(&mount, source, count, least));
-    let fds = fs::read_dir(format!("/proc/{}/fd", mount.pid())).unwrap();
+    let fds = fs::read_dir(format!("/proc/{}/fd", mount.server())).unwrap();
     println!("{} descriptors at the end", fds.count());
     assert!(mount.alive());
 }

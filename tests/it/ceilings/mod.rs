@@ -83,7 +83,7 @@ struct Peak {
 
 impl Peak {
     fn look(&mut self, mount: &Mount) {
-        let fds = fs::read_dir(format!("/proc/{}/fd", mount.pid()));
+        let fds = fs::read_dir(format!("/proc/{}/fd", mount.server()));
         self.descriptors = self
             .descriptors
             .max(fds.map_or(0, |fds| fds.count() as u64));

@@ -193,7 +193,7 @@ fn an_ordinary_user_walks_by_names() {
         |work: &(dyn Fn() -> (u64, u64) + Sync)| crate::support::apart(Some((USER, USER)), work);
     assert_eq!(as_its_user(&|| backwards(&point, count)), expected);
     assert_eq!(as_its_user(&|| backwards(&point, count)), expected);
-    let fds = fs::read_dir(format!("/proc/{}/fd", mount.pid()))
+    let fds = fs::read_dir(format!("/proc/{}/fd", mount.server()))
         .unwrap()
         .count();
     assert!(fds <= 256, "{fds}");

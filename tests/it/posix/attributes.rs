@@ -8,6 +8,8 @@ checks! {
     times_before_1970,
     times_after_2038,
     now_and_omit,
+    every_pair_of_times,
+    a_symbolic_link_has_no_mode_to_change,
     times_of_a_symbolic_link,
     times_of_an_open_file,
     writing_moves_mtime,
@@ -98,6 +100,48 @@ fn now_and_omit(at: &Path) {
     assert!(mtime.0 >= before && mtime.0 <= now() + 2, "{mtime:?}");
     set_times(&path, ts(0, UTIME_NOW), ts(0, UTIME_NOW));
     assert!(times(&path).0.0 >= before);
+}
+
+/// Each of: now, as it is, before 1970, after 2038; for both times, of a file, directory and link.
+fn every_pair_of_times(at: &Path) {
+    let link = at.join("l");
+    rustix::fs::symlink("nowhere", &link).unwrap();
+    let kinds = [
+        ts(0, UTIME_NOW),
+        ts(0, UTIME_OMIT),
+        ts(-1_000_000_007, 999_999_999),
+        ts(5_000_000_000, 1),
+    ];
+    for path in [file(at, "f", b"x"), dir(at, "d"), link] {
+        for atime in kinds {
+            for mtime in kinds {
+                set_times(&path, ts(1234, 5), ts(6789, 10));
+                let before = now() - 2;
+                set_times(&path, atime, mtime);
+                let (a, m) = times(&path);
+                for (set, got, old) in [(atime, a, (1234, 5)), (mtime, m, (6789, 10))] {
+                    match set.tv_nsec {
+                        UTIME_NOW => assert!(got.0 >= before && got.0 <= now() + 2, "{got:?}"),
+                        UTIME_OMIT => assert_eq!(got, old),
+                        nanoseconds => assert_eq!(got, (set.tv_sec, nanoseconds as u64)),
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn a_symbolic_link_has_no_mode_to_change(at: &Path) {
+    file(at, "f", b"");
+    rustix::fs::symlink("f", at.join("l")).unwrap();
+    let name = std::ffi::CString::new(at.join("l").to_str().unwrap()).unwrap();
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: `name` is a C string that lives through the call.
+    let done = unsafe { libc::fchmodat(libc::AT_FDCWD, name.as_ptr(), 0o600, flags) };
+    let error = std::io::Error::last_os_error();
+    assert_eq!((done, error.raw_os_error()), (-1, Some(libc::EOPNOTSUPP)));
+    assert_eq!(mode(&at.join("f")), 0o644);
+    assert_eq!(mode(&at.join("l")), 0o777);
 }
 
 fn now() -> i64 {

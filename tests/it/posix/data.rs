@@ -32,6 +32,7 @@ checks! {
     readahead_advice_is_taken,
     two_threads_write_two_halves,
     zero_length_writes_change_nothing,
+    writes_with_flags_of_their_own,
 }
 
 const NEW: OFlags = OFlags::CREATE.union(OFlags::RDWR).union(OFlags::EXCL);
@@ -409,6 +410,27 @@ fn two_threads_write_two_halves(at: &Path) {
         }
     });
     assert_same_bytes(0, &read(&path), &content(9, 0, 2 * HALF));
+}
+
+fn writes_with_flags_of_their_own(at: &Path) {
+    use rustix::io::{ReadWriteFlags, preadv2, pwritev2};
+    let path = file(at, "f", b"start");
+    let fd = open(&path, OFlags::RDWR);
+    let write = |bytes, offset, flags| pwritev2(&fd, &[IoSlice::new(bytes)], offset, flags);
+    assert_eq!(write(b"+end", 0, ReadWriteFlags::APPEND), Ok(4));
+    assert_eq!(write(b"S", 0, ReadWriteFlags::SYNC), Ok(1));
+    assert_eq!(write(b"T", 1, ReadWriteFlags::DSYNC), Ok(1));
+    assert_eq!(read(&path), b"STart+end");
+    let mut bytes = [0; 20];
+    let parts = &mut [IoSliceMut::new(&mut bytes)];
+    assert_eq!(preadv2(&fd, parts, 2, ReadWriteFlags::empty()), Ok(7));
+    assert_eq!(&bytes[..7], b"art+end");
+    let unknown = write(b"x", 0, ReadWriteFlags::from_bits_retain(1 << 20));
+    assert_errno!(unknown, OPNOTSUPP);
+    // readahead(2) takes any range.
+    use std::os::fd::AsRawFd;
+    // SAFETY: plain numbers, on a descriptor that is open.
+    assert_eq!(unsafe { libc::readahead(fd.as_raw_fd(), 0, 1 << 20) }, 0);
 }
 
 fn zero_length_writes_change_nothing(at: &Path) {

@@ -25,6 +25,8 @@ checks! {
     the_parent_of_a_directory,
     a_removed_directory_takes_nothing,
     deep_nesting,
+    paths_longer_than_any_name_for_them,
+    entries_that_stay_come_once_while_others_come_and_go,
     the_file_system_says_its_size,
 }
 
@@ -357,6 +359,90 @@ fn deep_nesting(at: &Path) {
     assert_eq!(read(&path), b"deep");
     std::fs::remove_dir_all(at.join("level-0")).unwrap();
     assert_errno!(lstat(at.join("level-0")), NOENT);
+}
+
+/// 400 levels of 50 bytes: five times PATH_MAX, to be had by going down step by step only.
+fn paths_longer_than_any_name_for_them(at: &Path) {
+    use rustix::process::chdir;
+    const LEVELS: usize = 400;
+    chdir(at).unwrap();
+    for level in 0..LEVELS {
+        let name = format!("{level:050}");
+        mkdir(&name, Mode::RWXU).unwrap();
+        chdir(&name).unwrap();
+    }
+    crate::support::write_file(Path::new("f"), b"deep");
+    assert_eq!(read(Path::new("f")), b"deep");
+    assert_eq!(listing(Path::new(".")).len(), 1);
+    assert_errno!(lstat("x/".repeat(2048)), NAMETOOLONG);
+    rustix::fs::rename("f", "../g").unwrap();
+    for level in (0..LEVELS).rev() {
+        chdir("..").unwrap();
+        if level == LEVELS - 1 {
+            assert_eq!(read(Path::new("g")), b"deep");
+            unlink("g").unwrap();
+        }
+        rmdir(format!("{level:050}")).unwrap();
+    }
+    assert_eq!(stat(Path::new(".")).st_ino, stat(at).st_ino);
+}
+
+fn entries_that_stay_come_once_while_others_come_and_go(at: &Path) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    const STAY: usize = 2000;
+    for n in 0..STAY {
+        file(at, &format!("stay-{n}"), b"");
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in (0..300).cycle() {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = at.join(format!("come-{n}"));
+                drop(open(&name, OFlags::CREATE | OFlags::WRONLY));
+                let moved = at.join(format!("gone-{n}-with-a-longer-name"));
+                rustix::fs::rename(&name, &moved).unwrap();
+                unlink(&moved).unwrap();
+            }
+        });
+        let listed = std::panic::catch_unwind(|| {
+            let mut stream = Stream::open(at);
+            for round in 0..6 {
+                stays_come_once(&mut stream, STAY, 50 + 37 * round);
+                stream.rewind();
+            }
+        });
+        done.store(true, Ordering::Relaxed);
+        listed.unwrap();
+    });
+}
+
+/// Lists to the end, going back to a place some entries ago every `step` entries.
+fn stays_come_once(stream: &mut Stream, stay: usize, step: usize) {
+    let mut seen = std::collections::HashSet::new();
+    let mut marked = None;
+    for turn in 0.. {
+        if turn % step == 0 {
+            // Once back: what comes again must be what came after that place.
+            if let Some((place, after)) = marked.replace((stream.tell(), Vec::new())) {
+                stream.seek(place);
+                for name in &after {
+                    let again = stream.by_ref().map(|e| e.name).find(|n| n[0] == b's');
+                    assert_eq!(again.as_ref(), Some(name), "after seekdir");
+                }
+                marked = Some((stream.tell(), Vec::new()));
+            }
+        }
+        let Some(entry) = stream.next() else { break };
+        if entry.name[0] == b's' {
+            assert!(seen.insert(entry.name.clone()), "twice: {entry:?}");
+            let (_, after) = marked.as_mut().unwrap();
+            after.push(entry.name);
+        }
+    }
+    assert_eq!(seen.len(), stay, "an entry is missing");
 }
 
 fn the_file_system_says_its_size(at: &Path) {

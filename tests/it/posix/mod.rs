@@ -7,12 +7,17 @@ mod attributes;
 mod creation;
 mod data;
 mod directories;
+mod durability;
+mod limits;
 mod links;
 mod locks;
+mod mappings;
 mod ranges;
 mod renames;
 mod rights;
+mod sides;
 mod special;
+mod users;
 mod xattrs;
 
 use std::os::fd::OwnedFd;
@@ -74,6 +79,7 @@ fn table() -> impl Iterator<Item = &'static Check> {
         xattrs::CHECKS,
         special::CHECKS,
         locks::CHECKS,
+        mappings::CHECKS,
     ]
     .into_iter()
     .flatten()

@@ -16,6 +16,7 @@ checks! {
     a_write_drops_file_capabilities [Need::Root],
     a_setgid_directory_hands_on_its_group [Need::Root],
     a_sticky_directory_guards_its_entries [Need::Root],
+    a_sticky_directorys_owner_may_do_all [Need::Root],
     chmod_outside_the_group_drops_setgid [Need::Root],
     an_acl_from_outside_the_group_drops_setgid [Need::Root, Need::Tool("setfacl")],
     a_whiteout_is_its_makers [Need::Root],
@@ -217,6 +218,25 @@ fn a_sticky_directory_guards_its_entries(at: &Path) {
         rustix::fs::unlink(&mine).unwrap();
     });
     assert_eq!(read(&path), b"x");
+}
+
+fn a_sticky_directorys_owner_may_do_all(at: &Path) {
+    let folder = dir(at, "d");
+    set_owner(&folder, USER, OTHER);
+    crate::support::set_mode(&folder, 0o1777);
+    let path = file(&folder, "roots", b"x");
+    as_stranger(|| {
+        let mine = file(&folder, "mine", b"y");
+        rustix::fs::rename(&mine, &path).unwrap();
+        assert_eq!(read(&path), b"y");
+    });
+    // A directory of another's does not leave it, as its `..` would be written.
+    let inner = dir(&folder, "inner");
+    apart(Some((OTHER, OTHER)), || {
+        assert_errno!(rustix::fs::rename(&inner, folder.join("x")), PERM);
+        assert_errno!(rustix::fs::rmdir(&inner), PERM);
+    });
+    as_stranger(|| rustix::fs::rmdir(&inner).unwrap());
 }
 
 fn chmod_outside_the_group_drops_setgid(at: &Path) {

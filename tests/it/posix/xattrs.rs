@@ -13,6 +13,8 @@ checks! {
     attributes_of_an_open_file,
     attributes_of_directories_and_links,
     trusted_attributes_are_roots [Need::Root],
+    security_attributes_are_kept [Need::Root],
+    a_setgid_directory_with_a_default_list_hands_on_both [Need::Root, Need::Tool("setfacl"), Need::Tool("getfacl")],
     lists_are_kept [Need::Tool("setfacl"), Need::Tool("getfacl")],
     default_lists_are_inherited [Need::Tool("setfacl"), Need::Tool("getfacl")],
     lists_are_obeyed [Need::Root, Need::Tool("setfacl")],
@@ -158,6 +160,47 @@ fn trusted_attributes_are_roots(at: &Path) {
     apart(Some((USER, OTHER)), || {
         assert_errno!(setxattr(&path, "trusted.y", b"1", NONE), PERM);
         assert_errno!(get(&path, "trusted.x"), NODATA);
+    });
+}
+
+fn security_attributes_are_kept(at: &Path) {
+    for path in [file(at, "f", b""), dir(at, "d")] {
+        crate::support::set_mode(&path, 0o755);
+        setxattr(&path, "security.corfs", b"mark", NONE).unwrap();
+        assert_eq!(get(&path, "security.corfs").unwrap(), b"mark");
+        apart(Some((USER, OTHER)), || {
+            // Anyone may read it, and only root change it.
+            assert_eq!(get(&path, "security.corfs").unwrap(), b"mark");
+            assert_errno!(setxattr(&path, "security.corfs", b"", NONE), PERM);
+        });
+        removexattr(&path, "security.corfs").unwrap();
+        assert_errno!(get(&path, "security.corfs"), NODATA);
+    }
+}
+
+fn a_setgid_directory_with_a_default_list_hands_on_both(at: &Path) {
+    if !has_lists(at) {
+        return;
+    }
+    let folder = dir(at, "d");
+    set_owner(&folder, 0, 4242);
+    crate::support::set_mode(&folder, 0o2777);
+    setfacl(&["-d", "-m", "u::rwx,g::rx,o::-,g:4343:rw,m::rwx"], &folder);
+    apart(Some((USER, OTHER)), || {
+        let (plain, inner) = (file(&folder, "f", b""), dir(&folder, "e"));
+        assert_eq!((stat(&plain).st_uid, stat(&plain).st_gid), (USER, 4242));
+        assert_eq!((stat(&inner).st_uid, stat(&inner).st_gid), (USER, 4242));
+        assert_eq!(mode(&inner) & 0o2000, 0o2000);
+        assert!(
+            getfacl(&plain).contains("group:4343:rw-"),
+            "{}",
+            getfacl(&plain)
+        );
+        let list = getfacl(&inner);
+        assert!(list.contains("default:group:4343:rw-"), "{list}");
+        let deeper = file(&inner, "f", b"");
+        assert!(getfacl(&deeper).contains("group:4343:rw-"));
+        assert_eq!(stat(&deeper).st_gid, 4242);
     });
 }
 

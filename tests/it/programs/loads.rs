@@ -57,6 +57,12 @@ fn fio_verifies_direct_writes() {
 }
 
 #[test]
+fn fio_verifies_writes_by_io_uring() {
+    fio_verifies(&["--ioengine=io_uring", "--iodepth=8"]);
+    fio_verifies(&["--ioengine=io_uring", "--iodepth=8", "--direct=1"]);
+}
+
+#[test]
 fn fio_verifies_mapped_writes() {
     fio_verifies(&["--ioengine=mmap"]);
 }
