@@ -2,6 +2,7 @@
 
 pub mod creds;
 mod fail;
+pub mod flags;
 pub mod handle;
 pub mod memory;
 pub mod ofd;

@@ -16,6 +16,7 @@ mod command;
 mod control;
 mod inspect;
 mod life;
+mod limits;
 mod mirror;
 mod passthrough;
 mod posix;

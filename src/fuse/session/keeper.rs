@@ -64,11 +64,12 @@ pub fn keep(mountpoint: PathBuf, device: (u32, u32)) -> Result<(), Refusal> {
         signal_hook::flag::register(signal, Arc::default())
             .map_err(|error| Refusal::system(format!("catch signals: {}", said(error))))?;
     }
+    // Which mount it is while it surely stands; the device's number may come back with another.
+    let site = Site::of(&mountpoint).filter(|site| site.device == device);
     // `read_to_end` goes on after a signal; an error is an end too.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
-    unmount::sweep(&Site {
-        path: mountpoint,
-        device,
-    });
+    if let Some(site) = site {
+        unmount::sweep(&site);
+    }
     Ok(())
 }

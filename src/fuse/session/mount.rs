@@ -27,17 +27,22 @@ pub(super) struct Mounted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Site {
     pub(super) path: PathBuf,
-    /// Major and minor number of its `st_dev`.
+    /// Major and minor number of its `st_dev`. The next mount gets the same ones once this is gone.
     pub(super) device: (u32, u32),
+    /// Its number that no other mount ever gets (Linux 6.8), so that a daemon whose mount was taken
+    /// away by somebody does not take the next one away.
+    pub(super) unique: Option<u64>,
 }
 
 impl Site {
     /// The mount of ours that is on top at `path`.
     pub(super) fn of(path: &Path) -> Option<Self> {
-        let mount = Place::of_directory(path).ok()?.mount_on_top().ok()??;
+        let place = Place::of_directory(path).ok()?;
+        let mount = place.mount_on_top().ok()??;
         mount.is_corfs().then(|| Self {
             path: path.to_owned(),
             device: mount.device,
+            unique: place.unique_mount_id(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! A path held open without touching what is there: works on dead and hung mounts too.
 
 use super::mountinfo::{self, Mount};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -62,6 +62,15 @@ impl Place {
             .find_map(|line| line.strip_prefix("mnt_id:"))
             .and_then(|id| mountinfo::number(id.as_bytes()))
             .ok_or_else(|| io::Error::other("/proc/self/fdinfo has no mnt_id"))
+    }
+
+    /// The number of the mount that no other ever gets, where the kernel tells it
+    /// (STATX_MNT_ID_UNIQUE, Linux 6.8). Sends no request either.
+    pub(super) fn unique_mount_id(&self) -> Option<u64> {
+        const UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&self.fd, "", flags, UNIQUE).ok()?;
+        (stat.stx_mask & UNIQUE.bits() != 0).then_some(stat.stx_mnt_id)
     }
 
     /// The descriptor alone.

@@ -144,7 +144,7 @@ fn fio_verifies_one_file_written_in_four_ways_at_once() {
     let file = mount.path().join("one");
     // fio would lay the file out as long as the first job needs it.
     let whole = std::fs::File::create(&file).expect("create");
-    whole.set_len(4 * quarter() << 20).expect("ftruncate");
+    whole.set_len((4 * quarter()) << 20).expect("ftruncate");
     drop(whole);
     run(&mut fio_in_one_file(&file, 0, false));
     for turn in 0..TURNS.len() {
