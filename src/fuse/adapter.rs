@@ -751,20 +751,30 @@ impl Filesystem for Adapter {
 
     fn ioctl(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // What the kernel does not do by itself needs the source's own descriptor.
-        self.shared
-            .metrics
-            .operation(Op::Ioctl, Instant::now(), true);
-        reply.error(Errno::ENOTTY);
+        let answer = self.shared.measured(Op::Ioctl, || {
+            if virtual_file(ino) {
+                return Err(Fail::new(sys::Errno::NOTTY, "ioctl"));
+            }
+            let mirror = &self.shared.mirror;
+            mirror.ioctl(&caller(req, 0), ino.0, cmd, in_data)
+        });
+        match answer {
+            // The kernel takes as many bytes as it asked for, no fewer.
+            Ok(mut data) => {
+                data.resize(out_size as usize, 0);
+                reply.ioctl(0, &data);
+            }
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn poll(

@@ -7,6 +7,7 @@ mod attr;
 mod caller;
 mod dir;
 mod file;
+mod flags;
 mod ids;
 mod inode;
 mod known;

@@ -3,6 +3,7 @@
 pub mod creds;
 mod fail;
 pub mod fanotify;
+pub mod flags;
 pub mod handle;
 pub mod memory;
 pub mod ofd;

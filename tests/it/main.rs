@@ -18,6 +18,7 @@ mod command;
 mod control;
 mod inspect;
 mod life;
+mod limits;
 mod mirror;
 mod passthrough;
 mod posix;

@@ -329,3 +329,35 @@ fn statistics_are_shown_to_people_and_programs() {
         "{json}"
     );
 }
+
+/// The kernel gives a new mount the device number of one that has gone; the daemon of that one, late
+/// to see its end, must not take the new one for its own.
+#[test]
+fn a_daemon_late_to_end_leaves_the_next_mount_alone() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let device = |stand: &Stand| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(&stand.point).expect("stat").dev()
+    };
+    // Other tests mount too, so that not every round gets the number again.
+    for _ in 0..10 {
+        let stand = Stand::new();
+        run(&mut stand.mount(&[]));
+        let late = stand.daemon();
+        let before = device(&stand);
+        kill_process(late, Signal::STOP).expect("kill");
+        rustix::mount::unmount(&stand.point, rustix::mount::UnmountFlags::empty()).expect("umount");
+        run(&mut stand.mount(&[]));
+        let same = device(&stand) == before;
+        kill_process(late, Signal::CONT).expect("kill");
+        wait_until("the late daemon ends", PATIENCE, || {
+            stand.daemons().len() == 1
+        });
+        assert!(stand.is_mounted() && stand.file().exists());
+        if same {
+            return;
+        }
+    }
+}

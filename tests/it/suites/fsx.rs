@@ -146,7 +146,7 @@ fn fsx_finds_nothing_in_a_file_of_many_windows_over_xfs() {
     let source = Loop::new("xfs", 400 << 20);
     let exercise = Exercise {
         file: (9 << 20) + 1234,
-        operation: 300_000,
+        operation: 100_000,
         align: 1,
         msync: false,
         seed: 1_002_000,
