@@ -51,15 +51,15 @@ impl Mirror {
         if ![FileType::RegularFile, FileType::Directory].contains(&inode.kind) {
             return Err(Fail::new(Errno::NOTTY, "ioctl"));
         }
-        let fd = self.table.fd(&inode)?;
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
-        let open = || self.proc.reopen(fd.as_fd(), flags);
-        self.table.with_room(open).or_else(|fail| match fail.errno {
+        let open = |flags| {
+            self.table.by_a_name(&inode, |fd| {
+                self.table.with_room(|| self.proc.reopen(fd, flags))
+            })
+        };
+        open(flags).or_else(|fail| match fail.errno {
             // O_NOATIME is the owner's and root's.
-            Errno::PERM => {
-                let open = || self.proc.reopen(fd.as_fd(), flags - OFlags::NOATIME);
-                self.table.with_room(open)
-            }
+            Errno::PERM => open(flags - OFlags::NOATIME),
             _ => Err(fail),
         })
     }

@@ -20,9 +20,18 @@ use crate::support::{
 };
 
 /// The capabilities that README's table says stay: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER,
-/// FSETID, SETGID, SETUID, SYS_ADMIN, MKNOD, SETFCAP (linux/capability.h).
-const KEPT: u64 =
-    1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 21 | 1 << 27 | 1 << 31;
+/// FSETID, SETGID, SETUID, LINUX_IMMUTABLE, SYS_ADMIN, MKNOD, SETFCAP (linux/capability.h).
+const KEPT: u64 = 1 << 0
+    | 1 << 1
+    | 1 << 2
+    | 1 << 3
+    | 1 << 4
+    | 1 << 6
+    | 1 << 7
+    | 1 << 9
+    | 1 << 21
+    | 1 << 27
+    | 1 << 31;
 
 /// `/proc/PID/status` of every thread of a process, by the thread.
 fn threads(pid: u32) -> BTreeMap<String, BTreeMap<String, String>> {

@@ -15,6 +15,7 @@ use crate::sys::{Fail, OrFail, Result};
 /// - `DAC_OVERRIDE`, `DAC_READ_SEARCH`: any file of the source; finding inodes by handle.
 /// - `SETUID`, `SETGID`: creating as the caller.
 /// - `MKNOD`: devices, for callers that may make them.
+/// - `LINUX_IMMUTABLE`: `chattr +i` and `+a`, for callers that may.
 /// - `SETFCAP`: `security.capability`; `SYS_ADMIN`: `trusted.*` and the other `security.*`
 ///   attributes, and FUSE passthrough. What else `SYS_ADMIN` is good for, seccomp refuses.
 pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
@@ -25,6 +26,7 @@ pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETUID)
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
     .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::SYS_ADMIN);
 

@@ -339,6 +339,19 @@ fn keep_setgid(folder: &Path) -> String {
     }
 }
 
+/// `chattr +a`, and back.
+fn only_grow(folder: &Path) -> String {
+    const APPEND: u32 = 0x20;
+    let file = File::open(folder).unwrap();
+    let file = std::os::fd::AsFd::as_fd(&file);
+    let before = crate::sys::flags::get(file).unwrap();
+    let set = |flags| crate::sys::flags::set(file, flags);
+    match set(before | APPEND).and_then(|()| set(before)) {
+        Ok(()) => "ok".into(),
+        Err(fail) => number(fail.errno),
+    }
+}
+
 /// Its own group stays: the switch of the user alone.
 fn act_for_a_user() -> String {
     let other = crate::sys::creds::Credentials {
@@ -383,6 +396,11 @@ const DEEDS: &[Deed] = &[
         let path = folder.join("null");
         word(rustix::fs::mknodat(CWD, path, kind, Mode::RWXU, device))
     }),
+    (
+        "let a file only grow",
+        CapabilitySet::LINUX_IMMUTABLE,
+        only_grow,
+    ),
     ("capabilities of a file", CapabilitySet::SETFCAP, |folder| {
         // struct vfs_cap_data, revision 2: CAP_CHOWN permitted (linux/capability.h).
         let mut value = [0_u8; 20];
