@@ -114,7 +114,7 @@ fn serve_below(
             .map_err(|error| failed(said(error)))?;
         let signals = attend::catch_signals()?;
         held.release().map_err(|fail| failed(fail.to_string()))?;
-        let in_force = sandbox::enter(&served)?;
+        let in_force = sandbox::enter(settings, &served)?;
         creds::set_namespace_witness(move |thread| line::ask(&asked.1, thread));
         let above = Above::Guardian(upwards.clone());
         super::serve_device(settings, served, device, above, signals, &in_force)

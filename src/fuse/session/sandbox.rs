@@ -3,6 +3,8 @@
 use super::Served;
 use super::mount::Site;
 use super::refusal::{Refusal, shown};
+use super::settings::Settings;
+use crate::mirror::Passthrough;
 use crate::sys::sandbox::{self, Access, Allowed, InForce};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,8 +14,8 @@ use std::path::Path;
 /// those that it starts are inside then. What can't be opened inside stands in `served`.
 ///
 /// What is missing, in the kernel or in this system, never keeps a mount from being made.
-pub(super) fn enter(served: &Served) -> Result<InForce, Refusal> {
-    let allowed = allowed(served).map_err(|error| {
+pub(super) fn enter(settings: &Settings, served: &Served) -> Result<InForce, Refusal> {
+    let allowed = allowed(settings, served).map_err(|error| {
         Refusal::system(format!(
             "sandbox of {}: {error}",
             shown(served.source.path())
@@ -34,11 +36,14 @@ pub(super) fn enter(served: &Served) -> Result<InForce, Refusal> {
 /// own descriptors; the device, for the event loops' clones of it; the mount's own readahead.
 ///
 /// Not among them, as it is open already: the log.
-fn allowed(served: &Served) -> std::io::Result<Vec<Allowed>> {
+fn allowed(settings: &Settings, served: &Served) -> std::io::Result<Vec<Allowed>> {
     let source = rustix::io::fcntl_dupfd_cloexec(served.source.as_fd(), 0)?;
     let mut allowed = vec![Allowed {
         beneath: source,
-        access: Access::Mirror,
+        access: match settings.options.passthrough {
+            Passthrough::Never => Access::Mirror,
+            Passthrough::Always => Access::Passthrough,
+        },
     }];
     let readahead = readahead(&served.site);
     for (path, access) in [

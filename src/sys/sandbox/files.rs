@@ -57,6 +57,7 @@ fn rights(access: Access) -> BitFlags<AccessFs> {
     match access {
         // The mirror runs no program and opens no device.
         Access::Mirror => AccessFs::from_all(NEWEST) & !(AccessFs::Execute | AccessFs::IoctlDev),
+        Access::Passthrough => AccessFs::from_all(NEWEST) & !AccessFs::IoctlDev,
         Access::Read => AccessFs::ReadFile | AccessFs::ReadDir,
         Access::Write => {
             AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::WriteFile | AccessFs::Truncate

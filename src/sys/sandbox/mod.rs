@@ -20,6 +20,9 @@ use super::{OrFail, Result, process};
 pub enum Access {
     /// All that a mirror does: read, write, create, remove, rename, link.
     Mirror,
+    /// As [`Access::Mirror`], and for programs to be run from there: the kernel opens a backing file
+    /// of FUSE passthrough with the flags of its caller, but by this process's rights.
+    Passthrough,
     /// Read files and list directories.
     Read,
     /// Read and write files that exist.

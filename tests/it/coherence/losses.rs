@@ -22,14 +22,14 @@ struct Stopped<'a>(&'a Mount);
 
 impl<'a> Stopped<'a> {
     fn new(mount: &'a Mount) -> Self {
-        mount.signal(Signal::STOP);
+        mount.signal_server(Signal::STOP);
         Self(mount)
     }
 }
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
-        self.0.signal(Signal::CONT);
+        self.0.signal_server(Signal::CONT);
     }
 }
 

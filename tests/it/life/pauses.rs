@@ -39,6 +39,8 @@ fn a_daemon_that_was_stopped_goes_on_and_nothing_is_lost() {
     let stand = Stand::new();
     load::furnish(&stand.source);
     let child = cycles::begin(&stand, true, None);
+    // The mount is made before the process that serves it.
+    std::fs::metadata(stand.file()).unwrap();
     let family = family(&stand);
     let _going = Going(&family);
     let mut holder = Actor::locker(&stand.file());

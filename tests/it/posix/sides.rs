@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, OFlags, Timespec, Timestamps, flock, ftruncate}
 
 use super::{open, write_at};
 use crate::children::{Actor, lock};
-use crate::support::{Mount, Need, Scratch, read_file, require, wait_until, write_file};
+use crate::support::{Mount, Need, Scratch, is_root, read_file, require, wait_until, write_file};
 
 /// Longer than any timeout of attributes and names that a mount has by default.
 const SEEN: Duration = Duration::from_secs(20);
@@ -163,7 +163,6 @@ fn stores_are_in_the_source_after_msync_munmap_and_close() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     /// With the next stat.
-    #[allow(dead_code, reason = "no way of opening has it without passthrough")]
     AtOnce,
     /// When the page has been written to the source: after msync, munmap, close, or by itself.
     Written,
@@ -175,11 +174,16 @@ const STORES: &[(&str, Told)] = &[
     ("io=mmap", Told::Written),
     ("io=pread", Told::Written),
     ("io=mmap,attr_timeout=0", Told::Written),
+    ("passthrough=always", Told::AtOnce),
 ];
 
 #[test]
 fn the_time_of_a_store_is_told() {
     for &(options, told) in STORES {
+        // Others have no passthrough.
+        if told == Told::AtOnce && !is_root() {
+            continue;
+        }
         let Some(both) = sides(options, &[b'.'; 20_000]) else {
             return;
         };

@@ -267,6 +267,12 @@ impl Mount {
         kill_process(pid, signal).expect("kill");
     }
 
+    /// Sends a signal to the process that serves, which is not for the daemon as a whole.
+    pub(crate) fn signal_server(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.server().cast_signed()).expect("a server");
+        kill_process(pid, signal).expect("kill");
+    }
+
     /// Unmounts and mounts the same source anew, on a new mountpoint.
     #[track_caller]
     pub(crate) fn remount(mut self) -> Self {
