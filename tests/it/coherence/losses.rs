@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::*;
 use crate::support::{
-    Need, Scratch, Tmpfs, USER, apart, read_file, require, set_owner, write_file,
+    Need, Scratch, Tmpfs, USER, apart, read_file, require, set_owner, wait_until, write_file,
 };
 
 /// More than the queue of events holds by default (fs.fanotify.max_queued_events and
@@ -22,8 +22,18 @@ struct Stopped<'a>(&'a Mount);
 
 impl<'a> Stopped<'a> {
     fn new(mount: &'a Mount) -> Self {
+        let stopped = Self(mount);
         mount.signal_server(Signal::STOP);
-        Self(mount)
+        // Its threads run on until one of them has taken the signal.
+        let tasks = format!("/proc/{}/task", mount.server());
+        wait_until("all its threads have stopped", PATIENCE, || {
+            let states = fs::read_dir(&tasks).unwrap().map(|task| {
+                let stat = fs::read_to_string(task.unwrap().path().join("stat"));
+                stat.unwrap_or_default()
+            });
+            states.into_iter().all(|stat| stat.contains(") T "))
+        });
+        stopped
     }
 }
 
