@@ -330,7 +330,9 @@ impl Filesystem for Adapter {
                 Err(errno) => reply.error(errno),
             };
         }
-        match shared.measured(Op::Open, || shared.mirror.open(ino.0, flags.0)) {
+        match shared.measured(Op::Open, || {
+            shared.mirror.open(&caller(req, 0), ino.0, flags.0)
+        }) {
             Ok(opened) => shared.reply_opened(ino.0, flags.0, &opened, reply),
             Err(errno) => reply.error(errno),
         }

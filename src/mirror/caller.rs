@@ -104,6 +104,15 @@ impl Mirror {
         self.run_as(caller, f, |asking| Ok(judged(self.someone(asking))))
     }
 
+    /// Who a file is opened for, where that is not this process itself: what is written then is
+    /// that user's writing (see [`crate::sys::creds::with_fsuid`]).
+    pub(super) fn writer(&self, caller: &Caller) -> Option<u32> {
+        let ids = self.options.ids.as_ref();
+        let uid = ids.map_or(Some(caller.uid), |ids| ids.users.source(caller.uid));
+        let uid = uid.unwrap_or(STRANGER);
+        (self.privileged && uid != 0).then_some(uid)
+    }
+
     /// Runs `f`, which nobody has judged, by the rights that the caller has in the source.
     ///
     /// # Errors

@@ -12,9 +12,9 @@ use rustix::io::ReadWriteFlags;
 
 use super::inode::{Inode, NodeId, Version};
 use super::reach::NAME_ONLY;
-use super::{Coherence, Io, MAX_READ, Mirror};
+use super::{Caller, Coherence, Io, MAX_READ, Mirror};
 use crate::observe::{Fallback, ReadMode};
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Errno, Fail, OrFail, Result, creds};
 use crate::window::Miss;
 
 /// A file whose times are younger than this, in seconds, may change again without its times
@@ -37,6 +37,8 @@ pub(super) struct OpenFile {
     pub(super) writable: bool,
     /// Writes by the user go to the end; writes from mapped pages do not.
     append: bool,
+    /// Whose writes these are, where not this process' own.
+    writer: Option<u32>,
     /// Where the last read ended: the next of a sequential reader begins there.
     read_end: AtomicU64,
 }
@@ -60,6 +62,16 @@ pub struct Opened {
     /// The kernel must ask us for the bytes: because nothing may be cached, or because there are
     /// more than the size tells of (procfs).
     pub direct_io: bool,
+}
+
+impl OpenFile {
+    /// Runs `work`, which changes the file, as whom it was opened for.
+    fn changed<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        match self.writer {
+            Some(uid) => creds::with_fsuid(uid, work),
+            None => Ok(work()),
+        }
+    }
 }
 
 impl Asked {
@@ -95,7 +107,7 @@ impl Mirror {
     ///
     /// # Errors
     /// EROFS for writing on a read-only mirror; those of open(2).
-    pub fn open(&self, id: NodeId, flags: i32) -> Result<Opened> {
+    pub fn open(&self, caller: &Caller, id: NodeId, flags: i32) -> Result<Opened> {
         let asked = Asked::of(flags);
         if asked.writes() {
             self.writable("open")?;
@@ -107,7 +119,7 @@ impl Mirror {
         }
         let file = self.reopen(&inode, self.open_flags(&asked), asked.append)?;
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
-        Ok(self.enter_file(inode, file, asked, &stat))
+        Ok(self.enter_file(caller, inode, file, asked, &stat))
     }
 
     fn reopen(&self, inode: &Inode, flags: OFlags, append: bool) -> Result<OwnedFd> {
@@ -132,6 +144,7 @@ impl Mirror {
 
     pub(super) fn enter_file(
         &self,
+        caller: &Caller,
         inode: Arc<Inode>,
         fd: OwnedFd,
         asked: Asked,
@@ -151,6 +164,7 @@ impl Mirror {
             fd,
             writable: asked.writes(),
             append: asked.append,
+            writer: self.writer(caller),
             read_end: AtomicU64::new(0),
         };
         self.files.write().insert(handle, Arc::new(file));
@@ -274,7 +288,8 @@ impl Mirror {
         let mut done = 0;
         while done < data.len() {
             let rest = [IoSlice::new(&data[done..])];
-            match rustix::io::pwritev2(&*file.fd, &rest, offset + done as u64, flags) {
+            let write = || rustix::io::pwritev2(&*file.fd, &rest, offset + done as u64, flags);
+            match file.changed(write)? {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -351,7 +366,8 @@ impl Mirror {
         self.writable("fallocate")?;
         let file = self.file(handle)?;
         let mode = FallocateFlags::from_bits_retain(mode);
-        rustix::fs::fallocate(&*file.fd, mode, offset, length).or_fail("fallocate")?;
+        file.changed(|| rustix::fs::fallocate(&*file.fd, mode, offset, length))?
+            .or_fail("fallocate")?;
         self.changed_by_us(file.inode.id, file.fd.as_fd());
         Ok(())
     }
@@ -380,13 +396,11 @@ impl Mirror {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let (mut at_source, mut at_target) = (from.1, to.1);
         let length = length.min(COPY_AT_ONCE) as usize;
-        let copied = rustix::fs::copy_file_range(
-            &*source.fd,
-            Some(&mut at_source),
-            &*target.fd,
-            Some(&mut at_target),
-            length,
-        );
+        let copied = target.changed(|| {
+            let (source, target) = (&*source.fd, &*target.fd);
+            let (from, to) = (Some(&mut at_source), Some(&mut at_target));
+            rustix::fs::copy_file_range(source, from, target, to, length)
+        })?;
         self.changed_by_us(target.inode.id, target.fd.as_fd());
         copied.or_fail("copy_file_range")
     }

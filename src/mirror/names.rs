@@ -269,7 +269,7 @@ impl Mirror {
         let inode = self.table.intern(only_name, &seen, parent.id, name)?;
         let stat = self.entered(parent.id, name, &inode, seen.stat, || Ok(&file))?;
         let attr = self.attr(inode.id, stat);
-        let opened = self.enter_file(inode, file, asked, &stat);
+        let opened = self.enter_file(caller, inode, file, asked, &stat);
         Ok((attr, opened))
     }
 }

@@ -199,6 +199,30 @@ impl Drop for Switched {
     }
 }
 
+/// Runs `f`, which changes files that are open already, as the file system user `uid`: open as they
+/// are, it decides nothing but what room a file system leaves to whom (ext4's reserved blocks are
+/// root's, fs/ext4/balloc.c, ext4_has_free_clusters) and whose bits a write takes away. All else of
+/// the thread's identity stays; if it can't get its uid back, the process aborts.
+///
+/// # Errors
+/// EPERM when this process may not become that user.
+pub fn with_fsuid<R>(uid: u32, f: impl FnOnce() -> R) -> Result<R> {
+    struct Back(u32);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            if let Err(fail) = set_fsuid(self.0) {
+                log::error!("cannot return to the daemon's own identity, giving up: {fail}");
+                std::process::abort();
+            }
+        }
+    }
+    let back = Back(fsuid());
+    set_fsuid(uid)?;
+    let answer = f();
+    drop(back);
+    Ok(answer)
+}
+
 /// Sets the thread's file system uid, and makes sure that it took: the call itself tells no error.
 fn set_fsuid(uid: u32) -> Result<()> {
     // SAFETY: takes a number, touches no memory of ours.

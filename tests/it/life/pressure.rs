@@ -13,8 +13,8 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use super::PATIENCE;
 use super::load::{self, Load};
 use crate::support::{
-    Loop, Mount, Need, Scratch, Tmpfs, assert_content, errno_of, output, require, run, sbin, tool,
-    wait_until, write_content,
+    Loop, Mount, Need, OTHER, Scratch, Tmpfs, USER, apart, assert_content, errno_of, output,
+    require, run, sbin, set_mode, tool, wait_until, write_content,
 };
 
 /// Fills what is left.
@@ -89,6 +89,45 @@ fn a_full_disk_is_told_to_whoever_writes() {
         fs::write(at.join("new"), "room again").unwrap();
         drop((file, whole));
         assert_eq!(mount.finish().code(), Some(0));
+    }
+}
+
+/// What ext4 keeps for root stays so: through root's mount a user fills as much as natively.
+#[test]
+fn what_is_reserved_for_root_is_not_for_users() {
+    if !require(&[Need::Fuse, Need::Root, Need::Filesystem("ext4")]) {
+        return;
+    }
+    let disk = Loop::new("ext4", 64 << 20);
+    set_mode(disk.path(), 0o777);
+    let left = || {
+        let stat = rustix::fs::statvfs(disk.path()).unwrap();
+        (stat.f_bavail * stat.f_frsize, stat.f_bfree * stat.f_frsize)
+    };
+    let (available, free) = left();
+    let reserved = free - available;
+    assert!(
+        reserved > 1 << 20,
+        "mkfs.ext4 reserves a twentieth: {reserved}"
+    );
+    let mount = Mount::of(disk.path()).opt("allow_other").start();
+    for place in [disk.path(), mount.path()] {
+        let path = place.join("filler");
+        let told = apart(Some((USER, OTHER)), || {
+            let file = File::create(&path).unwrap();
+            let part = vec![7; 1 << 20];
+            let at = |n: u64| file.write_all_at(&part, n << 20);
+            errno_of(place.display(), (0..64).try_for_each(at))
+        });
+        assert_eq!(told, Errno::NOSPC);
+        // Room may be reckoned before it is taken: less than the last request, more or less.
+        let (_, free) = left();
+        assert!(
+            free + (1 << 20) >= reserved,
+            "{free} of {reserved}, {}",
+            place.display()
+        );
+        fs::remove_file(&path).unwrap();
     }
 }
 
