@@ -81,16 +81,19 @@ fn come_and_go(folder: &Path, seed: u64, ended: &AtomicBool) {
     }
 }
 
-/// Reads the whole directory; now and then goes back to a position it was told, and on from there.
+/// Reads the whole directory; ten times, however large it is, goes back to a position it was told,
+/// and on from there.
 fn walk_with_seeks(dir: &OwnedFd, dice: &mut Dice) -> HashMap<u64, u32> {
     let mut seen: Vec<(String, u64)> = Vec::new();
+    let mut backs = 10;
     loop {
         let next = batch(dir);
         if next.is_empty() {
             return counted(seen.into_iter().map(|(name, _)| name));
         }
         seen.extend(next);
-        if dice.below(8) == 0 {
+        if backs > 0 && dice.below(8) == 0 {
+            backs -= 1;
             let back = dice.below(seen.len() as u64) as usize;
             rustix::fs::seek(dir, SeekFrom::Start(seen[back].1)).unwrap();
             seen.truncate(back + 1);
