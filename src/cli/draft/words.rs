@@ -333,3 +333,28 @@ fn control_name(value: &OsStr) -> Result<OsString, &'static str> {
         Err("must be one name of at most 255 bytes, without /, and not .corfs")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_stands_in_the_readme() {
+        let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+        let rows = || readme.lines().filter(|line| line.starts_with("| `"));
+        let first = |row: &str| row.split(" | ").next().map(str::to_owned);
+        for option in VALUED {
+            let word = format!("`{}=", option.name.replace('-', "_"));
+            let found = rows().filter_map(first).any(|cell| cell.contains(&word));
+            assert!(found, "{word}");
+        }
+        for (flag, _) in FLAGS {
+            // With a value it is an option as well.
+            let (alone, valued) = (format!("`{flag}`"), format!("`{flag}="));
+            assert!(
+                readme.contains(&alone) || readme.contains(&valued),
+                "{flag}"
+            );
+        }
+    }
+}
