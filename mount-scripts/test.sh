@@ -37,7 +37,8 @@ install_tools() {
     install_missing "cc=gcc libc6-dev" make=make git=git fusermount3=fuse3 setfattr=attr setfacl=acl \
         mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs mkfs.ext4=e2fsprogs losetup=util-linux \
         mount=mount ps=procps tar=tar diff=diffutils rsync=rsync sqlite3=sqlite3 fio=fio \
-        stress-ng=stress-ng dbench=dbench bindfs=bindfs shellcheck=shellcheck
+        stress-ng=stress-ng dbench=dbench bindfs=bindfs setcap=libcap2-bin ldd=libc-bin \
+        find=findutils shellcheck=shellcheck
     if [ -n "$MISSING" ] && [ "${CORFS_REQUIRE_ALL:-}" = 1 ]; then
         die "CORFS_REQUIRE_ALL=1, but these cannot be installed:$MISSING"
     fi

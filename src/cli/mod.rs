@@ -246,7 +246,7 @@ const AFTER: &str = "\
 Every long option can also be given as -o name=value. Further words for -o:
   ro rw allow_other allow_root default_permissions suid nosuid dev nodev exec
   noexec atime noatime sync async dirsync auto_unmount nonempty foreground debug
-  remount (of a mount that stands: ro, suid, dev, exec, sync, noatime)
+  remount (of a mount that stands: ro, suid, dev, exec, sync, dirsync, noatime)
 nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.

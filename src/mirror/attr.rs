@@ -161,9 +161,7 @@ impl Mirror {
             return Err(Fail::new(Errno::INVAL, "truncate"));
         }
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
-        let file = self.table.by_a_name(inode, |fd| {
-            self.table.with_room(|| self.proc.reopen(fd, flags))
-        })?;
+        let file = self.reopen(inode, flags, flags)?;
         rustix::fs::ftruncate(file, size).or_fail("ftruncate")
     }
 

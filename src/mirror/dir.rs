@@ -83,18 +83,7 @@ impl Mirror {
         if self.options.noatime || asked & libc::O_NOATIME != 0 {
             flags |= OFlags::NOATIME;
         }
-        let open = |flags| {
-            self.table.by_a_name(&inode, |fd| {
-                self.table.with_room(|| self.proc.reopen(fd, flags))
-            })
-        };
-        let fd = match open(flags) {
-            Err(fail) if fail.errno == Errno::PERM && flags.contains(OFlags::NOATIME) => {
-                open(flags - OFlags::NOATIME)?
-            }
-            opened => opened?,
-        };
-        let fd = Arc::new(fd);
+        let fd = Arc::new(self.reopen(&inode, flags, flags - OFlags::NOATIME)?);
         self.table.lend(&inode, &fd);
         let dir = OpenDir {
             inode,

@@ -117,29 +117,12 @@ impl Mirror {
             // To open a device or a FIFO has effects of its own, and the kernel never asks.
             return Err(Fail::new(Errno::NXIO, "open"));
         }
-        let file = self.reopen(&inode, self.open_flags(&asked), asked.append)?;
+        let flags = self.open_flags(&asked);
+        let mut lesser = flags - OFlags::NOATIME;
+        lesser.set(OFlags::APPEND, asked.append);
+        let file = self.reopen(&inode, flags, lesser)?;
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
         Ok(self.enter_file(caller, inode, file, asked, &stat))
-    }
-
-    fn reopen(&self, inode: &Inode, flags: OFlags, append: bool) -> Result<OwnedFd> {
-        let open = |flags| {
-            self.table.by_a_name(inode, |fd| {
-                self.table.with_room(|| self.proc.reopen(fd, flags))
-            })
-        };
-        match open(flags) {
-            // EPERM: O_NOATIME on a file of another; or one that may only be appended to.
-            Err(fail) if fail.errno == Errno::PERM => {
-                let appending = if append {
-                    OFlags::APPEND
-                } else {
-                    OFlags::empty()
-                };
-                open((flags - OFlags::NOATIME) | appending)
-            }
-            opened => opened,
-        }
     }
 
     pub(super) fn enter_file(

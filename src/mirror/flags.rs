@@ -52,16 +52,7 @@ impl Mirror {
             return Err(Fail::new(Errno::NOTTY, "ioctl"));
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOATIME;
-        let open = |flags| {
-            self.table.by_a_name(&inode, |fd| {
-                self.table.with_room(|| self.proc.reopen(fd, flags))
-            })
-        };
-        open(flags).or_else(|fail| match fail.errno {
-            // O_NOATIME is the owner's and root's.
-            Errno::PERM => open(flags - OFlags::NOATIME),
-            _ => Err(fail),
-        })
+        self.reopen(&inode, flags, flags - OFlags::NOATIME)
     }
 }
 

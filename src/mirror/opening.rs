@@ -1,14 +1,36 @@
-//! Opening, under Landlock, what an `O_PATH` descriptor names.
+//! Opening what an `O_PATH` descriptor names, under Landlock too.
 //!
 //! Landlock looks from the dentry of a descriptor upwards for what allows the access. One that was
 //! opened by file handle may have no parent, or be a hard link outside the source.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::OFlags;
+
+use super::Mirror;
 use super::inode::Inode;
 use super::reach::{Reach, openat_name_only};
 use super::table::InodeTable;
 use crate::sys::{Errno, Fail, Result};
+
+impl Mirror {
+    /// Opens an inode anew with `flags`; where these are not permitted (EPERM) with `lesser`:
+    /// O_NOATIME is for the owner and root, and some files may only be appended to.
+    ///
+    /// # Errors
+    /// Those of open(2); ESTALE when the inode is gone, or its name is not known.
+    pub(super) fn reopen(&self, inode: &Inode, flags: OFlags, lesser: OFlags) -> Result<OwnedFd> {
+        let open = |flags| {
+            self.table.by_a_name(inode, |fd| {
+                self.table.with_room(|| self.proc.reopen(fd, flags))
+            })
+        };
+        match open(flags) {
+            Err(fail) if fail.errno == Errno::PERM && lesser != flags => open(lesser),
+            opened => opened,
+        }
+    }
+}
 
 impl InodeTable {
     /// Runs `work`, which opens or links what a descriptor of the inode names. Where Landlock

@@ -292,3 +292,29 @@ fn what_is_allowed_or_only_talk_is_no_fault() {
     assert_eq!(faults("fuse", "use fuser::Filesystem;"), [""; 0]);
     assert_eq!(faults("window", "// SAFETY: …\nunsafe { f() }"), [""; 0]);
 }
+
+/// A house whose picture lacks rooms misleads who reads it first.
+#[test]
+fn the_picture_of_the_house_shows_every_room() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/ARCHITECTURE.md")).expect("the page");
+    let picture = page.split("```").nth(1).expect("the picture comes first");
+    let shown: Vec<&str> = picture
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .collect();
+    let mut files = Vec::new();
+    source_files(&root.join("src"), &mut files);
+    let rooms = files.iter().filter_map(|file| {
+        let path = file.strip_prefix(root.join("src")).expect("under src");
+        let words: Vec<_> = path.iter().map(|word| word.to_string_lossy()).collect();
+        let tests = words.iter().any(|word| word.contains("test"));
+        let name = match words.as_slice() {
+            [.., folder, last] if last == "mod.rs" => folder,
+            [.., last] => last,
+            [] => return None,
+        };
+        (!tests && name != "lib.rs").then(|| name.trim_end_matches(".rs").to_owned())
+    });
+    let missing: Vec<_> = rooms.filter(|room| !shown.contains(&&**room)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use super::*;
 use crate::support::{
-    Need, Scratch, Tmpfs, USER, apart, read_file, require, set_owner, wait_until, write_file,
+    Need, Scratch, Tmpfs, USER, apart, read_file, require, set_owner, stop_process, write_file,
 };
 
 /// More than the queue of events holds by default (fs.fanotify.max_queued_events and
@@ -23,16 +23,7 @@ struct Stopped<'a>(&'a Mount);
 impl<'a> Stopped<'a> {
     fn new(mount: &'a Mount) -> Self {
         let stopped = Self(mount);
-        mount.signal_server(Signal::STOP);
-        // Its threads run on until one of them has taken the signal.
-        let tasks = format!("/proc/{}/task", mount.server());
-        wait_until("all its threads have stopped", PATIENCE, || {
-            let states = fs::read_dir(&tasks).unwrap().map(|task| {
-                let stat = fs::read_to_string(task.unwrap().path().join("stat"));
-                stat.unwrap_or_default()
-            });
-            states.into_iter().all(|stat| stat.contains(") T "))
-        });
+        stop_process(Pid::from_raw(mount.server().cast_signed()).expect("a server"));
         stopped
     }
 }

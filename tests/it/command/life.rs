@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{PATIENCE, Stand};
-use crate::support::{Need, output, require, run, wait_until};
+use crate::support::{Need, output, require, run, stop_process, wait_until};
 
 /// The daemon in the foreground, once it answers.
 fn foreground(stand: &Stand, more: &[&str]) -> Child {
@@ -347,7 +347,7 @@ fn a_daemon_late_to_end_leaves_the_next_mount_alone() {
         run(&mut stand.mount(&[]));
         let late = stand.daemon();
         let before = device(&stand);
-        kill_process(late, Signal::STOP).expect("kill");
+        stop_process(late);
         rustix::mount::unmount(&stand.point, rustix::mount::UnmountFlags::empty()).expect("umount");
         run(&mut stand.mount(&[]));
         let same = device(&stand) == before;

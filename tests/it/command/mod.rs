@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{Scratch, is_mounted, output, reachable_binary, wait_until};
 
 /// How long a daemon may take to end.
-pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+pub(crate) const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// A source with one file, a mountpoint, and the program. What it mounts is unmounted on drop,
 /// and the daemons that serve it are killed if they stay.

@@ -13,15 +13,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::command::{PATIENCE, Stand};
 use crate::support::{
     Mount, Need, OTHER, Scratch, USER, apart, as_user, errno_of, is_mounted, read_file, require,
-    run, set_mode, set_owner, soak, wait_until, write_file,
+    run, set_mode, set_owner, soak, stop_process, wait_until, write_file,
 };
 
 /// How long something may take that nothing holds up.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+fn process(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed()).expect("a process")
+}
 
 fn send(pid: u32, signal: Signal) {
-    let pid = Pid::from_raw(pid.cast_signed()).expect("a process");
-    kill_process(pid, signal).expect("kill");
+    kill_process(process(pid), signal).expect("kill");
 }
 
 /// Whether a process has ended, waited for or not.
@@ -152,9 +155,9 @@ fn either_may_be_stopped_for_a_while() {
     source.file("g", b"later");
     let mount = Mount::of(source.path()).start();
     let (guardian, server) = (mount.guardian(), mount.server());
-    send(guardian, Signal::STOP);
+    stop_process(process(guardian));
     assert_eq!(read_file(&mount.path().join("f")), b"content");
-    send(server, Signal::STOP);
+    stop_process(process(server));
     let path = mount.path().join("g");
     let reader = std::thread::spawn(move || read_file(&path));
     std::thread::sleep(Duration::from_millis(100));

@@ -1,9 +1,13 @@
 //! Other programs, and threads with an identity of their own.
 
+use std::fs;
+use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
 
 /// Runs a command and returns what it printed; panics with all of it unless it succeeds.
 #[track_caller]
@@ -85,6 +89,23 @@ pub(crate) fn wait_until(what: &str, patience: Duration, mut done: impl FnMut() 
         );
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Stops a process (SIGSTOP), and waits until it has: its threads run on, and may answer requests,
+/// until one of them has taken the signal.
+#[track_caller]
+pub(crate) fn stop_process(pid: Pid) {
+    rustix::process::kill_process(pid, Signal::STOP).expect("kill");
+    let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
+    let has_stopped = |task: io::Result<fs::DirEntry>| {
+        let stat = fs::read_to_string(task.expect("a thread").path().join("stat"));
+        // A thread that has just ended has none. One that can't be interrupted stops before it
+        // runs again; what it waits for may be a thread that has stopped.
+        stat.map_or(true, |stat| stat.contains(") T ") || stat.contains(") D "))
+    };
+    wait_until("all threads have stopped", Duration::from_secs(30), || {
+        fs::read_dir(&tasks).expect("a process").all(has_stopped)
+    });
 }
 
 /// Runs `work` in a thread that has its own umask and working directory, and, if `ids` are given,

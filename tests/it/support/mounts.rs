@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::*;
 
 /// How long a mount may take to appear, and a daemon to go after SIGTERM.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program under test.
 pub(crate) fn corfs() -> Command {

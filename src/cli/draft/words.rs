@@ -1,0 +1,360 @@
+//! The table of options and words: what each is called, what it does, and which values are right.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Draft;
+use crate::cli::{ids, size};
+use crate::fuse::session::{MAX_THREADS, Sandbox};
+use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
+
+/// The smallest and the largest window, in bytes.
+const WINDOW: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
+
+/// Windows are aligned to, and multiples of, this many bytes.
+const PAGE: usize = 4096;
+
+/// The smallest budget, in bytes.
+const LEAST_BUDGET: usize = 2 << 20;
+
+/// The smallest limit of inodes: the kernel holds on to what its users use.
+const LEAST_INODES: usize = 256;
+
+/// The folder at the root of every mount, whose name is taken.
+const FOLDER: &str = ".corfs";
+
+/// An option with a value: `--name VALUE`, `-o name=VALUE`.
+pub(in crate::cli) struct Valued {
+    /// Its name, with `-` between words; in `-o` with `_` too.
+    pub(in crate::cli) name: &'static str,
+    /// What its value is called in the help.
+    pub(in crate::cli) value: &'static str,
+    /// What it does, for the help.
+    pub(in crate::cli) help: &'static str,
+    /// Takes the value, or says what is right.
+    pub(super) apply: fn(&mut Draft, &OsStr) -> Result<(), &'static str>,
+}
+
+/// Every option with a value.
+pub(in crate::cli) const VALUED: &[Valued] = &[
+    Valued {
+        name: "threads",
+        value: "N",
+        help: "Event loops, 1 to 256 [default: 2 a core, at least 4, at most 16]",
+        apply: |d, v| number(v).map(|n| d.threads = Some(n)),
+    },
+    Valued {
+        name: "clone-fd",
+        value: "on|off",
+        help: "A descriptor of /dev/fuse for each event loop [default: on]",
+        apply: |d, v| {
+            choice(v, &[("on", true), ("off", false)], "must be on or off").map(|c| d.clone_fd = c)
+        },
+    },
+    Valued {
+        name: "io",
+        value: "mmap|pread",
+        help: "How files are read: from mapped windows, or through a buffer [default: mmap]",
+        apply: |d, v| {
+            let words = [("mmap", Io::Mmap), ("pread", Io::Pread)];
+            choice(v, &words, "must be mmap or pread").map(|io| d.io = io)
+        },
+    },
+    Valued {
+        name: "passthrough",
+        value: "never|always",
+        help: "Files that the kernel serves by itself; needs root [default: never]",
+        apply: |d, v| {
+            let words = [
+                ("never", Passthrough::Never),
+                ("always", Passthrough::Always),
+            ];
+            choice(v, &words, "must be never or always").map(|p| d.passthrough = p)
+        },
+    },
+    Valued {
+        name: "window",
+        value: "SIZE",
+        help: "Bytes of a mapped window [default: 4M, less under a small budget]",
+        apply: |d, v| window(v).map(|size| d.window = Some(size)),
+    },
+    Valued {
+        name: "window-budget",
+        value: "SIZE",
+        help: "The most bytes mapped at once [default: 256M]",
+        apply: |d, v| budget(v).map(|size| d.window_budget = size),
+    },
+    Valued {
+        name: "inode-limit",
+        value: "N",
+        help: "Inodes known before the kernel is asked to forget some; 0: no limit [default: 1M]",
+        apply: |d, v| inode_limit(v).map(|limit| d.inode_limit = limit),
+    },
+    Valued {
+        name: "coherence",
+        value: "ttl|strict|watch",
+        help: "Changes behind the mirror show after the timeouts, at once with nothing cached, or \
+               in milliseconds as the source is watched [default: ttl]",
+        apply: |d, v| {
+            let words = [
+                ("ttl", Coherence::Ttl),
+                ("strict", Coherence::Strict),
+                ("watch", Coherence::Watch),
+            ];
+            choice(v, &words, "must be ttl, strict or watch").map(|c| d.coherence = c)
+        },
+    },
+    Valued {
+        name: "watch-timeout",
+        value: "SECONDS|never",
+        help: "How long the kernel may trust what is watched [default: 60]",
+        apply: |d, v| watch_timeout(v).map(|t| d.watch_timeout = Some(t)),
+    },
+    Valued {
+        name: "watch-limit",
+        value: "N",
+        help: "The most directories watched by inotify [default: half of \
+               fs.inotify.max_user_watches]",
+        apply: |d, v| watch_limit(v).map(|n| d.watch_limit = Some(n)),
+    },
+    Valued {
+        name: "attr-timeout",
+        value: "SECONDS",
+        help: "How long the kernel may trust attributes [default: 1]",
+        apply: |d, v| timeout(v).map(|t| d.attr_timeout = Some(t)),
+    },
+    Valued {
+        name: "entry-timeout",
+        value: "SECONDS",
+        help: "How long the kernel may trust names [default: 1]",
+        apply: |d, v| timeout(v).map(|t| d.entry_timeout = Some(t)),
+    },
+    Valued {
+        name: "negative-timeout",
+        value: "SECONDS",
+        help: "How long the kernel may trust that a name does not exist [default: 0]",
+        apply: |d, v| timeout(v).map(|t| d.negative_timeout = Some(t)),
+    },
+    Valued {
+        name: "control",
+        value: "hidden|visible|off",
+        help: "Control files: not listed, listed at the root, or none [default: hidden]",
+        apply: |d, v| {
+            let words = [
+                ("hidden", Control::Hidden),
+                ("visible", Control::Visible),
+                ("off", Control::Off),
+            ];
+            choice(v, &words, "must be hidden, visible or off").map(|c| d.control = c)
+        },
+    },
+    Valued {
+        name: "control-name",
+        value: "NAME",
+        help: "Name of the control file in every directory [default: .copy]",
+        apply: |d, v| control_name(v).map(|name| d.control_name = name),
+    },
+    Valued {
+        name: "uid",
+        value: "ID",
+        help: "Show every file with this owner [default: its own]",
+        apply: |d, v| ids::one(v).map(|id| d.uid = Some(id)),
+    },
+    Valued {
+        name: "gid",
+        value: "ID",
+        help: "Show every file with this group [default: its own]",
+        apply: |d, v| ids::one(v).map(|id| d.gid = Some(id)),
+    },
+    Valued {
+        name: "map",
+        value: "SOURCE:MOUNT:COUNT",
+        help: "Show COUNT ids from SOURCE on as those from MOUNT on, and know callers so; u before \
+               it for users alone, g for groups; several between / or one by one",
+        apply: |d, v| ids::maps(v).map(|more| d.maps.extend(more)),
+    },
+    Valued {
+        name: "sandbox",
+        value: "auto|off",
+        help: "The serving process gives up what it does not need [default: auto]",
+        apply: |d, v| {
+            let words = [("auto", Sandbox::Auto), ("off", Sandbox::Off)];
+            choice(v, &words, "must be auto or off").map(|s| d.sandbox = s)
+        },
+    },
+    Valued {
+        name: "log-file",
+        value: "PATH",
+        help: "Log to the end of this file, not to standard error or syslog",
+        apply: |d, v| some(v).map(|path| d.log_file = Some(PathBuf::from(path))),
+    },
+    Valued {
+        name: "fsname",
+        value: "NAME",
+        help: "The source that /proc/mounts shows [default: SOURCE]",
+        apply: |d, v| some(v).map(|name| d.fsname = Some(name)),
+    },
+];
+
+/// A word without a value, and what it does.
+pub(super) type Flag = (&'static str, fn(&mut Draft));
+
+/// Words of `-o` without a value.
+pub(super) const FLAGS: &[Flag] = &[
+    ("foreground", |d| d.foreground = true),
+    ("debug", |d| d.debug = true),
+    ("clone_fd", |d| d.clone_fd = true),
+    ("ro", |d| d.read_only = true),
+    ("rw", |d| d.read_only = false),
+    ("allow_other", |d| d.allow_other = true),
+    ("allow_root", |d| d.allow_root = true),
+    ("default_permissions", |d| d.default_permissions = true),
+    ("suid", |d| d.flags.suid = true),
+    ("nosuid", |d| d.flags.suid = false),
+    ("dev", |d| d.flags.dev = true),
+    ("nodev", |d| d.flags.dev = false),
+    ("exec", |d| d.flags.noexec = false),
+    ("noexec", |d| d.flags.noexec = true),
+    ("atime", |d| d.noatime = false),
+    ("noatime", |d| d.noatime = true),
+    ("sync", |d| d.flags.sync = true),
+    ("async", |d| d.flags.sync = false),
+    ("dirsync", |d| d.flags.dirsync = true),
+    ("auto_unmount", |d| d.auto_unmount = true),
+    ("nonempty", |d| d.nonempty = true),
+    ("remount", |d| d.remount = true),
+];
+
+/// Words that mount(8), fstab(5) and other helpers read, or that a mirror has no part in.
+pub(super) const IGNORED: &[&str] = &[
+    "_netdev",
+    "nofail",
+    "auto",
+    "noauto",
+    "user",
+    "users",
+    "nouser",
+    "owner",
+    "group",
+    "defaults",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nodiratime",
+    "diratime",
+    "lazytime",
+    "comment",
+    "subtype",
+    // What the kernel shows in /proc/mounts, and mount(8) hands back at a remount.
+    "user_id",
+    "group_id",
+    "rootmode",
+    "max_read",
+];
+
+fn text(value: &OsStr) -> &str {
+    value.to_str().unwrap_or_default()
+}
+
+fn some(value: &OsStr) -> Result<OsString, &'static str> {
+    if value.is_empty() || value.as_bytes().contains(&0) {
+        return Err("must not be empty");
+    }
+    Ok(value.to_owned())
+}
+
+fn number(value: &OsStr) -> Result<usize, &'static str> {
+    let number = text(value).parse().ok();
+    number
+        .filter(|n| (1..=MAX_THREADS).contains(n))
+        .ok_or("must be a number from 1 to 256")
+}
+
+fn choice<T: Copy>(
+    value: &OsStr,
+    words: &[(&str, T)],
+    right: &'static str,
+) -> Result<T, &'static str> {
+    let found = words.iter().find(|(word, _)| value == *word);
+    found.map(|(_, choice)| *choice).ok_or(right)
+}
+
+fn window(value: &OsStr) -> Result<usize, &'static str> {
+    size::bytes(text(value))
+        .and_then(|size| usize::try_from(size).ok())
+        .filter(|size| WINDOW.contains(size) && size.is_multiple_of(PAGE))
+        .ok_or("must be a size that is a multiple of 4096, 64K to 1G")
+}
+
+fn budget(value: &OsStr) -> Result<usize, &'static str> {
+    size::bytes(text(value))
+        .and_then(|size| usize::try_from(size).ok())
+        .filter(|size| *size >= LEAST_BUDGET && isize::try_from(*size).is_ok())
+        .ok_or("must be a size of at least 2M (K, M, G and T are powers of 1024)")
+}
+
+fn inode_limit(value: &OsStr) -> Result<Option<usize>, &'static str> {
+    let right = "must be a number of at least 256 (K and M are powers of 1024), or 0 for no limit";
+    let number = size::bytes(text(value)).and_then(|n| usize::try_from(n).ok());
+    match number.ok_or(right)? {
+        0 => Ok(None),
+        n if n < LEAST_INODES => Err(right),
+        n => Ok(Some(n)),
+    }
+}
+
+fn timeout(value: &OsStr) -> Result<Duration, &'static str> {
+    size::seconds(text(value)).ok_or("must be seconds, 0 to 31536000")
+}
+
+fn watch_timeout(value: &OsStr) -> Result<Duration, &'static str> {
+    if value == "never" {
+        return Ok(NEVER);
+    }
+    size::seconds(text(value)).ok_or("must be seconds, 0 to 31536000, or never")
+}
+
+fn watch_limit(value: &OsStr) -> Result<usize, &'static str> {
+    let number = text(value).parse().ok();
+    number
+        .filter(|n| (1..=1 << 30).contains(n))
+        .ok_or("must be a number from 1 to 1073741824")
+}
+
+fn control_name(value: &OsStr) -> Result<OsString, &'static str> {
+    let name = value.as_bytes();
+    let plain =
+        !name.is_empty() && name.len() <= 255 && !name.contains(&b'/') && !name.contains(&0);
+    if plain && ![".", "..", FOLDER].map(str::as_bytes).contains(&name) {
+        Ok(value.to_owned())
+    } else {
+        Err("must be one name of at most 255 bytes, without /, and not .corfs")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_stands_in_the_readme() {
+        let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+        let rows = || readme.lines().filter(|line| line.starts_with("| `"));
+        let first = |row: &str| row.split(" | ").next().map(str::to_owned);
+        for option in VALUED {
+            let word = format!("`{}=", option.name.replace('-', "_"));
+            let found = rows().filter_map(first).any(|cell| cell.contains(&word));
+            assert!(found, "{word}");
+        }
+        for (flag, _) in FLAGS {
+            // With a value it is an option as well.
+            let (alone, valued) = (format!("`{flag}`"), format!("`{flag}="));
+            assert!(
+                readme.contains(&alone) || readme.contains(&valued),
+                "{flag}"
+            );
+        }
+    }
+}
