@@ -772,6 +772,9 @@ impl Filesystem for Adapter {
         match answer {
             // The kernel takes as many bytes as it asked for, no fewer.
             Ok(mut data) => {
+                if data.is_empty() {
+                    self.shared.attributes_changed(ino.0);
+                }
                 data.resize(out_size as usize, 0);
                 reply.ioctl(0, &data);
             }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
-use super::notifier::Extent;
 use super::shared::{GENERATION, Shared};
 use crate::mirror::{Attr, Io, NodeId, Opened};
 use crate::observe::OpenMode;
@@ -72,11 +71,8 @@ impl Shared {
         self.mirror.pages_unknown(opened.handle);
         if writes {
             // Stores come unseen from now on: what the kernel holds of the attributes must not
-            // live on. Attributes alone are dropped without waiting for anything.
-            if let Some(notifier) = self.notifier() {
-                // What it does not know (ENOENT) or can't hear (ENOTCONN) needs no telling.
-                let _ = notifier.inval_inode(id, Extent::Attributes);
-            }
+            // live on.
+            self.attributes_changed(id);
         }
         Some(backing)
     }

@@ -21,8 +21,8 @@ const AT_ONCE: usize = 512;
 /// How long the kernel's answers may take, before somebody else is asked.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// The shortest and the longest rest while all that there is seems to be in use; between them it
-/// is ten times what a sweep takes.
+/// The longest rest while all that there is seems to be in use. As long as there come more, it is
+/// ten times what a sweep takes, and at least the shortest.
 const REST: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(5);
 
 /// How the kernel is asked.
@@ -52,6 +52,7 @@ impl<'a> Pruner<'a> {
     /// Keeps the table to its limit until the session ends.
     pub(super) fn run(mut self, table: &InodeTable, metrics: &Metrics) {
         let mut pause = PATIENCE;
+        let mut most = 0;
         while let Crowd::Surplus(_) = table.wait_crowded() {
             let (before, started) = (table.forgotten(), Instant::now());
             match self.sweep(table) {
@@ -63,12 +64,15 @@ impl<'a> Pruner<'a> {
             if table.wait_end(pause) {
                 return;
             }
-            // Nothing went: it is in use.
-            pause = if table.forgotten() == before {
-                (2 * pause).min(rest)
-            } else {
-                PATIENCE
+            let count = table.count();
+            pause = match (table.forgotten() == before, count > most) {
+                (false, _) => PATIENCE,
+                // Nothing went: it is in use.
+                (true, true) => (2 * pause).min(rest),
+                // And nothing came: to ask again and again would only keep the machine awake.
+                (true, false) => (2 * pause).min(*REST.end()),
             };
+            most = count;
         }
     }
 

@@ -12,7 +12,7 @@ use super::aside::Aside;
 use super::control::{ControlFiles, name_changed};
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
-use super::notifier::Notifier;
+use super::notifier::{Extent, Notifier};
 use super::passthrough::Passthrough;
 use super::prune::Pruner;
 use super::watching::{self, Stop, Teller};
@@ -224,6 +224,16 @@ impl Shared {
                 reply.attr(&ttl, &shown_attr(&attr));
             }
             Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Something was set of which the kernel does not know that it changes ctime too: flags, by an
+    /// ioctl (fs/fuse/ioctl.c, fuse_fileattr_set). Attributes alone are dropped without waiting
+    /// for anything, so that a request's thread may do it.
+    pub(super) fn attributes_changed(&self, id: NodeId) {
+        if let Some(notifier) = self.notifier() {
+            // What it does not know (ENOENT) or can't hear (ENOTCONN) needs no telling.
+            let _ = notifier.inval_inode(id, Extent::Attributes);
         }
     }
 

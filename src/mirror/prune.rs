@@ -32,17 +32,21 @@ impl InodeTable {
             if state.known.len() > self.ceilings.inodes {
                 return Crowd::Surplus(self.surplus_of(state.known.len()));
             }
-            state.waiting = true;
+            state.wake_above = self.ceilings.inodes;
             self.crowded.wait(&mut state);
-            state.waiting = false;
+            state.wake_above = usize::MAX;
         }
     }
 
-    /// Waits for the time given, or the end; whether it is the end.
+    /// Waits for the time given, for a sixteenth of the limit to come in the meantime, or for the
+    /// end; whether it is the end.
     pub fn wait_end(&self, time: Duration) -> bool {
         let mut state = self.state.lock();
-        let ending = |state: &mut super::table::State| !state.ending;
-        self.crowded.wait_while_for(&mut state, ending, time);
+        let most = state.known.len().saturating_add(self.ceilings.inodes / 16);
+        state.wake_above = most;
+        let calm = |state: &mut super::table::State| !state.ending && state.known.len() <= most;
+        self.crowded.wait_while_for(&mut state, calm, time);
+        state.wake_above = usize::MAX;
         state.ending
     }
 

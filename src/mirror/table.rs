@@ -71,8 +71,8 @@ pub(super) struct State {
     aliases: HashMap<Key, Arc<Inode>>,
     /// The mounts inside the source, by device and mount: their numbers, from 1.
     sites: HashMap<(u64, u64), u32>,
-    /// Somebody waits for the table to fill up.
-    pub(super) waiting: bool,
+    /// Who prunes waits for the table to hold more than so many.
+    pub(super) wake_above: usize,
     /// No more pruning.
     pub(super) ending: bool,
 }
@@ -123,7 +123,7 @@ impl InodeTable {
                 known,
                 aliases: HashMap::from([(key, root.clone())]),
                 sites: HashMap::new(),
-                waiting: false,
+                wake_above: usize::MAX,
                 ending: false,
             }),
             crowded: Condvar::new(),
@@ -356,7 +356,7 @@ impl InodeTable {
 
     fn counted(&self, state: &State) {
         self.metrics.set_inodes(state.known.len() as u64);
-        if state.waiting && state.known.len() > self.ceilings.inodes {
+        if state.known.len() > state.wake_above {
             self.crowded.notify_all();
         }
     }

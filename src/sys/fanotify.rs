@@ -26,6 +26,8 @@ pub const CLOSE_WRITE: u64 = libc::FAN_CLOSE_WRITE;
 pub const ATTRIB: u64 = libc::FAN_ATTRIB;
 /// An inode has another name, and so another ctime.
 pub const MOVE_SELF: u64 = libc::FAN_MOVE_SELF;
+/// What it happened to is a directory.
+pub const ON_DIRECTORY: u64 = libc::FAN_ONDIR;
 /// Events were lost: there were more than the queue holds.
 pub const OVERFLOW: u64 = libc::FAN_Q_OVERFLOW;
 
@@ -38,7 +40,7 @@ const CHANGES: u64 = CREATE
     | CLOSE_WRITE
     | ATTRIB
     | MOVE_SELF
-    | libc::FAN_ONDIR;
+    | ON_DIRECTORY;
 
 /// The file system of an event, as statfs(2) tells it.
 pub type Fsid = [i32; 2];

@@ -214,6 +214,13 @@ fn inode_flags_are_the_sources() {
         let error = flags::set(own.as_fd(), plain | flags::JOURNAL_DATA).expect_err("root's flag");
         assert_eq!(error.errno, Errno::PERM);
     });
+    let changed = |path: &Path| {
+        let metadata = fs::metadata(path).expect("stat");
+        (metadata.ctime(), metadata.ctime_nsec())
+    };
+    assert_eq!(changed(&mounted), changed(&native));
+    flags::set(file.as_fd(), plain).expect("clear flags");
+    assert_eq!(changed(&mounted), changed(&native), "at once");
     let folder = pair.mount.path().join("folder");
     fs::create_dir(&folder).expect("mkdir");
     let folder = File::open(&folder).expect("open");

@@ -26,6 +26,9 @@ use crate::sys::{Errno, Fail, OrFail, Result};
 const BUFFER: usize = 64 << 10;
 /// How many things may be stale before the kernel is told of them.
 const ENOUGH: usize = 4096;
+/// How many bufferfuls are read before the kernel is told of what is stale: where others are busy
+/// all the time, the queue may never be empty.
+const ROUNDS: usize = 16;
 
 /// The watched directories.
 ///
@@ -45,7 +48,9 @@ pub(super) struct Directories {
 struct State {
     /// The watch of each directory.
     watch: HashMap<NodeId, i32>,
-    directory: HashMap<i32, NodeId>,
+    /// The directories of each watch: more than one where one is mounted again inside the source,
+    /// for inotify has one watch an inode.
+    directories: HashMap<i32, Vec<NodeId>>,
     /// Directories that could not be watched.
     beyond: HashSet<NodeId>,
     /// What a name (its hash, with its directory) was last said to mean.
@@ -121,7 +126,7 @@ impl Directories {
         let watch =
             inotify::add_watch(&self.events, &*path, changes()).or_fail("inotify_add_watch")?;
         state.watch.insert(id, watch);
-        state.directory.insert(watch, id);
+        state.directories.entry(watch).or_default().push(id);
         self.metrics.set_watches(state.watch.len() as u64);
         Ok(())
     }
@@ -157,9 +162,10 @@ impl Directories {
         state.ours.remove(&id);
         state.beyond.remove(&id);
         if let Some(watch) = state.watch.remove(&id) {
-            state.directory.remove(&watch);
-            // EINVAL: it went with its directory.
-            let _ = inotify::remove_watch(&self.events, watch);
+            if state.leave(watch, id) {
+                // EINVAL: it went with its directory.
+                let _ = inotify::remove_watch(&self.events, watch);
+            }
             self.metrics.set_watches(state.watch.len() as u64);
         }
     }
@@ -195,7 +201,10 @@ impl Directories {
     }
 
     pub(super) fn gather(&self, table: &InodeTable, stale: &mut HashSet<Stale>) -> Result<()> {
-        while stale.len() < ENOUGH {
+        for _ in 0..ROUNDS {
+            if stale.len() >= ENOUGH {
+                break;
+            }
             let events = self.read()?;
             if events.is_empty() {
                 break;
@@ -237,10 +246,20 @@ impl Directories {
             stale.insert(Stale::Everything);
             return;
         }
-        let directory = self.state.lock().directory.get(&event.watch).copied();
-        let Some(directory) = directory else {
-            return;
-        };
+        let directories = self.state.lock().directories.get(&event.watch).cloned();
+        for directory in directories.into_iter().flatten() {
+            self.take_of(table, directory, event, stale);
+        }
+    }
+
+    /// What one event makes stale of one of the directories that it is of.
+    fn take_of(
+        &self,
+        table: &InodeTable,
+        directory: NodeId,
+        event: &Event,
+        stale: &mut HashSet<Stale>,
+    ) {
         if event.what.contains(ReadFlags::IGNORED) {
             return self.lost(table, directory, event.watch, stale);
         }
@@ -261,7 +280,7 @@ impl Directories {
     /// A watch has ended by itself: its directory was removed, or its file system is gone.
     fn lost(&self, table: &InodeTable, id: NodeId, watch: i32, stale: &mut HashSet<Stale>) {
         let mut state = self.state.lock();
-        state.directory.remove(&watch);
+        state.leave(watch, id);
         if state.watch.get(&id) == Some(&watch) {
             state.watch.remove(&id);
         }
@@ -367,6 +386,19 @@ impl State {
         self.unsettle(id);
         self.home.insert(id, (parent, hash));
         self.meaning.insert(hash, id);
+    }
+
+    /// A directory is no longer of this watch; true when it was the last.
+    fn leave(&mut self, watch: i32, id: NodeId) -> bool {
+        let Some(directories) = self.directories.get_mut(&watch) else {
+            return true;
+        };
+        directories.retain(|other| *other != id);
+        let last = directories.is_empty();
+        if last {
+            self.directories.remove(&watch);
+        }
+        last
     }
 
     fn unsettle(&mut self, id: NodeId) {

@@ -1,6 +1,7 @@
 //! Watching whole file systems, by fanotify.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -21,6 +22,9 @@ use crate::sys::{Errno, Fail, OrFail, Result};
 const BUFFER: usize = 64 << 10;
 /// How many things may be stale before the kernel is told of them.
 const ENOUGH: usize = 4096;
+/// How many bufferfuls are read before the kernel is told of what is stale: where others are busy
+/// all the time, the queue may never be empty.
+const ROUNDS: usize = 16;
 /// How many handles that had to be opened are remembered, with what they are.
 const REMEMBERED: usize = 4096;
 
@@ -196,7 +200,10 @@ impl Systems {
 
     pub(super) fn gather(&self, table: &InodeTable, stale: &mut HashSet<Stale>) -> Result<()> {
         let mut buffer = self.buffer.lock();
-        while stale.len() < ENOUGH {
+        for _ in 0..ROUNDS {
+            if stale.len() >= ENOUGH {
+                break;
+            }
             let more = self.events.read(&mut buffer, |event| {
                 self.metrics.watch_event();
                 self.take(table, &event, stale);
@@ -226,7 +233,15 @@ impl Systems {
         const NAMES: u64 =
             fanotify::CREATE | fanotify::DELETE | fanotify::MOVED_FROM | fanotify::MOVED_TO;
         if event.mask & NAMES != 0 {
-            self.take_name(table, &system, event, stale, !ours);
+            // Of a name that only came to be the kernel can hold that there was none, of a directory
+            // that came from elsewhere also an empty one in its place: such goes by being asked for
+            // again. To drop it could take the path from whoever has entered it by now.
+            let came = match event.mask & fanotify::ON_DIRECTORY {
+                0 => fanotify::CREATE,
+                _ => fanotify::CREATE | fanotify::MOVED_TO,
+            };
+            let wrong = !ours && event.mask & NAMES & !came != 0;
+            self.take_name(table, &system, event, stale, wrong);
         }
         let target = match (&event.target, &event.name) {
             (Some(target), _) => target,
@@ -275,7 +290,7 @@ impl Systems {
             stale.insert(Stale::Name {
                 parent: directory.id,
                 name: name.clone(),
-                wrong,
+                wrong: wrong && !told(table, &directory, name),
             });
         }
     }
@@ -309,6 +324,14 @@ impl Systems {
         self.remembered.lock().put(key, found);
         Some(found)
     }
+}
+
+/// Whether what the name means at this moment was answered already, so that the kernel has it or is
+/// about to: somebody may stand in that directory, have mounted something there, or run that program.
+fn told(table: &InodeTable, directory: &Inode, name: &OsStr) -> bool {
+    let known = table.find_at(directory, name).ok().flatten();
+    let seen = known.and_then(|inode| inode.last_seen());
+    seen.is_some_and(|(parent, seen)| parent == directory.id && seen == name)
 }
 
 impl AsFd for Systems {
@@ -437,6 +460,30 @@ mod tests {
         std::fs::rename(&path, dir.path().join("other")).unwrap();
         let told = [name("other", false), Stale::Attributes(crate::mirror::ROOT)];
         assert_eq!(gathered(&table, &systems), HashSet::from(told));
+    }
+
+    #[test]
+    fn what_was_answered_since_is_not_taken_away() {
+        let Some((dir, table, mut systems)) = watched() else {
+            return;
+        };
+        systems.ours = 0;
+        let path = |name| dir.path().join(name);
+        std::fs::create_dir(path("made")).unwrap();
+        std::fs::create_dir(path("before")).unwrap();
+        std::fs::rename(path("before"), path("moved")).unwrap();
+        std::fs::create_dir(path("again")).unwrap();
+        std::fs::remove_dir(path("again")).unwrap();
+        std::fs::create_dir(path("again")).unwrap();
+        for told in ["made", "moved", "again"] {
+            id(&table, told);
+        }
+        let stale = gathered(&table, &systems);
+        for told in ["made", "moved", "again"] {
+            assert!(stale.contains(&name(told, false)), "{told} in {stale:?}");
+            assert!(!stale.contains(&name(told, true)), "{told} in {stale:?}");
+        }
+        assert!(stale.contains(&name("before", true)), "{stale:?}");
     }
 
     #[test]

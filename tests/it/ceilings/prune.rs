@@ -111,3 +111,41 @@ fn what_is_in_use_keeps_its_name() {
     let three = rustix::fs::openat(&only_name, "three", flags, Mode::empty());
     assert!(three.is_ok());
 }
+
+/// What is in use can't go, however often the kernel is asked.
+#[test]
+fn who_prunes_rests_while_all_is_in_use() {
+    const LIMIT: u64 = 256;
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    make_files(source.path(), 2 * LIMIT);
+    let mount = Mount::of(source.path())
+        .opt(&format!("inode_limit={LIMIT}"))
+        .start();
+    let path = |n| mount.path().join(folder_name(0)).join(file_name(n));
+    let held: Vec<_> = (0..2 * LIMIT)
+        .map(|n| File::open(path(n)).unwrap())
+        .collect();
+    let server = mount.server();
+    std::thread::sleep(Duration::from_secs(2));
+    let before = sleeps_of(server, "prune");
+    std::thread::sleep(Duration::from_secs(2));
+    // They double; that of 20 ms, again and again, would be a hundred.
+    let sleeps = sleeps_of(server, "prune") - before;
+    assert!(sleeps < 20, "{sleeps} in two seconds");
+    drop(held);
+}
+
+/// How often the thread of that name has gone to sleep.
+fn sleeps_of(process: u32, thread: &str) -> u64 {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let mut threads = tasks.map(|task| task.unwrap().path());
+    let named = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap().trim() == thread;
+    let task = threads.find(named).expect("the thread");
+    let status = fs::read_to_string(task.join("status")).unwrap();
+    let mut lines = status.lines();
+    let sleeps = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    sleeps.unwrap().trim().parse().unwrap()
+}

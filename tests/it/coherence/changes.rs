@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +11,9 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{Timespec, XattrFlags};
 
 use super::*;
-use crate::support::{Loop, Need, Scratch, Tmpfs, read_file, require, run, write_file};
+use crate::support::{
+    Loop, Need, Scratch, Tmpfs, USER, apart, read_file, require, run, set_owner, write_file,
+};
 
 /// Two names of one file: behind the mirror, and on it.
 struct Both {
@@ -292,6 +295,77 @@ fn what_the_mirror_does_to_a_file_shown_twice_shows_by_its_other_name() {
     write_file(&one, b"after");
     Way::Watch.shows("by the other name", || read_file(&two) == b"after");
     drop(mount);
+}
+
+/// By whichever name it was found last, and although nobody asks for its attributes.
+#[test]
+fn what_happens_behind_the_mirror_to_a_folder_shown_twice_shows_by_both_names() {
+    if !require(&[Need::UserFuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let (one, two) = (source.dir("one"), source.dir("two"));
+    write_file(&one.join("file"), b"");
+    for path in [source.path(), &one, &one.join("file")] {
+        set_owner(path, USER, USER);
+    }
+    run(Command::new("mount").arg("--bind").arg(&one).arg(&two));
+    let _unmounted = Unmounted(&two);
+    let mount = Way::Inotify.mount(source.path());
+    let mount = mount.as_user(USER, USER).start();
+    apart(Some((USER, USER)), || {
+        assert_eq!(watched_by(&mount), "inotify");
+        let size = |folder| {
+            mount
+                .path()
+                .join(folder)
+                .join("file")
+                .metadata()
+                .unwrap()
+                .len()
+        };
+        for (round, folders) in [["one", "two"], ["two", "one"]].into_iter().enumerate() {
+            assert_eq!(folders.map(size), [round as u64; 2]);
+            write_file(&one.join("file"), &b"xx"[..=round]);
+            for folder in folders {
+                Way::Inotify.shows(folder, || size(folder) == round as u64 + 1);
+            }
+        }
+    });
+    drop(mount);
+}
+
+/// The kernel hears of a new directory after somebody has found it: it must not take the path from
+/// under the feet of whoever has gone there at once.
+#[test]
+fn who_enters_a_new_directory_at_once_keeps_his_path() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Way::Watch.start(source.path());
+    for round in 0..50 {
+        let (made, moved) = (format!("made{round}"), format!("moved{round}"));
+        fs::create_dir(source.path().join(&made)).unwrap();
+        let in_made = open_folder(&mount.path().join(&made));
+        fs::create_dir(source.path().join(".new")).unwrap();
+        fs::rename(source.path().join(".new"), source.path().join(&moved)).unwrap();
+        let in_moved = open_folder(&mount.path().join(&moved));
+        // Told once this shows: events come in their order.
+        let last = mount.path().join("last");
+        write_file(&source.path().join("last"), format!("{round}").as_bytes());
+        Way::Watch.shows("the last", || {
+            last.exists() && read_file(&last) == format!("{round}").as_bytes()
+        });
+        for (name, folder) in [(made, in_made), (moved, in_moved)] {
+            let path = fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd()));
+            assert_eq!(path.unwrap(), mount.path().join(name));
+        }
+    }
+}
+
+fn open_folder(path: &Path) -> fs::File {
+    fs::File::open(path).unwrap()
 }
 
 struct Unmounted<'a>(&'a Path);
