@@ -122,7 +122,7 @@ fn who_prunes_rests_while_all_is_in_use() {
     let source = Scratch::new();
     make_files(source.path(), 2 * LIMIT);
     let mount = Mount::of(source.path())
-        .opt(&format!("inode_limit={LIMIT}"))
+        .opt(format!("inode_limit={LIMIT}"))
         .start();
     let path = |n| mount.path().join(folder_name(0)).join(file_name(n));
     let held: Vec<_> = (0..2 * LIMIT)
