@@ -17,8 +17,8 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, StatxFlags, falloca
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::support::{
-    Loop, Mount, Need, Tmpfs, apart, drop_caches, read_file, require, run, sbin, set_mode,
-    set_owner, write_content,
+    Loop, Mount, Need, Tmpfs, apart, drop_caches, read_file, require, run, sbin, set_owner,
+    write_content,
 };
 
 const OWNER: (u32, u32) = (crate::support::USER, crate::support::USER);
@@ -422,27 +422,4 @@ fn the_most_links_of_a_file_are_not_told() {
     for n in 0..200 {
         fs::hard_link(&mounted, mounted.with_extension(n.to_string())).expect("link");
     }
-}
-
-/// A write by one outside the group takes setgid away from any file natively; on FUSE the kernel
-/// leaves it to a file that its group may not execute, where it gives nobody a right
-/// (fs/fuse/dir.c, fuse_setattr).
-#[test]
-fn setgid_stays_on_what_its_group_cannot_execute() {
-    let Some(pair) = Pair::over("ext4") else {
-        return;
-    };
-    let modes = |mode: u32| {
-        let [native, _] = pair.file(&format!("native-{mode:o}"));
-        let [_, mounted] = pair.file(&format!("mounted-{mode:o}"));
-        [native, mounted].map(|path| {
-            set_mode(&path, mode);
-            apart(Some(OWNER), || {
-                open(&path, 0).write_all_at(b"x", 0).expect("write");
-            });
-            fs::metadata(&path).expect("stat").mode() & 0o7777
-        })
-    };
-    assert_eq!(modes(0o6666), [0o666, 0o2666]);
-    assert_eq!(modes(0o6676), [0o676; 2]);
 }
