@@ -3,8 +3,13 @@
 //! The kernel does not tell a FUSE daemon that answered INTERRUPT with ENOSYS, and a caller whose
 //! request has reached us cannot even be killed until it is answered. But the signals wait for
 //! it, and `/proc/PID/status` shows them.
+//!
+//! Nothing else of `/proc/PID` is read: of one who executes a program, which closes descriptors and
+//! waits for our answers to that, `stat` and others are withheld until he has done so (tried on
+//! Linux 6.18), and we would wait for each other.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 
 /// The signals by which people and systems stop a program.
 const STOPPING: [i32; 5] = [
@@ -27,8 +32,8 @@ pub enum Signalled {
 /// Watches one calling thread while its request is worked on.
 #[derive(Debug)]
 pub struct CallerWatch {
-    /// The thread, and when it started: a number may be given again.
-    thread: Option<(u32, u64)>,
+    /// The status of this thread, and of none that is given its number later.
+    status: Option<File>,
 }
 
 impl CallerWatch {
@@ -37,16 +42,14 @@ impl CallerWatch {
     /// For 0 (another pid namespace), and where `/proc` does not show the thread now (`hidepid`;
     /// a caller that waits for us cannot have died), the watch never reports anything.
     pub fn new(pid: u32) -> Self {
-        let thread = (pid != 0)
-            .then(|| fs::read(format!("/proc/{pid}/stat")).ok())
-            .flatten()
-            .and_then(|stat| parse_stat(&stat))
-            .map(|(_, start)| (pid, start));
-        Self { thread }
+        let open = || File::open(format!("/proc/{pid}/status")).ok();
+        Self {
+            status: (pid != 0).then(open).flatten(),
+        }
     }
 
     /// Whether the caller has died, or has a signal pending that would stop it (SIGINT, SIGTERM,
-    /// SIGKILL, SIGHUP or SIGQUIT, neither blocked nor ignored). Costs two small reads of `/proc`.
+    /// SIGKILL, SIGHUP or SIGQUIT, neither blocked nor ignored). Costs a small read of `/proc`.
     pub fn signalled(&self) -> Option<Signalled> {
         self.pending_of(STOPPING)
     }
@@ -59,15 +62,27 @@ impl CallerWatch {
     }
 
     fn pending_of(&self, signals: impl IntoIterator<Item = i32>) -> Option<Signalled> {
-        let (pid, start) = self.thread?;
-        let (Ok(stat), Ok(status)) = (
-            fs::read(format!("/proc/{pid}/stat")),
-            fs::read(format!("/proc/{pid}/status")),
-        ) else {
-            return Some(Signalled::Gone);
-        };
-        judge(&stat, &status, start, signals)
+        match read_anew(self.status.as_ref()?) {
+            Ok(status) => judge(&status, signals),
+            // ESRCH: reaped.
+            Err(_) => Some(Signalled::Gone),
+        }
     }
+}
+
+/// What an open file of `/proc` says now.
+fn read_anew(file: &File) -> std::io::Result<Vec<u8>> {
+    let mut text = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        match file.read_at(&mut text[length..], length as u64)? {
+            0 => break,
+            more => length += more,
+        }
+        text.resize(length + 4096, 0);
+    }
+    text.truncate(length);
+    Ok(text)
 }
 
 /// True when both threads belong to one process; 0 (unknown) belongs to any.
@@ -83,16 +98,10 @@ fn process_of(thread: u32) -> Option<u32> {
     field(&status, "Tgid")?.parse().ok()
 }
 
-fn judge(
-    stat: &[u8],
-    status: &[u8],
-    start: u64,
-    signals: impl IntoIterator<Item = i32>,
-) -> Option<Signalled> {
-    match parse_stat(stat) {
-        None | Some((b'Z' | b'X' | b'x', _)) => return Some(Signalled::Gone),
-        Some((_, now)) if now != start => return Some(Signalled::Gone),
-        Some(_) => {}
+fn judge(status: &[u8], signals: impl IntoIterator<Item = i32>) -> Option<Signalled> {
+    // One letter, then the word for it in parentheses.
+    if field(status, "State").is_none_or(|state| state.starts_with(['Z', 'X', 'x'])) {
+        return Some(Signalled::Gone);
     }
     let mask = |name| field(status, name).and_then(|m| u64::from_str_radix(m, 16).ok());
     let pending = mask("SigPnd").unwrap_or(0) | mask("ShdPnd").unwrap_or(0);
@@ -102,17 +111,6 @@ fn judge(
         .filter(|signal| (pending & !deaf) >> (signal - 1) & 1 == 1)
         .min()
         .map(Signalled::Pending)
-}
-
-/// State and start time (clock ticks since boot) from `/proc/PID/stat`: fields 3 and 22
-/// (`proc_pid_stat(5)`). The name before them may hold anything, also spaces and parentheses.
-fn parse_stat(stat: &[u8]) -> Option<(u8, u64)> {
-    let end_of_name = stat.iter().rposition(|&byte| byte == b')')?;
-    let rest = std::str::from_utf8(stat.get(end_of_name + 1..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = *fields.next()?.as_bytes().first()?;
-    let start = fields.nth(18)?.parse().ok()?;
-    Some((state, start))
 }
 
 /// The value of one line of `/proc/PID/status`, trimmed. Names there may hold any byte.
@@ -147,13 +145,13 @@ mod tests {
         /// Stops it, so that signals stay pending (`signal(7)`), as for one who waits for us.
         fn stop(&self) {
             self.signal(Signal::STOP);
-            self.wait_for_state(b'T');
+            self.wait_for_state('T');
         }
 
-        fn wait_for_state(&self, state: u8) {
+        fn wait_for_state(&self, state: char) {
             loop {
-                let stat = fs::read(format!("/proc/{}/stat", self.0.id())).unwrap();
-                if parse_stat(&stat).unwrap().0 == state {
+                let status = fs::read(format!("/proc/{}/status", self.0.id())).unwrap();
+                if field(&status, "State").unwrap().starts_with(state) {
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(1));
@@ -187,7 +185,7 @@ mod tests {
         let mut child = Sleeper::new();
         let watch = CallerWatch::new(child.0.id());
         child.signal(Signal::KILL);
-        child.wait_for_state(b'Z');
+        child.wait_for_state('Z');
         assert_eq!(watch.signalled(), Some(Signalled::Gone));
         child.0.wait().unwrap();
         assert_eq!(watch.signalled(), Some(Signalled::Gone));
@@ -199,20 +197,18 @@ mod tests {
         assert_eq!(CallerWatch::new(u32::MAX).signalled(), None);
     }
 
-    const STAT: &[u8] = b"7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20";
-
     #[test]
     fn the_masks_are_applied() {
         let status = |pending: u64, shared: u64, blocked: u64, ignored: u64| {
             format!(
-                "Name:\tx\nSigQ:\t1/2\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\n\
+                "Name:\tx\nState:\tS (sleeping)\nSigQ:\t1/2\nSigPnd:\t{pending:016x}\nShdPnd:\t{shared:016x}\n\
                  SigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\n"
             )
             .into_bytes()
         };
         let int = 1 << (libc::SIGINT - 1);
         let kill = 1 << (libc::SIGKILL - 1);
-        let seen = |status: Vec<u8>| judge(STAT, &status, 4242, STOPPING);
+        let seen = |status: Vec<u8>| judge(&status, STOPPING);
         assert_eq!(seen(status(int, 0, 0, 0)), Some(Signalled::Pending(2)));
         assert_eq!(seen(status(0, int, 0, 0)), Some(Signalled::Pending(2)));
         assert_eq!(seen(status(int, 0, int, 0)), None);
@@ -221,10 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn a_number_given_again_is_another_thread() {
-        assert_eq!(parse_stat(STAT), Some((b'S', 4242)));
-        assert_eq!(judge(STAT, b"", 4242, STOPPING), None);
-        assert_eq!(judge(STAT, b"", 4241, STOPPING), Some(Signalled::Gone));
+    fn a_long_status_is_read_whole_and_anew() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let held = File::open(file.path()).unwrap();
+        for length in [10_000, 4096, 3] {
+            fs::write(file.path(), vec![b'x'; length]).unwrap();
+            assert_eq!(read_anew(&held).unwrap(), vec![b'x'; length]);
+        }
     }
 
     #[test]

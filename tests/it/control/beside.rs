@@ -218,3 +218,37 @@ fn descriptors_do_not_pile_up() {
         || held() < before + 50,
     );
 }
+
+/// To execute a program closes what is not for it, and some of `/proc` is withheld until that is
+/// done: a daemon that reads it to see who waits would wait for him, and he for the daemon, and
+/// `ps` for both.
+#[test]
+fn a_line_that_is_ended_by_executing_a_program_is_run() {
+    if !require(&[Need::Fuse, Need::Tool("perl")]) {
+        return;
+    }
+    let (_source, mount) = world("");
+    let server = mount.server();
+    let script = "open F, '>', '.copy' or die; syswrite F, 'f g' or die; exec 'true'";
+    let mut perl = Command::new("perl")
+        .args(["-e", script])
+        .current_dir(mount.path())
+        .spawn()
+        .unwrap();
+    let start = Instant::now();
+    let end = loop {
+        match perl.try_wait().unwrap() {
+            None if start.elapsed() < Duration::from_secs(30) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            end => break end,
+        }
+    };
+    if end.is_none() {
+        // Nothing else would free him, nor the machine.
+        kill_process(Pid::from_raw(server as i32).unwrap(), Signal::KILL).unwrap();
+        perl.wait().unwrap();
+    }
+    assert_eq!(end.expect("it ends").code(), Some(0));
+    assert_copied(&mount.path().join("g"));
+}
