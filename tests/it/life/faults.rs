@@ -15,7 +15,7 @@ use super::PATIENCE;
 use crate::abuse::close;
 use crate::command::refuses;
 use crate::support::{
-    FaultySource, Mount, Need, OTHER, On, Scratch, USER, assert_content, become_user, corfs,
+    FaultySource, Mount, Need, OTHER, On, Scratch, USER, apart, assert_content, become_user, corfs,
     errno_of, is_mounted, reachable_binary, require, run, sbin, wait_until, write_content,
 };
 
@@ -30,6 +30,8 @@ fn stand(opt: &str) -> (FaultySource, Mount) {
         .opt("attr_timeout=0,entry_timeout=0")
         .opt(opt)
         .start();
+    // The mount is made before the process that serves it has looked at its source.
+    fs::metadata(mount.path()).unwrap();
     (source, mount)
 }
 
@@ -411,5 +413,6 @@ fn stand_of(user: u32) -> (FaultySource, Mount) {
     let source = FaultySource::new();
     write_content(&source.store().join("a"), 1, 3 << 20);
     let mount = Mount::of(source.path()).as_user(user, OTHER).start();
+    apart(Some((user, OTHER)), || fs::metadata(mount.path()).unwrap());
     (source, mount)
 }
