@@ -103,7 +103,11 @@ impl ControlFiles {
         if (!is_copy && !is_folder) || InodeTable::is_virtual(parent) {
             return Ok(false);
         }
-        let real = self.mirror.has_entry(parent, name)?;
+        let real = match self.mirror.has_entry(parent, name) {
+            // Statistics are wanted most where the source fails.
+            Err(fail) if is_folder && fail.errno == Errno::IO => false,
+            found => found?,
+        };
         if real && !self.shadowed.swap(true, Ordering::Relaxed) {
             log::warn!(
                 "the source has an entry {}: it is served, and that directory has no control \
