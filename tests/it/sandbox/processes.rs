@@ -190,7 +190,8 @@ fn the_server_asks_its_guardian_to_unmount() {
         let log = mount.log();
         assert_eq!(status.code(), Some(0), "{log}");
         assert_eq!(log.matches("unmounted").count(), 1, "{log}");
-        assert!(!log.contains("WARN"), "{log}");
+        // Told twice, it may say that it still waits for the end.
+        assert!(both || !log.contains("WARN"), "{log}");
     }
 }
 
