@@ -400,11 +400,14 @@ fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
     inode.now_caches(settled.then_some(version)) == Some(version)
 }
 
-/// A file of size 0 that has bytes: the kernel would not even ask for them.
+/// A file of size 0 that has bytes: the kernel would not even ask for them. One that just got its
+/// first bytes from somebody else is none: it could not be mapped shared (ENODEV).
 fn hides_its_size(fd: &OwnedFd, stat: &Stat) -> bool {
-    stat.st_size == 0
-        && stat.st_blocks == 0
+    let empty = |stat: &Stat| stat.st_size == 0 && stat.st_blocks == 0;
+    empty(stat)
         && rustix::io::pread(fd, &mut [0u8; 1][..], 0).is_ok_and(|count| count > 0)
+        && rustix::fs::fstat(fd)
+            .is_ok_and(|now| empty(&now) && Version::of(&now) == Version::of(stat))
 }
 
 fn pread_full(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
