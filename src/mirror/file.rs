@@ -423,3 +423,26 @@ fn pread_full(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
     }
     Ok(filled)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between the look at its size and the look at its bytes somebody may have written the first,
+    /// as sqlite does to a new `-shm`, which others open to map it.
+    #[test]
+    fn a_file_that_just_got_bytes_hides_no_size() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let fd = OwnedFd::from(file.reopen().unwrap());
+        let empty = rustix::fs::fstat(&fd).unwrap();
+        std::fs::write(file.path(), b"first").unwrap();
+        assert!(!hides_its_size(&fd, &empty));
+    }
+
+    #[test]
+    fn a_file_that_is_made_up_as_it_is_read_hides_its_size() {
+        let fd = OwnedFd::from(std::fs::File::open("/proc/self/status").unwrap());
+        let stat = rustix::fs::fstat(&fd).unwrap();
+        assert!(hides_its_size(&fd, &stat));
+    }
+}

@@ -387,36 +387,3 @@ fn a_file_changed_behind_an_open_window_is_read_anew() {
         );
     }
 }
-
-/// Between the look at its size and the look at its bytes a file may get its first bytes: it is no
-/// file that hides its size, and can be mapped shared (as sqlite does with a new `-shm`).
-#[test]
-fn a_file_that_just_got_bytes_can_be_mapped_shared() {
-    if !require(&[Need::Fuse]) {
-        return;
-    }
-    let source = Scratch::new();
-    let mount = Mount::of(source.path()).start();
-    let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for n in 0..soak(20_000) {
-                write_file(&source.path().join("new"), b"");
-                write_file(&source.path().join("new"), &n.to_ne_bytes());
-                fs::remove_file(source.path().join("new")).expect("unlink");
-            }
-            ended.store(true, Ordering::Relaxed);
-        });
-        while !ended.load(Ordering::Relaxed) {
-            let opened = File::options()
-                .read(true)
-                .write(true)
-                .open(mount.path().join("new"));
-            // It comes and goes.
-            let Ok(file) = opened else { continue };
-            // SAFETY: nothing is read or stored through the mapping.
-            let mapped = unsafe { memmap2::MmapOptions::new().len(4096).map_mut(&file) };
-            mapped.unwrap_or_else(|e| panic!("mmap: {e}"));
-        }
-    });
-}
