@@ -158,7 +158,7 @@ impl Jobs {
         let source = tree.source(&command.source)?;
         let target = tree.target(&command.destination, &command.source)?;
         let order = Order {
-            chunk: command.chunk,
+            options: &command.options,
             progress: &job.progress,
             metrics: &self.metrics,
         };

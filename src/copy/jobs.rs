@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::engine::Progress;
-use super::language::{Command, Method, quote};
+use super::language::{Command, quote};
+use super::options::Method;
+use super::progress::Progress;
 use crate::sys::{Errno, Fail, Result};
 
 /// Copies that run at the same time; more only make the disk's head wander.
@@ -66,8 +68,9 @@ impl Job {
         let took = course
             .took
             .or_else(|| course.started.map(|start| start.elapsed()));
-        let (done, total) = (self.progress.done(), self.progress.total());
+        let (done, total) = (self.progress.bytes_done(), self.progress.bytes_total());
         let state = course.state.name();
+        let method = self.progress.method().map_or("-", Method::name);
         // Writing to a String does not fail.
         let _ = write!(text, "{:>5}  {state:<9}  {done}/{total} B", self.number);
         if total > 0 {
@@ -77,7 +80,7 @@ impl Job {
         if let Some(took) = took {
             let _ = write!(text, "  {} MB/s", megabytes_per_second(done, took));
         }
-        let _ = writeln!(text, "  {}  {}", self.progress.method().name(), self.title);
+        let _ = writeln!(text, "  {}  {}", method, self.title);
         if let Some(error) = &course.error {
             let _ = writeln!(text, "       {error}");
         }
@@ -137,7 +140,7 @@ impl Registry {
         if table.closed {
             return Err(closed());
         }
-        let job = table.new_job(owner, title.into(), command.method);
+        let job = table.new_job(owner, title.into(), command.options.limit);
         table.live.insert(job.number, Arc::clone(&job));
         Ok(job)
     }
@@ -145,7 +148,7 @@ impl Registry {
     /// Remembers a line that was not understood.
     pub(super) fn refuse(&self, owner: u32, line: &[u8], why: &Fail) {
         let mut table = self.table.lock();
-        let job = table.new_job(owner, quote(line).into(), Method::default());
+        let job = table.new_job(owner, quote(line).into(), None);
         table.end(&job, State::Failed, Some(why.to_string()));
     }
 
@@ -210,13 +213,13 @@ impl Registry {
 }
 
 impl Table {
-    fn new_job(&mut self, owner: u32, title: Box<str>, method: Method) -> Arc<Job> {
+    fn new_job(&mut self, owner: u32, title: Box<str>, limit: Option<NonZeroU64>) -> Arc<Job> {
         self.last_number += 1;
         Arc::new(Job {
             number: self.last_number,
             owner,
             title,
-            progress: Progress::new(method),
+            progress: Progress::new(limit),
             course: Mutex::new(Course {
                 state: State::Queued,
                 started: None,
@@ -278,7 +281,7 @@ mod tests {
 
         let all = registry.describe(0);
         let lines: Vec<_> = all.lines().collect();
-        assert!(lines[0].contains("    1  done ") && lines[0].ends_with("map-write  'a b' -> to"));
+        assert!(lines[0].contains("    1  done ") && lines[0].ends_with("-  'a b' -> to"));
         assert!(lines[1].contains("    2  failed") && lines[1].ends_with("c -> to"));
         assert_eq!(
             lines[2].trim(),

@@ -1,35 +1,11 @@
 //! What a line written into a `.copy` means: `[--method=METHOD] [--chunk=SIZE] [--] SRC DST`.
 
+use super::options::{CopyOptions, Method};
 use crate::sys::Result;
 
 pub use super::words::quote;
 use super::words::{Word, refuse, split};
 
-/// How the bytes get from one file into the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Method {
-    /// The source is mapped and populated, and written from the mapping.
-    #[default]
-    MapWrite,
-    /// Both are mapped, and memory is copied (`mcopy2` of APUE 14.8).
-    MapMap,
-    /// Through a buffer, for sources that can't be mapped. Not to be asked for.
-    ReadWrite,
-}
-
-impl Method {
-    /// The word for it, in a line and in the list of jobs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::MapWrite => "map-write",
-            Self::MapMap => "map-map",
-            Self::ReadWrite => "read-write",
-        }
-    }
-}
-
-/// A chunk where the line names none, in bytes: 4 to 8 MiB were the fastest on ext4 and XFS.
-pub const DEFAULT_CHUNK: u64 = 8 << 20;
 const LEAST_CHUNK: u64 = 64 << 10;
 const MOST_CHUNK: u64 = 1 << 30;
 const CHUNK_UNIT: u64 = 4096;
@@ -38,9 +14,7 @@ const CHUNK_UNIT: u64 = 4096;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
     /// How to copy.
-    pub method: Method,
-    /// Bytes mapped at a time: 64 KiB to 1 GiB, a multiple of 4096.
-    pub chunk: u64,
+    pub options: CopyOptions,
     /// What to copy, as named.
     pub source: Vec<u8>,
     /// Where to, as named.
@@ -58,8 +32,7 @@ pub fn parse(line: &[u8]) -> Result<Option<Command>> {
     }
     let mut options = Options {
         words: words.iter(),
-        method: Method::default(),
-        chunk: DEFAULT_CHUNK,
+        options: CopyOptions::default(),
     };
     let first = options.read()?;
     let rest: Vec<&Word> = options.words.collect();
@@ -70,8 +43,7 @@ pub fn parse(line: &[u8]) -> Result<Option<Command>> {
         (Some(_), [_, extra, ..]) => return Err(extra.refuse("one name too many:")),
     };
     Ok(Some(Command {
-        method: options.method,
-        chunk: options.chunk,
+        options: options.options,
         source: source.bytes.clone(),
         destination: destination.bytes.clone(),
     }))
@@ -79,8 +51,7 @@ pub fn parse(line: &[u8]) -> Result<Option<Command>> {
 
 struct Options<'a> {
     words: std::slice::Iter<'a, Word>,
-    method: Method,
-    chunk: u64,
+    options: CopyOptions,
 }
 
 impl<'a> Options<'a> {
@@ -109,9 +80,10 @@ impl<'a> Options<'a> {
             },
         };
         if name == b"--method" {
-            self.method = method(value).ok_or_else(|| word.refuse("unknown method in"))?;
+            let method = method(value).ok_or_else(|| word.refuse("unknown method in"))?;
+            self.options.method = Some(method);
         } else {
-            self.chunk = chunk(value).ok_or_else(|| {
+            self.options.chunk = chunk(value).ok_or_else(|| {
                 word.refuse("a chunk is 64K to 1G, a multiple of 4096; it is not so in")
             })?;
         }
@@ -159,7 +131,7 @@ mod tests {
         let plain = command("from 'to there'");
         assert_eq!(plain.source, b"from");
         assert_eq!(plain.destination, b"to there");
-        assert_eq!((plain.method, plain.chunk), (Method::MapWrite, 8 << 20));
+        assert_eq!(plain.options, CopyOptions::default());
     }
 
     #[test]
@@ -172,15 +144,21 @@ mod tests {
     #[test]
     fn options_come_first() {
         let asked = command("--method=map-map --chunk 64KiB -- --a -b");
-        assert_eq!((asked.method, asked.chunk), (Method::MapMap, 64 << 10));
+        assert_eq!(
+            (asked.options.method, asked.options.chunk),
+            (Some(Method::MapMap), 64 << 10)
+        );
         assert_eq!(
             (asked.source, asked.destination),
             (b"--a".into(), b"-b".into())
         );
-        assert_eq!(command("--method map-write a b").method, Method::MapWrite);
-        assert_eq!(command("--chunk=1G - b").chunk, 1 << 30);
-        assert_eq!(command("--chunk=131072 a b").chunk, 128 << 10);
-        assert_eq!(command("--chunk=3m a b").chunk, 3 << 20);
+        assert_eq!(
+            command("--method map-write a b").options.method,
+            Some(Method::MapWrite)
+        );
+        assert_eq!(command("--chunk=1G - b").options.chunk, 1 << 30);
+        assert_eq!(command("--chunk=131072 a b").options.chunk, 128 << 10);
+        assert_eq!(command("--chunk=3m a b").options.chunk, 3 << 20);
     }
 
     #[test]

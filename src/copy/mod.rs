@@ -4,14 +4,18 @@
 //! [`language`] reads a line, `resolve` opens what it names beneath the mounted tree and under the
 //! opener's credentials, `engine` moves the bytes into a temporary file, `publish` puts that in its
 //! place. `jobs` keeps the list that `cat .copy` shows; `watchers` cancels for those who are told
-//! to stop. A new method is a variant of [`language::Method`] and a branch in the engine's chunk.
+//! to stop. A new method is a variant
+//! of [`options::Method`] and a branch in the engine's chunk.
 
+mod attributes;
 mod control;
 mod engine;
 mod extents;
 mod jobs;
 pub mod language;
 mod lines;
+pub mod options;
+pub mod progress;
 mod publish;
 mod resolve;
 mod watchers;

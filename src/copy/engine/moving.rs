@@ -1,20 +1,16 @@
-//! Moves the bytes of one regular file into another, through mapped chunks.
+//! The bytes of one file, through mapped chunks.
 
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{
-    FallocateFlags, Mode, SeekFrom, Stat, Timespec, Timestamps, fallocate, fchmod, fstat,
-    ftruncate, futimens, seek,
-};
+use rustix::fs::{FallocateFlags, SeekFrom, Stat, fallocate, fstat, ftruncate, seek};
 use rustix::param::page_size;
 
-use super::extents::{Extents, cut};
-use super::language::Method;
-use super::publish::Temporary;
-use super::resolve::{Source, Target, same_file};
-use crate::observe::Metrics;
+use super::Order;
+use crate::copy::extents::{Extents, cut};
+use crate::copy::options::Method;
+use crate::copy::progress::Progress;
 use crate::sys::{Errno, Fail, OrFail, Result};
 use crate::window::Map;
 
@@ -28,194 +24,18 @@ const WRITE: u64 = 512 << 10;
 const BUFFER: usize = 1 << 20;
 /// Bytes of one fallocate: it can't be cancelled.
 const RESERVE: u64 = 1 << 30;
-/// A source that changes under the copy gets this many attempts.
-const ATTEMPTS: usize = 2;
-
-/// How far a copy is, for those who look on, and the way to stop it.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    done: AtomicU64,
-    total: AtomicU64,
-    method: AtomicU8,
-    cancelled: AtomicBool,
-}
-
-impl Progress {
-    pub(super) fn new(method: Method) -> Self {
-        let progress = Self::default();
-        progress.set_method(method);
-        progress
-    }
-
-    /// Bytes of data copied in this attempt.
-    pub(super) fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of data to copy; holes do not count. 0 as long as that is not known.
-    pub(super) fn total(&self) -> u64 {
-        self.total.load(Ordering::Relaxed)
-    }
-
-    /// The method that is really used.
-    pub(super) fn method(&self) -> Method {
-        match self.method.load(Ordering::Relaxed) {
-            1 => Method::MapMap,
-            2 => Method::ReadWrite,
-            _ => Method::MapWrite,
-        }
-    }
-
-    /// Stops the copy after the piece that it is at.
-    pub(super) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
-    }
-
-    /// EINTR once cancelled.
-    pub(super) fn check(&self) -> Result<()> {
-        if self.is_cancelled() {
-            return Err(Fail::new(Errno::INTR, "copy").because("cancelled"));
-        }
-        Ok(())
-    }
-
-    fn set_method(&self, method: Method) {
-        let number = match method {
-            Method::MapWrite => 0,
-            Method::MapMap => 1,
-            Method::ReadWrite => 2,
-        };
-        self.method.store(number, Ordering::Relaxed);
-    }
-}
-
-/// How to copy, and whom to tell.
-pub(super) struct Order<'a> {
-    pub(super) chunk: u64,
-    pub(super) progress: &'a Progress,
-    pub(super) metrics: &'a Metrics,
-}
-
-/// Copies `source` to where `target` says: data, mode and times; holes stay holes.
-///
-/// Whole or absent: on any error, or when cancelled, what stood there stands unchanged and nothing
-/// is left behind. Not synced to disk.
-///
-/// The set-user-id and set-group-id bits are kept only with the owner and group that they are for.
-///
-/// # Errors
-/// EINVAL when both are the same file; EINTR when cancelled; EBUSY for a source that changes all
-/// the time (told by size, mtime and ctime: a change within the clock's grain escapes); EIO for a
-/// page of the source that can't be had; else the kernel's own, ENOSPC before the work begins
-/// where the file system can reserve space.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
-    if target
-        .existing
-        .as_ref()
-        .is_some_and(|stat| same_file(stat, &source.stat))
-    {
-        return Err(
-            Fail::new(Errno::INVAL, "copy").because("source and destination are the same file")
-        );
-    }
-    order.progress.check()?;
-    let temporary = Temporary::create(target.directory.as_fd())?;
-    let filled = fill(source, temporary.file(), order).and_then(|()| order.progress.check());
-    match filled {
-        Ok(()) => temporary.publish(target),
-        Err(fail) => {
-            temporary.discard(target.directory.as_fd());
-            Err(fail)
-        }
-    }
-}
-
-/// Fills the destination with one unchanging state of the source.
-fn fill(source: &Source, destination: BorrowedFd<'_>, order: &Order<'_>) -> Result<()> {
-    let asked = order.progress.method();
-    for _ in 0..ATTEMPTS {
-        let before = fstat(&source.file).or_fail("fstat")?;
-        let outcome = Pass::new(source.file.as_fd(), destination, &before, order).run();
-        match &outcome {
-            // A page that was lost may have been truncated away: that is a change, too.
-            Err(fail) if fail.errno != Errno::IO => return outcome,
-            Err(_) | Ok(()) => {}
-        }
-        let after = fstat(&source.file).or_fail("fstat")?;
-        if unchanged(&before, &after) {
-            outcome?;
-            return keep_attributes(&source.stat, &before, destination);
-        }
-        order.progress.done.store(0, Ordering::Relaxed);
-        order.progress.set_method(asked);
-        ftruncate(destination, 0).or_fail("ftruncate")?;
-    }
-    Err(Fail::new(Errno::BUSY, "copy").because("the source changed while copying"))
-}
-
-fn unchanged(before: &Stat, after: &Stat) -> bool {
-    let state = |stat: &Stat| {
-        (
-            stat.st_size,
-            (stat.st_mtime, stat.st_mtime_nsec),
-            (stat.st_ctime, stat.st_ctime_nsec),
-        )
-    };
-    state(before) == state(after)
-}
-
-/// Mode and times; the access time as it was at `opened`, before we read.
-fn keep_attributes(opened: &Stat, source: &Stat, destination: BorrowedFd<'_>) -> Result<()> {
-    let own = fstat(destination).or_fail("fstat")?;
-    let mut mode = Mode::from_raw_mode(source.st_mode & 0o7777);
-    if own.st_uid != source.st_uid {
-        mode -= Mode::SUID | Mode::SGID;
-    } else if own.st_gid != source.st_gid {
-        mode -= Mode::SGID;
-    }
-    let times = Timestamps {
-        last_access: time(opened.st_atime, opened.st_atime_nsec),
-        last_modification: time(source.st_mtime, source.st_mtime_nsec),
-    };
-    kept(fchmod(destination, mode), "fchmod")?;
-    kept(futimens(destination, &times), "futimens")
-}
-
-#[allow(
-    clippy::unnecessary_cast,
-    clippy::cast_possible_wrap,
-    reason = "the width differs between machines; nanoseconds are below 2^30"
-)]
-fn time(seconds: impl Into<i64>, nanoseconds: impl TryInto<i64>) -> Timespec {
-    Timespec {
-        tv_sec: seconds.into(),
-        tv_nsec: nanoseconds.try_into().unwrap_or(0) as _,
-    }
-}
-
-/// A file system without modes or times (vfat) says so of our own file: then there is nothing to
-/// keep.
-fn kept(answer: rustix::io::Result<()>, operation: &'static str) -> Result<()> {
-    match answer {
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        other => other.or_fail(operation),
-    }
-}
-
 /// One attempt.
-struct Pass<'a> {
+pub(super) struct Pass<'a> {
     source: BorrowedFd<'a>,
     destination: BorrowedFd<'a>,
     size: u64,
     order: &'a Order<'a>,
+    /// What this attempt has added to the progress: bytes done, bytes in all.
+    counted: (AtomicU64, AtomicU64),
 }
 
 impl<'a> Pass<'a> {
-    fn new(
+    pub(super) fn new(
         source: BorrowedFd<'a>,
         destination: BorrowedFd<'a>,
         stat: &Stat,
@@ -226,18 +46,28 @@ impl<'a> Pass<'a> {
             destination,
             size: u64::try_from(stat.st_size).unwrap_or(0),
             order,
+            counted: Default::default(),
         }
+    }
+
+    /// Takes back what this attempt has counted: its work is thrown away.
+    pub(super) fn take_back(&self) {
+        let (done, total) = &self.counted;
+        let taken = |counter: &AtomicU64| counter.swap(0, Ordering::Relaxed);
+        self.progress().take_back(taken(done), taken(total));
     }
 
     fn progress(&self) -> &Progress {
         self.order.progress
     }
 
-    fn run(&self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<()> {
         if self.size == 0 || !self.is_mappable()? {
             self.progress().set_method(Method::ReadWrite);
             return self.stream();
         }
+        let asked = self.order.options.method.unwrap_or(Method::MapWrite);
+        self.progress().set_method(asked);
         self.reserve()?;
         for extent in Extents::new(self.source, self.size) {
             self.extent(extent?)?;
@@ -268,7 +98,8 @@ impl<'a> Pass<'a> {
                 possible = possible && self.reserve_part(part)?;
             }
         }
-        self.progress().total.store(total, Ordering::Relaxed);
+        self.counted.1.fetch_add(total, Ordering::Relaxed);
+        self.progress().add_bytes_total(total);
         Ok(())
     }
 
@@ -287,7 +118,7 @@ impl<'a> Pass<'a> {
 
     /// One stretch of data, chunk by chunk; while one is copied the next is read ahead.
     fn extent(&self, extent: Range<u64>) -> Result<()> {
-        let mut chunks = cut(extent, self.order.chunk.max(page_size() as u64));
+        let mut chunks = cut(extent, self.order.options.chunk.max(page_size() as u64));
         let mut next = chunks
             .next()
             .map(|range| Chunk::read(self, range))
@@ -307,7 +138,7 @@ impl<'a> Pass<'a> {
 
     fn chunk(&self, chunk: &Chunk) -> Result<()> {
         let mapped = match self.progress().method() {
-            Method::MapMap => self.map_destination(chunk)?,
+            Some(Method::MapMap) => self.map_destination(chunk)?,
             _ => None,
         };
         for piece in cut(chunk.range.clone(), PIECE) {
@@ -321,7 +152,7 @@ impl<'a> Pass<'a> {
             if !done {
                 self.write(chunk, piece.clone())?;
             }
-            self.count(piece.end - piece.start);
+            self.count(piece.end - piece.start)?;
         }
         Ok(())
     }
@@ -356,9 +187,10 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    fn count(&self, bytes: u64) {
-        self.progress().done.fetch_add(bytes, Ordering::Relaxed);
+    fn count(&self, bytes: u64) -> Result<()> {
         self.order.metrics.copied(bytes);
+        self.counted.0.fetch_add(bytes, Ordering::Relaxed);
+        self.progress().spend(bytes)
     }
 
     /// Through a buffer. A file of no size is read to its end all the same: those of procfs have
@@ -400,7 +232,7 @@ impl<'a> Pass<'a> {
             };
             self.write_buffer(&buffer[..count], at)?;
             at += count as u64;
-            self.count(count as u64);
+            self.count(count as u64)?;
         }
         Ok(at)
     }
@@ -466,7 +298,3 @@ impl Chunk {
         (part.start - self.base) as usize..(part.end - self.base) as usize
     }
 }
-
-#[cfg(test)]
-#[path = "engine_tests.rs"]
-mod tests;

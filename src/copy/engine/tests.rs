@@ -3,16 +3,20 @@
 use std::ffi::OsString;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
-use rustix::fs::{OFlags, open};
+use rustix::fs::{FallocateFlags, Mode, OFlags, fallocate, open};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::UnshareFlags;
 
+use super::super::extents::Extents;
+use super::super::options::Method;
 use super::super::resolve::Tree;
 use super::*;
 
@@ -25,9 +29,10 @@ fn copy_between(
     source: &str,
     to: &Path,
     target: &str,
+    method: Method,
     progress: &Progress,
 ) -> Outcome {
-    copy_in_chunks(from, source, to, target, progress, 64 << 10)
+    copy_in_chunks(from, source, to, target, method, progress, 64 << 10)
 }
 
 fn tree(folder: &OwnedFd) -> Tree<'_> {
@@ -44,6 +49,7 @@ fn copy_in_chunks(
     source: &str,
     to: &Path,
     target: &str,
+    method: Method,
     progress: &Progress,
     chunk: u64,
 ) -> Outcome {
@@ -55,17 +61,23 @@ fn copy_in_chunks(
     let place = tree(&to).target(target.as_bytes(), source.as_bytes());
     let place = place.map_err(|fail| fail.errno)?;
     let metrics = Metrics::new();
-    let order = Order {
+    let options = CopyOptions {
         chunk,
+        method: Some(method),
+        ..CopyOptions::default()
+    };
+    let order = Order {
+        options: &options,
         progress,
         metrics: &metrics,
     };
     let done = copy(&found, &place, &order);
-    done.map(|()| progress.method()).map_err(|fail| fail.errno)
+    done.map(|()| progress.method().unwrap())
+        .map_err(|fail| fail.errno)
 }
 
 fn copy_within(folder: &Path, source: &str, target: &str, method: Method) -> Outcome {
-    copy_between(folder, source, folder, target, &Progress::new(method))
+    copy_between(folder, source, folder, target, method, &Progress::new(None))
 }
 
 fn listing(folder: &Path) -> Vec<OsString> {
@@ -136,10 +148,10 @@ fn holes_stay_holes() {
         from.write_all_at(&pattern(200_000), 12_345).unwrap();
         from.write_all_at(&pattern(5), 3 << 30).unwrap();
         from.write_all_at(&pattern(9), (6 << 30) - 4).unwrap();
-        let progress = Progress::new(method);
+        let progress = Progress::new(None);
         let place = folder.path();
         assert_eq!(
-            copy_between(place, "from", place, "to", &progress),
+            copy_between(place, "from", place, "to", method, &progress),
             Ok(method)
         );
 
@@ -161,7 +173,10 @@ fn holes_stay_holes() {
             .iter()
             .map(|part| part.end - part.start)
             .sum();
-        assert_eq!((progress.done(), progress.total()), (data, data));
+        assert_eq!(
+            (progress.bytes_done(), progress.bytes_total()),
+            (data, data)
+        );
     }
 }
 
@@ -188,10 +203,10 @@ fn a_file_without_data_is_copied() {
 fn what_cannot_be_mapped_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path();
-    let progress = || Progress::new(Method::MapMap);
+    let progress = || Progress::new(None);
     let proc = Path::new("/proc");
     assert_eq!(
-        copy_between(proc, "version", to, "a", &progress()),
+        copy_between(proc, "version", to, "a", Method::MapMap, &progress()),
         Ok(Method::ReadWrite)
     );
     assert_eq!(
@@ -206,7 +221,7 @@ fn what_cannot_be_mapped_is_read() {
     }
     // It says that it has a page, and has a line.
     assert_eq!(
-        copy_between(sys, "enabled", to, "b", &progress()),
+        copy_between(sys, "enabled", to, "b", Method::MapMap, &progress()),
         Ok(Method::ReadWrite)
     );
     assert_eq!(
@@ -263,16 +278,17 @@ fn a_cancelled_copy_leaves_everything_as_it_was() {
     }
     fs::write(place.join("to"), "old").unwrap();
     for method in METHODS {
-        let progress = Progress::new(method);
+        let progress = Progress::new(None);
         std::thread::scope(|scope| {
-            let copying = scope.spawn(|| copy_between(place, "from", place, "to", &progress));
-            while progress.done() == 0 && !copying.is_finished() {
+            let copying =
+                scope.spawn(|| copy_between(place, "from", place, "to", method, &progress));
+            while progress.bytes_done() == 0 && !copying.is_finished() {
                 std::thread::yield_now();
             }
             progress.cancel();
             assert_eq!(copying.join().unwrap(), Err(Errno::INTR));
         });
-        assert!(progress.done() < 128 << 20);
+        assert!(progress.bytes_done() < 128 << 20);
         assert_eq!(fs::read(place.join("to")).unwrap(), b"old");
         assert_eq!(listing(place), ["from", "to"]);
     }
@@ -329,8 +345,16 @@ fn a_full_disk_changes_nothing() {
 fn a_disk_that_fills_without_reservation_changes_nothing() {
     // A source without a size can't be reserved for: the write itself finds the disk full.
     on_a_small_file_system("64k", |place| {
-        let progress = Progress::new(Method::MapWrite);
-        let outcome = copy_between(Path::new("/proc"), "kallsyms", place, "to", &progress);
+        let progress = Progress::new(None);
+        let method = Method::MapWrite;
+        let outcome = copy_between(
+            Path::new("/proc"),
+            "kallsyms",
+            place,
+            "to",
+            method,
+            &progress,
+        );
         assert_eq!(outcome, Err(Errno::NOSPC));
         assert!(listing(place).is_empty());
     });
@@ -447,8 +471,9 @@ proptest! {
                 file.write_all_at(&bytes[at..end], at as u64).unwrap();
             }
         }
-        let progress = Progress::new(METHODS[usize::from(map_map)]);
-        copy_in_chunks(place, "from", place, "to", &progress, chunk * 4096).unwrap();
+        let progress = Progress::new(None);
+        let method = METHODS[usize::from(map_map)];
+        copy_in_chunks(place, "from", place, "to", method, &progress, chunk * 4096).unwrap();
         prop_assert!(fs::read(place.join("to")).unwrap() == bytes);
         prop_assert_eq!(listing(place), ["from", "to"]);
     }

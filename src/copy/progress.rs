@@ -1,0 +1,272 @@
+//! How far a copy is, for those who look on, and the ways to hold, slow or stop it.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::options::Method;
+use crate::sys::{Errno, Fail, Result};
+
+/// Files of a tree whose errors are kept in words; all are counted.
+#[allow(dead_code, reason = "as below")]
+const MOST_FAILURES: usize = 100;
+/// How long one who waits sleeps before he looks whether he is cancelled.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What became of one file of a tree.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Its path, as reached from the source that was named.
+    pub path: Box<[u8]>,
+    /// Why.
+    pub fail: Fail,
+}
+
+/// Shared by all who work at one job, and by those who look at it. Counters are of this attempt.
+#[derive(Debug, Default)]
+pub struct Progress {
+    bytes_done: AtomicU64,
+    bytes_total: AtomicU64,
+    files_done: AtomicU64,
+    files_total: AtomicU64,
+    failed: AtomicU64,
+    /// Everything is counted: the totals are final.
+    totals_known: AtomicBool,
+    /// Index in [`Method::ALL`] and one; 0 as long as no byte has moved.
+    method: AtomicU8,
+    workers: AtomicU16,
+    cancelled: AtomicBool,
+    /// A leaf in the order of locks, as is `pace`.
+    failures: Mutex<VecDeque<Failure>>,
+    pace: Mutex<Pace>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pace {
+    paused: bool,
+    limit: Option<NonZeroU64>,
+    /// When the bytes spent so far are paid for.
+    free_at: Option<Instant>,
+}
+
+#[allow(dead_code, reason = "what trees need; used from the next change on")]
+impl Progress {
+    /// Nothing done; at most `limit` bytes a second.
+    pub fn new(limit: Option<NonZeroU64>) -> Self {
+        let progress = Self::default();
+        progress.pace.lock().limit = limit;
+        progress
+    }
+
+    /// Bytes of data copied; holes and shared extents count as done when they are.
+    pub fn bytes_done(&self) -> u64 {
+        self.bytes_done.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of data found so far that are to be copied.
+    pub fn bytes_total(&self) -> u64 {
+        self.bytes_total.load(Ordering::Relaxed)
+    }
+
+    /// Files (directories, links and special files too) that are done, and those found so far.
+    pub fn files(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.files_done), read(&self.files_total))
+    }
+
+    /// Whether the totals are final.
+    pub fn totals_known(&self) -> bool {
+        self.totals_known.load(Ordering::Relaxed)
+    }
+
+    /// The method that moves, or moved, bytes last.
+    pub fn method(&self) -> Option<Method> {
+        let number = self.method.load(Ordering::Relaxed);
+        Method::ALL
+            .get(usize::from(number).wrapping_sub(1))
+            .copied()
+    }
+
+    /// Threads at work.
+    pub fn workers(&self) -> u16 {
+        self.workers.load(Ordering::Relaxed)
+    }
+
+    /// How many files failed, and the first hundred of them.
+    pub fn failures(&self) -> (u64, Vec<Failure>) {
+        let kept = self.failures.lock().iter().cloned().collect();
+        (self.failed.load(Ordering::Relaxed), kept)
+    }
+
+    pub(super) fn add_bytes_done(&self, bytes: u64) {
+        self.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Takes back what an attempt that is given up had counted.
+    pub(super) fn take_back(&self, done: u64, total: u64) {
+        self.bytes_done.fetch_sub(done, Ordering::Relaxed);
+        self.bytes_total.fetch_sub(total, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_bytes_total(&self, bytes: u64) {
+        self.bytes_total.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_files_total(&self, files: u64) {
+        self.files_total.fetch_add(files, Ordering::Relaxed);
+    }
+
+    pub(super) fn file_done(&self) {
+        self.files_done.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_totals_known(&self) {
+        self.totals_known.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_method(&self, method: Method) {
+        let index = Method::ALL.iter().position(|known| *known == method);
+        let number = index.map_or(0, |index| index as u8 + 1);
+        self.method.store(number, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_workers(&self, workers: u16) {
+        self.workers.store(workers, Ordering::Relaxed);
+    }
+
+    /// Notes that one file of a tree failed; the job goes on.
+    pub(super) fn failed(&self, path: &[u8], fail: Fail) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut failures = self.failures.lock();
+        if failures.len() < MOST_FAILURES {
+            failures.push_back(Failure {
+                path: path.into(),
+                fail,
+            });
+        }
+    }
+
+    /// Stops the job after the system call that it is in.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        // Under the lock, or one who is about to wait would miss it.
+        let _pace = self.pace.lock();
+        self.changed.notify_all();
+    }
+
+    /// Whether it was told to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Holds the job after the system call that it is in, or lets it go on.
+    pub fn pause(&self, paused: bool) {
+        self.pace.lock().paused = paused;
+        self.changed.notify_all();
+    }
+
+    /// Whether it is held.
+    pub fn is_paused(&self) -> bool {
+        self.pace.lock().paused
+    }
+
+    /// To be called between any two system calls that may take long: EINTR once cancelled; waits
+    /// while paused.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(cancelled());
+        }
+        let mut pace = self.pace.lock();
+        while pace.paused {
+            self.changed.wait_for(&mut pace, LOOK);
+            if self.is_cancelled() {
+                return Err(cancelled());
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts bytes as done, and waits until the limit allows more. EINTR once cancelled.
+    pub(super) fn spend(&self, bytes: u64) -> Result<()> {
+        self.add_bytes_done(bytes);
+        let mut pace = self.pace.lock();
+        if let Some(limit) = pace.limit {
+            let now = Instant::now();
+            // 2^63 ns are 292 years: bytes of one call at one byte a second fit.
+            let cost = u128::from(bytes) * 1_000_000_000 / u128::from(limit.get());
+            let cost = Duration::from_nanos(u64::try_from(cost).unwrap_or(u64::MAX >> 1));
+            let free_at = pace.free_at.map_or(now, |at| at.max(now)) + cost;
+            pace.free_at = Some(free_at);
+            while Instant::now() < free_at && !self.is_cancelled() {
+                let left = free_at.saturating_duration_since(Instant::now());
+                self.changed.wait_for(&mut pace, left.min(LOOK));
+            }
+        }
+        drop(pace);
+        self.check()
+    }
+}
+
+fn cancelled() -> Fail {
+    Fail::new(Errno::INTR, "copy").because("cancelled")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_paused_waits_and_what_is_cancelled_does_not() {
+        let progress = Progress::new(None);
+        progress.pause(true);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| progress.check());
+            std::thread::sleep(LOOK * 2);
+            assert!(!waits.is_finished());
+            progress.pause(false);
+            waits.join().unwrap().unwrap();
+            progress.pause(true);
+            let waits = scope.spawn(|| progress.check());
+            progress.cancel();
+            assert_eq!(waits.join().unwrap().unwrap_err().errno, Errno::INTR);
+        });
+    }
+
+    #[test]
+    fn a_limit_makes_bytes_take_their_time() {
+        let progress = Progress::new(NonZeroU64::new(1000));
+        let start = Instant::now();
+        for _ in 0..4 {
+            progress.spend(50).unwrap();
+        }
+        assert!(start.elapsed() >= Duration::from_millis(200));
+        assert_eq!(progress.bytes_done(), 200);
+    }
+
+    #[test]
+    fn a_limit_can_be_cancelled() {
+        let progress = Progress::new(NonZeroU64::new(1));
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| progress.spend(1 << 60));
+            std::thread::sleep(LOOK);
+            progress.cancel();
+            assert_eq!(waits.join().unwrap().unwrap_err().errno, Errno::INTR);
+        });
+    }
+
+    #[test]
+    fn failures_are_counted_and_the_first_are_kept() {
+        let progress = Progress::new(None);
+        for number in 0..250 {
+            let fail = Fail::new(Errno::ACCESS, "open");
+            progress.failed(format!("file {number}").as_bytes(), fail);
+        }
+        let (count, kept) = progress.failures();
+        assert_eq!((count, kept.len()), (250, MOST_FAILURES));
+        assert_eq!(&*kept[0].path, b"file 0");
+    }
+}
