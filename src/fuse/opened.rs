@@ -53,7 +53,7 @@ impl Shared {
         open_backing: impl FnOnce(Arc<OwnedFd>) -> io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         let register = || {
-            if opened.direct_io {
+            if opened.hides_its_size {
                 // The kernel believes the size of what it serves.
                 return Err(io::ErrorKind::Unsupported.into());
             }

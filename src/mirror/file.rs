@@ -62,6 +62,8 @@ pub struct Opened {
     /// The kernel must ask us for the bytes: because nothing may be cached, or because there are
     /// more than the size tells of (procfs).
     pub direct_io: bool,
+    /// It has data beyond the size that it tells (procfs): nobody else may believe that size.
+    pub hides_its_size: bool,
 }
 
 impl OpenFile {
@@ -137,10 +139,12 @@ impl Mirror {
         let fd = Arc::new(fd);
         self.table.lend(&inode, &fd);
         let strict = self.options.coherence == Coherence::Strict;
+        let hides_its_size = asked.access != libc::O_WRONLY && hides_its_size(&fd, stat);
         let opened = Opened {
             handle,
             keep_cache: !strict && keep_cache(&inode, stat),
-            direct_io: strict || asked.access != libc::O_WRONLY && hides_its_size(&fd, stat),
+            direct_io: strict || hides_its_size,
+            hides_its_size,
         };
         let file = OpenFile {
             inode,

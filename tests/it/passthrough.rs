@@ -131,6 +131,29 @@ fn all_opens_of_an_inode_share_their_way_and_the_pages_are_one() {
     assert_eq!(read_file(&a)[9], 1);
 }
 
+/// The source's own pages are always of this moment, so nothing needs to be kept from the kernel.
+#[test]
+fn strict_coherence_is_kept_by_the_kernel_too() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let beneath = source.path().join("a");
+    fs::write(&beneath, "first").unwrap();
+    let mount = through(source.path()).opt("coherence=strict").start();
+    let held = writable(&mount.path().join("a"));
+    assert_eq!(read_file(&mount.path().join("a")), b"first");
+    fs::write(&beneath, "second, longer").unwrap();
+    let mut bytes = [0; 14];
+    held.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"second, longer");
+    assert_eq!(held.metadata().unwrap().len(), 14);
+    let mut mapped = map(&held);
+    mapped[0] = b'S';
+    assert_eq!(fs::read(&beneath).unwrap(), b"Second, longer");
+    assert_eq!((state(&mount).as_str(), moved(&mount)), ("on", (0.0, 0.0)));
+}
+
 #[test]
 fn a_created_file_is_passed_through_and_grows() {
     if !require(&[Need::Fuse, Need::Root]) {

@@ -201,6 +201,9 @@ fn serve_device(
         events,
     } = served;
     let name = shown(source.path());
+    // Before the first look at the source, which may hang already.
+    overdue::watch(device.as_fd())
+        .map_err(|error| Refusal::system(format!("start threads for {name}: {}", said(error))))?;
     let config = settings.config_text(source.path(), &site.path, in_force);
     let mut options = settings.options.clone();
     if in_force.landlock {
@@ -250,7 +253,6 @@ fn run_session(
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
-    overdue::watch(device.as_fd()).map_err(|error| failed("start threads", error))?;
     let ours = device
         .try_clone()
         .map_err(|error| failed("duplicate the connection", error))?;
