@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,6 +104,9 @@ impl Actor {
             .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // In a group with a parent outside it: SIGTSTP stops nobody whose group is an orphan, as
+            // ours is where the tests were started in a session of their own.
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|e| panic!("this binary as {role}: {e}"));
         let orders = child.stdin.take().expect("piped");

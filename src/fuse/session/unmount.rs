@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Whether to wait for the users of a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,11 +135,20 @@ pub(super) fn end(site: &Site) {
     }
 }
 
+/// How long somebody who ends the connection before he unmounts (`umount -f -l`) has for the second.
+const BETWEEN: Duration = Duration::from_millis(20);
+const LOOKS: usize = 25;
+
 /// Takes away what is left of our own mount after its loops have ended.
 ///
 /// Returns whether there was anything left.
 pub(super) fn sweep(site: &Site) -> bool {
-    let left = site.stands();
+    let left = (0..LOOKS).all(|look| {
+        if look > 0 {
+            std::thread::sleep(BETWEEN);
+        }
+        site.stands()
+    });
     if left && let Err(kept) = unmount(&site.path, Manner::Lazy) {
         log::error!("unmount {}: {}", shown(&site.path), words(kept));
     }

@@ -67,7 +67,7 @@ pub(super) const ACTORS: &[Actor] = &[
 
 impl Actor {
     /// Does something on a thread with this identity.
-    fn does<T: Send>(self, mask: u32, work: impl FnOnce() -> T + Send) -> T {
+    pub(super) fn does<T: Send>(self, mask: u32, work: impl FnOnce() -> T + Send) -> T {
         apart(None, || {
             rustix::process::umask(Mode::from_raw_mode(mask));
             if self.capabilities.is_some() {
@@ -352,13 +352,16 @@ pub(super) fn facts(path: &Path) -> String {
     text
 }
 
-/// Makes the one known difference even: see `rights::a_setgid_bit_without_execution_stays`.
+/// Makes the one known difference even: see
+/// `rights::a_setgid_bit_without_execution_goes_with_writes_and_stays_with_truncations`.
 fn take_idle_setgid(native: &Path, mounted: &Path) {
     let bits = |path: &Path| rustix::fs::lstat(path).map_or(0, |stat| stat.st_mode);
     let (expected, found) = (bits(native), bits(mounted));
-    let idle = found & libc::S_IFMT != libc::S_IFDIR && found & 0o2010 == 0o2000;
-    if idle && found == expected | 0o2000 {
-        set_mode(mounted, expected & 0o7777);
+    let either = expected | found;
+    let idle = either & libc::S_IFMT != libc::S_IFDIR && either & 0o2010 == 0o2000;
+    if idle && expected ^ found == 0o2000 {
+        set_mode(native, found & 0o5777);
+        set_mode(mounted, found & 0o5777);
     }
 }
 

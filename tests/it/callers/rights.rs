@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
 
-use super::deeds::{ACTORS, FOLDERS, Twins, build, facts};
+use super::deeds::{ACTORS, FOLDERS, Twins, build, facts, user};
 use super::*;
 use crate::support::{
     Mount, MountBuilder, Need, Scratch, output, require, set_mode, set_owner, tool,
@@ -54,6 +54,42 @@ fn a_setgid_bit_without_execution_goes_with_a_strangers_write() {
             assert_eq!(changed.is_ok(), root == mount.path());
         }
     }
+}
+
+/// Natively it goes with what strangers to the file's group do. Whoever writes through the mount
+/// does so as himself but without his groups, and a truncation comes to us as root's. Nobody reads
+/// anything from that bit.
+#[test]
+fn a_setgid_bit_without_execution_goes_with_writes_and_stays_with_truncations() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).opt("allow_other").start();
+    let left = |root: &Path, group: &'static [u32], deed: fn(&Path)| {
+        let path = source.file("f", b"x");
+        set_owner(&path, 1000, 1000);
+        set_mode(&path, 0o2666);
+        user(1001, 1001, group).does(0, || deed(&root.join("f")));
+        rustix::fs::stat(&path).unwrap().st_mode & 0o7777
+    };
+    let write: fn(&Path) = |path| make(path).unwrap();
+    let truncate: fn(&Path) = |path| truncated(path);
+    for (group, deed, natively, here) in [
+        (&[1000][..], write, 0o2666, 0o666),
+        (&[], write, 0o666, 0o666),
+        (&[1000], truncate, 0o2666, 0o2666),
+        (&[], truncate, 0o666, 0o2666),
+    ] {
+        assert_eq!(left(source.path(), group, deed), natively, "{group:?}");
+        assert_eq!(left(mount.path(), group, deed), here, "{group:?}");
+    }
+}
+
+fn truncated(path: &Path) {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    // SAFETY: the path is a string that ends in a NUL and outlives the call.
+    assert_eq!(unsafe { libc::truncate(path.as_ptr(), 0) }, 0);
 }
 
 /// The same script in a user namespace of its own, whose root has no power outside, and with

@@ -112,7 +112,11 @@ fn live(stand: &Stand, way: Way, users: Users, foreground: bool, ids: Option<(u3
             end.is_some()
         });
         let log = std::fs::read_to_string(stand.scratch().path().join("log")).unwrap();
-        assert_eq!(end.and_then(|s| s.code()), Some(0), "{way:?}: {log}");
+        let code = end.and_then(|s| s.code());
+        // umount(8) ends the connection first: a daemon that is told of that long before the mount
+        // goes takes it for an abort, and the mount away.
+        let faster = way == UMOUNT_FORCE && code == Some(2) && log.contains("was aborted");
+        assert!(code == Some(0) || faster, "{way:?}: {code:?}: {log}");
     }
     wait_until("no process is left", PATIENCE, || family(stand).is_empty());
     assert!(!is_mounted(&stand.point, "fuse.corfs"));
