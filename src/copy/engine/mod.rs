@@ -1,6 +1,7 @@
 //! The course of one regular file's copy: whole or absent.
 
 mod moving;
+pub(super) mod small;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -78,7 +79,13 @@ fn fill(source: &Source, destination: BorrowedFd<'_>, order: &Order<'_>) -> Resu
         if unchanged(&before, &after) {
             outcome?;
             let preserve = order.options.preserve;
-            return attributes::keep(&source.stat, &before, destination, preserve);
+            return attributes::keep(
+                source.file.as_fd(),
+                &source.stat,
+                &before,
+                destination,
+                preserve,
+            );
         }
         pass.take_back();
         ftruncate(destination, 0).or_fail("ftruncate")?;
@@ -86,7 +93,7 @@ fn fill(source: &Source, destination: BorrowedFd<'_>, order: &Order<'_>) -> Resu
     Err(Fail::new(Errno::BUSY, "copy").because("the source changed while copying"))
 }
 
-fn unchanged(before: &Stat, after: &Stat) -> bool {
+pub(super) fn unchanged(before: &Stat, after: &Stat) -> bool {
     let state = |stat: &Stat| {
         (
             stat.st_size,

@@ -3,14 +3,33 @@
 //! Names are resolved by whoever knows what they mean (a [`Names`]); beneath what it found every
 //! step is one component on a directory's descriptor, and no symbolic link is followed.
 
+mod backup;
+mod exclude;
+mod folder;
+mod job;
+mod links;
+mod pool;
+mod walk;
+
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::Stat;
+use rustix::fs::{CWD, FileType, Mode, Stat, fstat, openat};
 
+use self::folder::{Folder, LIST, PLACE, id};
+use self::job::{Job, Place, Spot, look};
+use self::pool::Pool;
+use self::walk::{Walk, base};
 use super::engine::Order;
-use super::resolve::Target;
-use crate::sys::Result;
+use super::engine::small::Small;
+use super::options::Backup;
+use super::resolve::{Target, file_type, proc_name};
+use crate::sys::{Errno, Fail, OrFail, Result, umask};
+
+/// Threads where nobody says how many: from the third on nothing is gained, for those who make
+/// names wait for each other in the file system.
+const WORKERS: usize = 2;
 
 /// What the names of a copy mean: beneath a mount's root, or as everywhere.
 ///
@@ -85,6 +104,211 @@ pub fn copy_all(
     names: &dyn Names,
     order: &Order<'_>,
 ) -> Result<()> {
-    let _ = (sources, destination, names, order);
-    Err(crate::sys::Fail::new(crate::sys::Errno::NOSYS, "copy"))
+    let before = umask::of_thread()?;
+    // A mode that is to be kept is given as it is.
+    umask::set(match order.options.preserve.mode {
+        true => 0,
+        false => names.umask(),
+    })?;
+    let done = Job::new(names, order).and_then(|job| job.all(sources, destination));
+    umask::set(before)?;
+    done
 }
+
+/// Where one source goes.
+enum Goal {
+    /// Into this directory, which is its copy.
+    Into(OwnedFd),
+    /// To a name in a directory.
+    Name(Arc<OwnedFd>, OsString, Option<Stat>),
+}
+
+impl Job<'_> {
+    fn all(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
+        let mut small = Small::new();
+        let progress = self.order.progress;
+        if let [source] = sources {
+            progress.add_files_total(1);
+            self.one(source, destination, &mut small)?;
+        } else {
+            self.need_directory(sources, destination)?;
+            for source in sources {
+                progress.check()?;
+                progress.add_files_total(1);
+                if let Err(fail) = self.one(source, destination, &mut small) {
+                    self.failed(None, bytes(source), fail);
+                }
+            }
+        }
+        progress.set_totals_known();
+        self.outcome()
+    }
+
+    fn need_directory(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
+        if sources.is_empty() {
+            return Err(Fail::new(Errno::INVAL, "copy").because("no source"));
+        }
+        if self.order.options.no_target_directory {
+            return Err(Fail::new(Errno::INVAL, "copy").because("several sources for one name"));
+        }
+        match self.names.destination(destination, true)? {
+            Destination::Directory(_) => Ok(()),
+            Destination::Name { .. } => Err(Fail::new(Errno::NOTDIR, "open")
+                .because("several sources need a directory that stands there")),
+        }
+    }
+
+    fn one(&self, source: &[u8], destination: &[u8], small: &mut Small) -> Result<()> {
+        let recursive = self.order.options.recursive;
+        let found = self.names.source(source, !recursive)?;
+        match file_type(&found.stat) {
+            FileType::RegularFile => {}
+            FileType::Directory if !recursive => {
+                return Err(Fail::new(Errno::ISDIR, "open").because("the source is a directory"));
+            }
+            _ if !recursive => {
+                return Err(
+                    Fail::new(Errno::INVAL, "open").because("the source is not a regular file")
+                );
+            }
+            FileType::Directory => return self.tree(source, found, destination),
+            _ => {}
+        }
+        let Goal::Name(directory, name, existing) = self.goal(&found, destination)? else {
+            return Err(
+                Fail::new(Errno::ISDIR, "open").because("a directory stands at the destination")
+            );
+        };
+        let spot = Spot {
+            directory: directory.as_fd(),
+            name: &name,
+            existing: existing.as_ref(),
+            holder: Place::Directory(&directory),
+        };
+        self.found(found.file, &found.stat, spot, small)?;
+        self.order.progress.file_done();
+        Ok(())
+    }
+
+    /// Where `found` goes, as cp has it.
+    fn goal(&self, found: &Found, destination: &[u8]) -> Result<Goal> {
+        let options = self.order.options;
+        let is_directory = file_type(&found.stat) == FileType::Directory;
+        // cp writes through a link, but replaces it by another link, and renames it for a backup.
+        let follow =
+            file_type(&found.stat) == FileType::RegularFile && options.backup == Backup::None;
+        let inside = !options.no_target_directory && !found.name.is_empty();
+        match self.names.destination(destination, follow)? {
+            Destination::Directory(directory) if inside && !follow => {
+                let existing = look(directory.as_fd(), &found.name)?;
+                Ok(Goal::Name(
+                    Arc::new(directory),
+                    found.name.clone(),
+                    existing,
+                ))
+            }
+            Destination::Directory(_) if inside => {
+                let name = join(destination, found.name.as_encoded_bytes());
+                match self.names.destination(&name, follow)? {
+                    Destination::Directory(directory) => Ok(Goal::Into(directory)),
+                    Destination::Name { target, .. } => Ok(named(target)),
+                }
+            }
+            Destination::Directory(directory) => Ok(Goal::Into(directory)),
+            Destination::Name { target, .. } if is_directory => Ok(named(target)),
+            Destination::Name {
+                target,
+                only_directory: false,
+            } => Ok(named(target)),
+            Destination::Name { .. } => {
+                Err(Fail::new(Errno::NOENT, "open").because("a directory that is not there"))
+            }
+        }
+    }
+
+    fn tree(&self, source: &[u8], found: Found, destination: &[u8]) -> Result<()> {
+        let goal = self.goal(&found, destination)?;
+        let holder = match &goal {
+            Goal::Into(directory) => directory.as_fd(),
+            Goal::Name(directory, ..) => directory.as_fd(),
+        };
+        refuse_into_itself(&found.stat, holder)?;
+        let flags = LIST - rustix::fs::OFlags::NOFOLLOW;
+        let listed = openat(CWD, proc_name(found.file.as_fd()), flags, Mode::empty())
+            .map_err(|errno| Fail::new(errno, "open").because("the source"))?;
+        let stat = fstat(&listed).or_fail("fstat")?;
+        let source = bytes(source).to_owned();
+        let top = match goal {
+            Goal::Into(directory) => {
+                let copy = openat(&directory, c".", PLACE, Mode::empty()).or_fail("open")?;
+                let base = base(&Arc::new(directory), OsStr::new(""));
+                self.open((listed, stat), copy, false, |stat, copy, made| {
+                    Folder::new(None, source, base, stat, copy, made)
+                })?
+            }
+            Goal::Name(directory, name, existing) => {
+                let base = base(&directory, &name);
+                let place = (directory.as_fd(), &*name, existing.is_some());
+                self.enter((listed, stat), place, |stat, copy, made| {
+                    Folder::new(None, source, base, stat, copy, made)
+                })?
+            }
+        };
+        let pool = Pool::default();
+        let workers = self
+            .order
+            .options
+            .workers
+            .map_or_else(auto, |n| n.get().into());
+        self.order
+            .progress
+            .set_workers(u16::try_from(workers).unwrap_or(u16::MAX));
+        pool.run(self, workers, |small| {
+            Walk::new(self, &pool, small, top).run()
+        });
+        Ok(())
+    }
+}
+
+fn auto() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS))
+}
+
+fn named(target: Target) -> Goal {
+    Goal::Name(Arc::new(target.directory), target.name, target.existing)
+}
+
+fn bytes(name: &[u8]) -> &OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(name)
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    [directory, b"/", name].concat()
+}
+
+/// Climbs from where the copy goes: the source must not be above it. By device and inode, which
+/// bind mounts and links don't change.
+///
+/// # Errors
+/// EINVAL.
+fn refuse_into_itself(source: &Stat, holder: BorrowedFd<'_>) -> Result<()> {
+    let mut at = openat(holder, c".", PLACE, Mode::empty()).or_fail("open")?;
+    let mut here = id(&fstat(&at).or_fail("fstat")?);
+    loop {
+        if here == id(source) {
+            return Err(Fail::new(Errno::INVAL, "copy").because("a directory into itself"));
+        }
+        // Where we may not look, the walk meets its own copy, if it is within the source.
+        let Ok(above) = openat(&at, c"..", PLACE, Mode::empty()) else {
+            return Ok(());
+        };
+        let stat = fstat(&above).or_fail("fstat")?;
+        if id(&stat) == here {
+            return Ok(());
+        }
+        (at, here) = (above, id(&stat));
+    }
+}
+
+#[cfg(test)]
+mod tests;
