@@ -24,4 +24,4 @@ mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
 pub use engine::Order;
-pub use resolve::Target;
+pub use resolve::{Target, Tree};

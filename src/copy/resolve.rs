@@ -25,19 +25,19 @@ const FOLDER_OF_FIGURES: &str = ".corfs";
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Where names begin and what they must not leave.
-pub(super) struct Tree<'a> {
+pub struct Tree<'a> {
     /// The root of the mounted tree: an absolute name's start, a climb's end.
-    pub(super) root: BorrowedFd<'a>,
+    pub root: BorrowedFd<'a>,
     /// The directory that holds the `.copy`: a relative name's start.
-    pub(super) directory: BorrowedFd<'a>,
+    pub directory: BorrowedFd<'a>,
     /// What an absolute name must begin with: any of these.
-    pub(super) mountpoints: &'a [PathBuf],
+    pub mountpoints: &'a [PathBuf],
     /// A name that the mount answers itself: no file is newly made under it.
-    pub(super) reserved: Option<&'a OsStr>,
+    pub reserved: Option<&'a OsStr>,
     /// The file creation mask of the one who copies.
-    pub(super) umask: u32,
+    pub umask: u32,
     /// Told of each name that has come to mean something else.
-    pub(super) published: &'a (dyn Fn(BorrowedFd<'_>, &OsStr) + Sync),
+    pub published: &'a (dyn Fn(BorrowedFd<'_>, &OsStr) + Sync),
 }
 
 /// A regular file, open for reading.

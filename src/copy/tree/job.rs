@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{
@@ -42,6 +43,8 @@ pub(super) struct Job<'a> {
     small: bool,
     /// What failed first, for the errno of all. A leaf in the order of locks.
     first: Mutex<Option<Fail>>,
+    /// It was cancelled before all was done.
+    stopped: AtomicBool,
 }
 
 /// Where one name goes.
@@ -86,21 +89,29 @@ impl<'a> Job<'a> {
             links: Links::default(),
             small: small::suits(order.options),
             first: Mutex::new(None),
+            stopped: AtomicBool::new(false),
         })
     }
 
     /// Something could not be copied; the rest is. What a cancel ended has not failed.
     pub(super) fn failed(&self, folder: Option<&Arc<Folder>>, name: &OsStr, fail: Fail) {
         if fail.errno == Errno::INTR && self.order.progress.is_cancelled() {
-            return;
+            return self.stop();
         }
         self.first.lock().get_or_insert_with(|| fail.clone());
         self.order.progress.failed(&shown(folder, name), fail);
     }
 
+    /// Something is left undone, for it was cancelled.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
     /// What the whole came to.
     pub(super) fn outcome(&self) -> Result<()> {
-        self.order.progress.check()?;
+        if self.stopped.load(Ordering::Relaxed) {
+            self.order.progress.check()?;
+        }
         let Some(first) = self.first.lock().clone() else {
             return Ok(());
         };
@@ -114,6 +125,7 @@ impl<'a> Job<'a> {
     pub(super) fn batch(&self, batch: &Batch, small: &mut Small) {
         for entry in &batch.entries {
             if self.order.progress.check().is_err() {
+                self.stop();
                 break;
             }
             match self.entry(&batch.open, entry, small) {
@@ -214,7 +226,8 @@ impl<'a> Job<'a> {
     fn stays(&self, source: &Stat, spot: Spot<'_>) -> Result<bool> {
         let Some(existing) = spot.existing else {
             if self.names.is_reserved(spot.directory, spot.name) {
-                return Err(Fail::new(Errno::EXIST, "open").because("the name of the control file, or of the folder of figures"));
+                return Err(Fail::new(Errno::EXIST, "open")
+                    .because("the name of the control file, or of the folder of figures"));
             }
             return Ok(false);
         };

@@ -240,6 +240,7 @@ impl<'a> Walk<'a> {
 
     /// Cancelled: what stands open gets its attributes.
     fn give_up(&mut self) {
+        self.job.stop();
         while let Some(level) = self.stack.pop() {
             if let Some(open) = level.open {
                 self.job.leave(&open);
@@ -290,7 +291,8 @@ impl Job<'_> {
     ) -> Result<Open> {
         let reserved = self.names.is_reserved(directory, name);
         if reserved && !(may_stand && super::job::look(directory, name)?.is_some()) {
-            return Err(Fail::new(Errno::EXIST, "mkdirat").because("the name of the control file, or of the folder of figures"));
+            return Err(Fail::new(Errno::EXIST, "mkdirat")
+                .because("the name of the control file, or of the folder of figures"));
         }
         let mode = match self.order.options.preserve.mode {
             true => 0o700,
