@@ -122,12 +122,12 @@ fn xattrs_that_must_be_kept_and_cannot_are_an_error() {
     }
     let scratch = Scratch::new();
     let file = scratch.file("file", b"text");
-    let value = content(3, 0, 3000);
-    for key in ["user.key", "trusted.key"] {
-        match lsetxattr(&file, key, &value, XattrFlags::empty()) {
-            Ok(()) => {}
-            Err(errno) => panic!("{key}: {errno}"),
-        }
+    let values = [
+        ("user.key", content(3, 0, 1500)),
+        ("trusted.key", content(4, 0, 100)),
+    ];
+    for (key, value) in &values {
+        lsetxattr(&file, *key, value, XattrFlags::empty()).expect(key);
     }
     let only = CopyOptions {
         preserve: Preserve {
@@ -137,10 +137,10 @@ fn xattrs_that_must_be_kept_and_cannot_are_an_error() {
         ..archive()
     };
     copy(scratch.path(), &only, &["file"], "kept").well();
-    for key in ["user.key", "trusted.key"] {
+    for (key, value) in &values {
         let mut found = vec![0; 4096];
-        let length = lgetxattr(scratch.path().join("kept"), key, &mut found[..]).expect(key);
-        assert_eq!(found[..length], value, "{key}");
+        let length = lgetxattr(scratch.path().join("kept"), *key, &mut found[..]).expect(key);
+        assert_eq!(found[..length], value[..], "{key}");
     }
     // procfs has no extended attributes to give; ramfs takes none.
     let none = scratch.dir("none");
