@@ -9,11 +9,12 @@ use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::engine::{self, Order};
+use super::engine::Order;
 use super::jobs::{Job, Registry, closed};
 use super::language::{Command, parse};
 use super::lines::Lines;
-use super::resolve::{Target, Tree};
+use super::resolve::Tree;
+use super::tree::copy_all;
 use super::watchers::Watchers;
 use crate::observe::{CopyEnd, Metrics};
 use crate::sys::creds::Credentials;
@@ -142,28 +143,26 @@ impl Jobs {
                 .run_as(|| self.copy(&handle.directory, job, command))?
         });
         self.watchers.remove(job);
-        let target = copied?;
-        (self.published)(target.directory.as_fd(), &target.name);
-        Ok(())
+        copied
     }
 
     /// Under the credentials of the opener.
-    fn copy(&self, directory: &OwnedFd, job: &Job, command: &Command) -> Result<Target> {
+    fn copy(&self, directory: &OwnedFd, job: &Job, command: &Command) -> Result<()> {
         let tree = Tree {
             root: self.options.root.as_fd(),
             directory: directory.as_fd(),
             mountpoints: &self.options.mountpoints,
             reserved: self.options.control_name.as_deref(),
+            umask: 0o022,
+            published: &*self.published,
         };
-        let source = tree.source(&command.source)?;
-        let target = tree.target(&command.destination, &command.source)?;
         let order = Order {
             options: &command.options,
             progress: &job.progress,
             metrics: &self.metrics,
         };
-        engine::copy(&source, &target, &order)?;
-        Ok(target)
+        let sources = std::slice::from_ref(&command.source);
+        copy_all(sources, &command.destination, &tree, &order)
     }
 }
 

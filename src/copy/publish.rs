@@ -136,7 +136,7 @@ fn remove(directory: BorrowedFd<'_>, name: &OsString) {
     }
 }
 
-fn hidden_name() -> OsString {
+pub(super) fn hidden_name() -> OsString {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!(".corfs-copy-{}-{count}.tmp", std::process::id()).into()

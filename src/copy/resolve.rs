@@ -4,7 +4,7 @@
 //! one who asks; nothing here compares or cleans paths to decide what may be reached.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -13,24 +13,31 @@ use rustix::fs::{
     openat2, readlinkat, statat,
 };
 
+use super::tree::{Destination, Found, Names};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
 /// As many links as the kernel follows in one name (`path_resolution(7)`).
 const MOST_LINKS: usize = 40;
 /// `openat2` says EAGAIN when something was renamed meanwhile and it can't be sure of `..`.
 const TRIES: usize = 64;
+/// The mount's own folder, at its root alone.
+const FOLDER_OF_FIGURES: &str = ".corfs";
 const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Where names begin and what they must not leave.
-pub(super) struct Tree<'a> {
+pub struct Tree<'a> {
     /// The root of the mounted tree: an absolute name's start, a climb's end.
-    pub(super) root: BorrowedFd<'a>,
+    pub root: BorrowedFd<'a>,
     /// The directory that holds the `.copy`: a relative name's start.
-    pub(super) directory: BorrowedFd<'a>,
+    pub directory: BorrowedFd<'a>,
     /// What an absolute name must begin with: any of these.
-    pub(super) mountpoints: &'a [PathBuf],
+    pub mountpoints: &'a [PathBuf],
     /// A name that the mount answers itself: no file is newly made under it.
-    pub(super) reserved: Option<&'a OsStr>,
+    pub reserved: Option<&'a OsStr>,
+    /// The file creation mask of the one who copies.
+    pub umask: u32,
+    /// Told of each name that has come to mean something else.
+    pub published: &'a (dyn Fn(BorrowedFd<'_>, &OsStr) + Sync),
 }
 
 /// A regular file, open for reading.
@@ -40,13 +47,29 @@ pub(super) struct Source {
     pub(super) stat: Stat,
 }
 
+impl Source {
+    /// Opens a regular file that was found.
+    ///
+    /// # Errors
+    /// Those of openat(2).
+    pub(super) fn open(found: BorrowedFd<'_>) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = openat(CWD, proc_name(found), flags, Mode::empty())
+            .map_err(|errno| Fail::new(errno, "open").because("the source"))?;
+        let stat = fstat(&file).or_fail("fstat")?;
+        Ok(Self { file, stat })
+    }
+}
+
 /// Where a file will stand.
 #[derive(Debug)]
-pub(super) struct Target {
-    pub(super) directory: OwnedFd,
-    pub(super) name: OsString,
-    /// The regular file that stands there now.
-    pub(super) existing: Option<Stat>,
+pub struct Target {
+    /// The directory that holds it.
+    pub directory: OwnedFd,
+    /// Its name there: one component.
+    pub name: OsString,
+    /// What stands there now.
+    pub existing: Option<Stat>,
 }
 
 /// A name without its absolute beginning.
@@ -56,108 +79,91 @@ struct Place {
     path: Vec<u8>,
 }
 
-impl Tree<'_> {
-    /// Opens what is to be copied.
-    ///
-    /// # Errors
-    /// EISDIR for a directory, EINVAL for any other file that is not regular (it is not opened, so
-    /// that no FIFO waits and no device acts), EXDEV for what lies outside, and the kernel's own.
-    pub(super) fn source(&self, name: &[u8]) -> Result<Source> {
-        let found = self.open(&self.place(name)?, OFlags::PATH | OFlags::CLOEXEC)?;
-        match file_type(&fstat(&found).or_fail("fstat")?) {
-            FileType::RegularFile => {}
-            FileType::Directory => {
-                return Err(Fail::new(Errno::ISDIR, "open").because("the source is a directory"));
-            }
-            _ => return Err(not_regular("the source")),
+impl Names for Tree<'_> {
+    fn source(&self, name: &[u8], follow: bool) -> Result<Found> {
+        let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+        if !follow {
+            flags |= OFlags::NOFOLLOW;
         }
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = openat(CWD, proc_name(found.as_fd()), flags, Mode::empty())
-            .map_err(|errno| Fail::new(errno, "open").because("the source"))?;
+        let file = self.open(&self.place(name)?, flags)?;
         let stat = fstat(&file).or_fail("fstat")?;
-        Ok(Source { file, stat })
+        let name = OsStr::from_bytes(taken_as(name)).to_owned();
+        Ok(Found { file, stat, name })
     }
 
-    /// Finds where the copy of `source` goes. As with cp, a directory (or a link to one) takes it
-    /// inside under the source's own name, and a link to a file leads to that file.
-    ///
-    /// # Errors
-    /// ENOENT for a link whose target is missing (as cp, we don't write through it), EISDIR when a
-    /// directory stands where the file would, EACCES when the caller may not write to what stands
-    /// there, EEXIST for the control file's own name, EXDEV for what lies outside.
-    pub(super) fn target(&self, name: &[u8], source: &[u8]) -> Result<Target> {
+    fn destination(&self, name: &[u8], follow: bool) -> Result<Destination> {
         let mut place = self.place(name)?;
-        let mut inside = false;
         let mut through_link = false;
         for _ in 0..=MOST_LINKS {
-            let found = match split_last(&place.path) {
-                Some((parent, last)) => self.look(&place, parent, last)?,
-                None => {
-                    self.open(&place, FOLDER)?;
-                    Found::Folder
-                }
+            let refused = match self.open(&place, FOLDER) {
+                Ok(directory) => return Ok(Destination::Directory(directory)),
+                Err(fail) => fail,
             };
-            match found {
-                Found::Folder if inside => {
-                    return Err(Fail::new(Errno::ISDIR, "open")
-                        .because("a directory stands at the destination"));
+            let (target, only_directory) = self.look(&place, refused)?;
+            let is_link = target.existing.as_ref().map(file_type) == Some(FileType::Symlink);
+            if !is_link || !follow {
+                if through_link && target.existing.is_none() {
+                    return Err(Fail::new(Errno::NOENT, "open")
+                        .because("not writing through a dangling symbolic link"));
                 }
-                Found::Folder => {
-                    inside = true;
-                    through_link = false;
-                    place.path = join(&place.path, last_name(source));
-                }
-                Found::Link(path) => {
-                    through_link = true;
-                    place.path = path;
-                }
-                Found::File(target) => return self.checked(target, through_link),
+                return Ok(Destination::Name {
+                    target,
+                    only_directory,
+                });
             }
+            let text = readlinkat(&target.directory, &target.name, Vec::new());
+            let text = text.or_fail("readlinkat")?;
+            if text.as_bytes().first() == Some(&b'/') {
+                return Err(leaves());
+            }
+            let (parent, _) = split_last(&place.path).unwrap_or_default();
+            place.path = join(parent, text.as_bytes());
+            through_link = true;
         }
         Err(Fail::new(Errno::LOOP, "open").because("too many symbolic links"))
     }
 
-    fn checked(&self, target: Target, through_link: bool) -> Result<Target> {
-        if target.existing.is_some() {
-            target.check_writable()?;
-        } else if through_link {
-            return Err(Fail::new(Errno::NOENT, "open")
-                .because("not writing through a dangling symbolic link"));
-        } else if self.reserved == Some(&target.name) {
-            return Err(Fail::new(Errno::EXIST, "open").because("the name of the control file"));
-        }
-        Ok(target)
+    fn is_reserved(&self, directory: BorrowedFd<'_>, name: &OsStr) -> bool {
+        self.reserved == Some(name) || name == FOLDER_OF_FIGURES && self.is_root(directory)
     }
 
-    /// What stands at the last component of a place.
-    fn look(&self, place: &Place, parent: &[u8], last: &[u8]) -> Result<Found> {
+    fn umask(&self) -> u32 {
+        self.umask
+    }
+
+    fn published(&self, directory: BorrowedFd<'_>, name: &OsStr) {
+        (self.published)(directory, name);
+    }
+}
+
+impl Tree<'_> {
+    fn is_root(&self, directory: BorrowedFd<'_>) -> bool {
+        let stats = fstat(directory).and_then(|one| Ok((one, fstat(self.root)?)));
+        stats.is_ok_and(|(one, root)| same_file(&one, &root))
+    }
+
+    /// What stands at the last component of a place, which could not be opened as a directory.
+    fn look(&self, place: &Place, refused: Fail) -> Result<(Target, bool)> {
+        let slashes = place.path.iter().rev().take_while(|b| **b == b'/').count();
+        let path = &place.path[..place.path.len() - slashes];
+        let Some((parent, last)) = split_last(path) else {
+            return Err(refused);
+        };
         let holder = Place {
             from_root: place.from_root,
             path: parent.to_vec(),
         };
-        let directory = self.open(&holder, FOLDER)?;
         let mut target = Target {
-            directory,
+            directory: self.open(&holder, FOLDER)?,
             name: OsStr::from_bytes(last).to_owned(),
             existing: None,
         };
-        let Some(stat) = target.stat()? else {
-            return Ok(Found::File(target));
-        };
-        match file_type(&stat) {
-            FileType::Directory => Ok(Found::Folder),
-            FileType::RegularFile => {
-                target.existing = Some(stat);
-                Ok(Found::File(target))
-            }
-            FileType::Symlink => {
-                let link = readlinkat(&target.directory, last, Vec::new()).or_fail("readlinkat")?;
-                match link.as_bytes() {
-                    [b'/', ..] => Err(leaves()),
-                    text => Ok(Found::Link(join(parent, text))),
-                }
-            }
-            _ => Err(not_regular("the destination")),
+        target.existing = target.stat()?;
+        match target.existing.as_ref().map(file_type) {
+            // With a slash after it a link is followed, and a file is none.
+            Some(_) if slashes > 0 => Err(refused),
+            Some(FileType::Directory) => Err(refused),
+            _ => Ok((target, slashes > 0)),
         }
     }
 
@@ -219,14 +225,6 @@ impl Tree<'_> {
     }
 }
 
-enum Found {
-    Folder,
-    /// The link's text, relative to where the place was.
-    Link(Vec<u8>),
-    /// A regular file, or nothing yet.
-    File(Target),
-}
-
 impl Target {
     /// What stands there now; nothing is no error.
     fn stat(&self) -> Result<Option<Stat>> {
@@ -255,7 +253,7 @@ impl Target {
     }
 
     /// A rename would replace a file that the caller may not write to; cp would not.
-    fn check_writable(&self) -> Result<()> {
+    pub(super) fn check_writable(&self) -> Result<()> {
         // AT_EACCESS: by the identity in force on this thread, not by the real ids.
         let flags = AtFlags::EACCESS | AtFlags::SYMLINK_NOFOLLOW;
         accessat(&self.directory, &self.name, Access::WRITE_OK, flags).map_err(|errno| {
@@ -297,7 +295,7 @@ fn not_regular(which: &str) -> Fail {
     Fail::new(Errno::INVAL, "open").because(format!("{which} is not a regular file"))
 }
 
-fn file_type(stat: &Stat) -> FileType {
+pub(super) fn file_type(stat: &Stat) -> FileType {
     FileType::from_raw_mode(stat.st_mode)
 }
 
@@ -345,6 +343,14 @@ fn split_last(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let at = path.iter().rposition(|&byte| byte == b'/');
     let (parent, last) = path.split_at(at.map_or(0, |at| at + 1));
     (!is_void(last) && last != b"..").then_some((parent, last))
+}
+
+/// The name under which a directory takes what a path names; empty where that is all that is in it.
+fn taken_as(path: &[u8]) -> &[u8] {
+    match last_name(path) {
+        b"." | b".." => b"",
+        name => name,
+    }
 }
 
 /// The last name in a path, trailing slashes aside.

@@ -1,10 +1,11 @@
 //! Names in a real tree, and where they lead.
 
 use std::fs::{self, Permissions};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
-use rustix::fs::open;
+use rustix::fs::{mknodat, open};
 
 use super::*;
 
@@ -44,30 +45,51 @@ impl World {
             directory: self.directory.as_fd(),
             mountpoints: &self.mountpoints,
             reserved: Some(OsStr::new(".copy")),
+            umask: 0o022,
+            published: &|_, _| {},
         }
     }
 
     fn source(&self, name: &str) -> std::result::Result<Vec<u8>, Errno> {
-        let source = self
+        let found = self
             .tree()
-            .source(name.as_bytes())
+            .source(name.as_bytes(), true)
             .map_err(|fail| fail.errno)?;
-        Ok(fs::read(proc_name(source.file.as_fd())).unwrap())
+        match file_type(&found.stat) {
+            FileType::RegularFile => {}
+            FileType::Directory => return Err(Errno::ISDIR),
+            _ => return Err(Errno::INVAL),
+        }
+        fs::read(proc_name(found.file.as_fd()))
+            .map_err(|error| Errno::from_io_error(&error).unwrap())
     }
 
-    /// Where a copy of `x/src` would go, relative to the tree.
+    /// Where a copy would go, relative to the tree.
     fn target(&self, name: &str) -> std::result::Result<String, Errno> {
-        let target = self.tree().target(name.as_bytes(), b"x/src");
-        let target = target.map_err(|fail| fail.errno)?;
-        let holder = fs::read_link(proc_name(target.directory.as_fd())).unwrap();
-        let found = holder.join(&target.name);
+        let found = self.tree().destination(name.as_bytes(), true);
+        let path = match found.map_err(|fail| fail.errno)? {
+            Destination::Directory(directory) => fs::read_link(proc_name(directory.as_fd()))
+                .unwrap()
+                .join(""),
+            Destination::Name {
+                only_directory: true,
+                ..
+            } => return Err(Errno::NOENT),
+            Destination::Name { target, .. } => {
+                let kind = target.existing.as_ref().map(file_type);
+                if kind.is_some_and(|kind| kind != FileType::RegularFile) {
+                    return Err(Errno::INVAL);
+                }
+                if kind.is_some() {
+                    target.check_writable().map_err(|fail| fail.errno)?;
+                }
+                let holder = fs::read_link(proc_name(target.directory.as_fd())).unwrap();
+                holder.join(&target.name)
+            }
+        };
         let tree = fs::canonicalize(self.path("")).unwrap();
-        Ok(found
-            .strip_prefix(tree)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned())
+        let path = path.strip_prefix(tree).unwrap();
+        Ok(path.to_str().unwrap().to_owned())
     }
 }
 
@@ -97,7 +119,7 @@ fn absolute_names_begin_with_the_mountpoint() {
     assert_eq!(world.source("/some"), Err(Errno::XDEV));
     assert_eq!(world.source("/some/mount point/../x"), Err(Errno::XDEV));
     assert_eq!(world.source("/etc/passwd"), Err(Errno::XDEV));
-    assert_eq!(world.target("/some/mount point").unwrap(), "src");
+    assert_eq!(world.target("/some/mount point").unwrap(), "");
     assert_eq!(world.target("/some/mount point/new").unwrap(), "new");
 }
 
@@ -114,40 +136,94 @@ fn links_are_followed_within_the_tree_only() {
     assert_eq!(world.source("up/file").unwrap(), b"file");
     assert_eq!(world.target("inward").unwrap(), "file");
     assert_eq!(world.target("up/new").unwrap(), "new");
-    assert_eq!(world.target("up").unwrap(), "src");
+    assert_eq!(world.target("up").unwrap(), "");
     for name in ["outward", "absolute", "up/../outside", "magic/etc/passwd"] {
         assert_eq!(world.source(name), Err(Errno::XDEV), "{name}");
         assert_eq!(world.target(name), Err(Errno::XDEV), "{name}");
     }
     assert_eq!(world.source("round"), Err(Errno::LOOP));
     assert_eq!(world.target("round"), Err(Errno::LOOP));
-    let text = world.tree().source(b"outward").err().unwrap().to_string();
+    let text = world
+        .tree()
+        .source(b"outward", true)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(text.contains("leaves the mounted tree"), "{text}");
 }
 
 #[test]
-fn a_directory_takes_the_file_inside() {
+fn a_directory_is_found_however_it_is_named() {
     let world = World::new();
-    assert_eq!(world.target("e").unwrap(), "d/e/src");
-    assert_eq!(world.target("e/").unwrap(), "d/e/src");
-    assert_eq!(world.target("e/.").unwrap(), "d/e/src");
-    assert_eq!(world.target(".").unwrap(), "d/src");
-    assert_eq!(world.target("..").unwrap(), "src");
+    for name in ["e", "e/", "e/.", "e/deep/.."] {
+        let errno = (name == "e/deep/..").then_some(Errno::NOTDIR);
+        let expected = errno.map_or(Ok("d/e".to_owned()), Err);
+        assert_eq!(world.target(name), expected, "{name}");
+    }
+    assert_eq!(world.target(".").unwrap(), "d");
+    assert_eq!(world.target("..").unwrap(), "");
     assert_eq!(world.target("new").unwrap(), "d/new");
     assert_eq!(world.target("e/deep").unwrap(), "d/e/deep");
     assert_eq!(world.target("new/"), Err(Errno::NOENT));
     assert_eq!(world.target("e/deep/"), Err(Errno::NOTDIR));
     assert_eq!(world.target("none/new"), Err(Errno::NOENT));
-    fs::create_dir(world.path("d/e/src")).unwrap();
-    assert_eq!(world.target("e"), Err(Errno::ISDIR));
     assert_eq!(world.target("../.."), Err(Errno::XDEV));
+    let place = world.tree().destination(b"new//", true).unwrap();
+    let Destination::Name {
+        target,
+        only_directory: true,
+    } = place
+    else {
+        panic!("{place:?}");
+    };
+    assert_eq!(target.name, "new");
+}
+
+#[test]
+fn a_link_is_found_itself_unless_it_is_to_be_followed() {
+    let world = World::new();
+    for (text, name) in [
+        ("../file", "file"),
+        ("nowhere", "dangling"),
+        ("/etc", "absolute"),
+    ] {
+        symlink(text, world.path("d").join(name)).unwrap();
+        let found = world.tree().source(name.as_bytes(), false).unwrap();
+        assert_eq!(file_type(&found.stat), FileType::Symlink);
+        let Destination::Name { target, .. } =
+            world.tree().destination(name.as_bytes(), false).unwrap()
+        else {
+            panic!("{name} is no directory");
+        };
+        assert_eq!(target.name, name);
+        let existing = target.existing.as_ref().map(file_type);
+        assert_eq!(existing, Some(FileType::Symlink));
+    }
+    symlink("e", world.path("d/folder")).unwrap();
+    let found = world.tree().source(b"folder", false).unwrap();
+    assert_eq!(file_type(&found.stat), FileType::Symlink);
+    let found = world.tree().source(b"folder/", false).unwrap();
+    assert_eq!(file_type(&found.stat), FileType::Directory);
+    assert_eq!(world.target("folder").unwrap(), "d/e");
+}
+
+#[test]
+fn a_source_is_taken_under_its_last_name() {
+    let world = World::new();
+    let name = |text: &str| world.tree().source(text.as_bytes(), false).unwrap().name;
+    assert_eq!(name("e"), "e");
+    assert_eq!(name("e//"), "e");
+    assert_eq!(name("e/deep"), "deep");
+    for all_that_is_in_it in ["e/.", ".", "..", "e/..", "./"] {
+        assert_eq!(name(all_that_is_in_it), "", "{all_that_is_in_it}");
+    }
 }
 
 #[test]
 fn what_is_no_regular_file_is_refused() {
     let world = World::new();
     let mode = Mode::RUSR | Mode::WUSR;
-    rustix::fs::mknodat(CWD, world.path("d/fifo"), FileType::Fifo, mode, 0).unwrap();
+    mknodat(CWD, world.path("d/fifo"), FileType::Fifo, mode, 0).unwrap();
     symlink("nowhere", world.path("d/dangling")).unwrap();
     assert_eq!(world.source("fifo"), Err(Errno::INVAL));
     assert_eq!(world.target("fifo"), Err(Errno::INVAL));
@@ -157,11 +233,15 @@ fn what_is_no_regular_file_is_refused() {
 }
 
 #[test]
-fn the_control_file_is_not_made_but_a_real_one_is_replaced() {
+fn names_of_virtual_files_are_reserved() {
     let world = World::new();
-    assert_eq!(world.target("e/.copy"), Err(Errno::EXIST));
-    fs::write(world.path("d/e/.copy"), "real").unwrap();
-    assert_eq!(world.target("e/.copy").unwrap(), "d/e/.copy");
+    let tree = world.tree();
+    let (root, directory) = (world.root.as_fd(), world.directory.as_fd());
+    assert!(tree.is_reserved(directory, OsStr::new(".copy")));
+    assert!(tree.is_reserved(root, OsStr::new(".copy")));
+    assert!(tree.is_reserved(root, OsStr::new(".corfs")));
+    assert!(!tree.is_reserved(directory, OsStr::new(".corfs")));
+    assert!(!tree.is_reserved(root, OsStr::new("copy")));
 }
 
 #[test]

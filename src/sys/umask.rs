@@ -12,7 +12,8 @@ use rustix::thread::UnshareFlags;
 use super::{OrFail, Result};
 
 thread_local! {
-    static OWN: Cell<bool> = const { Cell::new(false) };
+    /// This thread's mask, once it has one of its own.
+    static OWN: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Sets the mask of the calling thread alone; it stays until the next call.
@@ -20,12 +21,28 @@ thread_local! {
 /// # Errors
 /// Those of unshare(2), at a thread's first call.
 pub fn set(mask: u32) -> Result<()> {
-    if !OWN.get() {
+    if OWN.get().is_none() {
         unshare_fs()?;
-        OWN.set(true);
     }
+    OWN.set(Some(mask & 0o777));
     rustix::process::umask(Mode::from_raw_mode(mask & 0o777));
     Ok(())
+}
+
+/// The mask of the calling thread, which has one of its own from now on: it can't be read without
+/// being set, and others must not create a file meanwhile.
+///
+/// # Errors
+/// Those of unshare(2), at a thread's first call.
+pub fn of_thread() -> Result<u32> {
+    if let Some(mask) = OWN.get() {
+        return Ok(mask);
+    }
+    unshare_fs()?;
+    let mask = rustix::process::umask(Mode::from_raw_mode(0o077));
+    rustix::process::umask(mask);
+    OWN.set(Some(mask.as_raw_mode()));
+    Ok(mask.as_raw_mode())
 }
 
 fn unshare_fs() -> Result<()> {

@@ -91,6 +91,15 @@ impl Actor {
         actor
     }
 
+    /// A process that copies trees below `root` ([`crate::copying::trees`]) until it is killed.
+    #[track_caller]
+    pub(crate) fn copier(root: &Path) -> Self {
+        let mut actor = Self::spawn("copier");
+        actor.order(root.to_str().expect("a plain name"));
+        assert_eq!(actor.answer(), "begun");
+        actor
+    }
+
     #[track_caller]
     fn spawn(role: &str) -> Self {
         // The link, because an ordinary user may not reach the binary by its path.
@@ -225,9 +234,20 @@ fn role() {
         Ok("roamer") => escaping(crate::callers::escape::roam),
         Ok("worker") => worker(),
         Ok("holder") => holder(),
+        Ok("copier") => copier(),
         Ok(other) => panic!("no such part: {other}"),
         Err(_) => {}
     }
+}
+
+fn copier() {
+    let root = std::io::stdin()
+        .lines()
+        .next()
+        .expect("an order")
+        .expect("a line");
+    answer("begun");
+    crate::copying::copy_for_ever(Path::new(&root));
 }
 
 fn answer(words: &str) {

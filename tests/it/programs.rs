@@ -6,7 +6,7 @@ mod databases;
 mod developers;
 mod loads;
 mod postgres;
-mod tree;
+pub(crate) mod tree;
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,6 +1,7 @@
 //! The course of one regular file's copy: whole or absent.
 
 mod moving;
+pub(super) mod small;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -19,10 +20,14 @@ use crate::sys::{Errno, Fail, OrFail, Result};
 const ATTEMPTS: usize = 2;
 
 /// How to copy, and whom to tell.
-pub(super) struct Order<'a> {
-    pub(super) options: &'a CopyOptions,
-    pub(super) progress: &'a Progress,
-    pub(super) metrics: &'a Metrics,
+#[derive(Clone, Copy)]
+pub struct Order<'a> {
+    /// How.
+    pub options: &'a CopyOptions,
+    /// Who looks on, holds, slows or stops it.
+    pub progress: &'a Progress,
+    /// What is counted for all copies.
+    pub metrics: &'a Metrics,
 }
 
 /// Copies `source` to where `target` says: data, mode and times; holes stay holes.
@@ -74,7 +79,13 @@ fn fill(source: &Source, destination: BorrowedFd<'_>, order: &Order<'_>) -> Resu
         if unchanged(&before, &after) {
             outcome?;
             let preserve = order.options.preserve;
-            return attributes::keep(&source.stat, &before, destination, preserve);
+            return attributes::keep(
+                source.file.as_fd(),
+                &source.stat,
+                &before,
+                destination,
+                preserve,
+            );
         }
         pass.take_back();
         ftruncate(destination, 0).or_fail("ftruncate")?;
@@ -82,7 +93,7 @@ fn fill(source: &Source, destination: BorrowedFd<'_>, order: &Order<'_>) -> Resu
     Err(Fail::new(Errno::BUSY, "copy").because("the source changed while copying"))
 }
 
-fn unchanged(before: &Stat, after: &Stat) -> bool {
+pub(super) fn unchanged(before: &Stat, after: &Stat) -> bool {
     let state = |stat: &Stat| {
         (
             stat.st_size,

@@ -18,6 +18,7 @@ use rustix::thread::UnshareFlags;
 use super::super::extents::Extents;
 use super::super::options::Method;
 use super::super::resolve::Tree;
+use super::super::tree::{Destination, Names};
 use super::*;
 
 const METHODS: [Method; 2] = [Method::MapWrite, Method::MapMap];
@@ -41,6 +42,8 @@ fn tree(folder: &OwnedFd) -> Tree<'_> {
         directory: folder.as_fd(),
         mountpoints: &[],
         reserved: None,
+        umask: 0o022,
+        published: &|_, _| {},
     }
 }
 
@@ -56,10 +59,14 @@ fn copy_in_chunks(
     let folder = |path| open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let (from, to) = (folder(from), folder(to));
     let found = tree(&from)
-        .source(source.as_bytes())
+        .source(source.as_bytes(), true)
+        .and_then(|found| Source::open(found.file.as_fd()))
         .map_err(|fail| fail.errno)?;
-    let place = tree(&to).target(target.as_bytes(), source.as_bytes());
-    let place = place.map_err(|fail| fail.errno)?;
+    let place = match tree(&to).destination(target.as_bytes(), true) {
+        Ok(Destination::Name { target, .. }) => target,
+        Ok(Destination::Directory(_)) => return Err(Errno::ISDIR),
+        Err(fail) => return Err(fail.errno),
+    };
     let metrics = Metrics::new();
     let options = CopyOptions {
         chunk,

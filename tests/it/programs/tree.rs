@@ -24,7 +24,7 @@ const GRAIN: u64 = 256 << 10;
 
 /// Fills the empty `root`. What only root can make (owners, devices, trusted attributes, files
 /// that their owner cannot read) is left out for an ordinary user.
-pub(super) fn build(root: &Path) {
+pub(crate) fn build(root: &Path) {
     fs::create_dir(root).unwrap_or_else(|e| panic!("mkdir {}: {e}", root.display()));
     build_files(root);
     build_links(root);
@@ -210,7 +210,7 @@ fn walk(root: &Path) -> Vec<PathBuf> {
 
 /// All that is known of one name, save what no archiver can bring back (ctime, inode number).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     kind: &'static str,
     mode: u32,
     owner: (u32, u32),
@@ -226,14 +226,14 @@ pub(super) struct Entry {
     size: u64,
     content: u64,
     /// Where there is data, as first and last byte.
-    pub(super) data: Vec<(u64, u64)>,
+    pub(crate) data: Vec<(u64, u64)>,
 }
 
 /// What lies beneath and with a folder, by its name from there.
-pub(super) type Tree = BTreeMap<PathBuf, Entry>;
+pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
 
 /// Reads everything about a tree.
-pub(super) fn snapshot(root: &Path) -> Tree {
+pub(crate) fn snapshot(root: &Path) -> Tree {
     let mut first_names: HashMap<(u64, u64), PathBuf> = HashMap::new();
     walk(root)
         .into_iter()
@@ -324,7 +324,7 @@ fn attributes(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
 
 /// Panics with the first differences unless both trees are the same in everything.
 #[track_caller]
-pub(super) fn assert_same(what: &str, got: &Tree, expected: &Tree) {
+pub(crate) fn assert_same(what: &str, got: &Tree, expected: &Tree) {
     let mut words = String::new();
     let mut faults = 0;
     for name in expected

@@ -72,6 +72,31 @@ fn run(builder: impl FnOnce(&Path) -> MountBuilder, user: Option<u32>, seconds: 
     roam::assert_worked(&told[2..]);
 }
 
+/// Calls `deed` with the source again and again, for so many seconds, while processes exchange names
+/// in it; fails when anything outside was touched or brought in.
+pub(crate) fn beside_swappers(seconds: u64, mut deed: impl FnMut(&Path)) {
+    let scratch = Scratch::new();
+    open_to_all(scratch.path());
+    outside::build(&scratch);
+    let source = swap::build(&scratch);
+    let before = outside::snapshot(scratch.path());
+    let mut actors: Vec<Actor> = (1..3)
+        .map(|seed| Actor::swapper(&source, seed, None))
+        .collect();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        deed(&source);
+    }
+    for actor in &mut actors {
+        actor.order("end");
+    }
+    let told: Vec<String> = actors.iter_mut().map(Actor::answer).collect();
+    drop(actors);
+    outside::assert_untouched(&before, scratch.path());
+    outside::assert_not_within(&source);
+    swap::assert_worked(&told);
+}
+
 /// Each of the three takes a third of the ten minutes.
 fn third() -> u64 {
     soak(200).max(5)

@@ -1,0 +1,429 @@
+//! What becomes of one name: a file, a link, a special file.
+
+use std::ffi::{CStr, OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Stat, fstat, linkat, mknodat, openat, readlinkat, renameat,
+    statat, symlinkat, unlinkat,
+};
+
+use super::exclude::Exclude;
+use super::folder::{Folder, Open, shown};
+use super::links::{Copied, Holder, Links, Turn};
+use super::pool::{Batch, Entry};
+use super::{Names, backup};
+use crate::copy::engine::small::{self, Small};
+use crate::copy::engine::{self, Order};
+use crate::copy::publish::hidden_name;
+use crate::copy::resolve::{Source, Target, file_type, same_file};
+use crate::copy::{attributes, options::Backup};
+use crate::sys::{Errno, Fail, OrFail, Result};
+
+const READ: OFlags = OFlags::RDONLY
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+/// Finds a file, and does nothing with it.
+const FIND: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Everything that is copied by one call.
+pub(super) struct Job<'a> {
+    pub(super) names: &'a dyn Names,
+    pub(super) order: &'a Order<'a>,
+    pub(super) exclude: Exclude,
+    links: Links,
+    /// Small files may go the cheap way.
+    small: bool,
+    /// What failed first, for the errno of all. A leaf in the order of locks.
+    first: Mutex<Option<Fail>>,
+    /// It was cancelled before all was done.
+    stopped: AtomicBool,
+}
+
+/// Where one name goes.
+#[derive(Clone, Copy)]
+pub(super) struct Spot<'a> {
+    pub(super) directory: BorrowedFd<'a>,
+    pub(super) name: &'a OsStr,
+    /// What stands there.
+    pub(super) existing: Option<&'a Stat>,
+    pub(super) holder: Place<'a>,
+}
+
+/// The directory of a spot, as hard links remember it.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    Folder(&'a Arc<Folder>),
+    Directory(&'a Arc<OwnedFd>),
+}
+
+impl Place<'_> {
+    fn holder(self) -> Holder {
+        match self {
+            Self::Folder(folder) => Holder::Folder(Arc::clone(folder)),
+            Self::Directory(directory) => Holder::Directory(Arc::clone(directory)),
+        }
+    }
+
+    fn gives_acl(self) -> bool {
+        match self {
+            Self::Folder(folder) => folder.gives_acl,
+            Self::Directory(directory) => attributes::gives_acl(directory.as_fd()),
+        }
+    }
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn new(names: &'a dyn Names, order: &'a Order<'a>) -> Result<Self> {
+        Ok(Self {
+            names,
+            order,
+            exclude: Exclude::new(&order.options.exclude)?,
+            links: Links::default(),
+            small: small::suits(order.options),
+            first: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+        })
+    }
+
+    /// Something could not be copied; the rest is. What a cancel ended has not failed.
+    pub(super) fn failed(&self, folder: Option<&Arc<Folder>>, name: &OsStr, fail: Fail) {
+        if fail.errno == Errno::INTR && self.order.progress.is_cancelled() {
+            return self.stop();
+        }
+        self.first.lock().get_or_insert_with(|| fail.clone());
+        self.order.progress.failed(&shown(folder, name), fail);
+    }
+
+    /// Something is left undone, for it was cancelled.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// What the whole came to.
+    pub(super) fn outcome(&self) -> Result<()> {
+        if self.stopped.load(Ordering::Relaxed) {
+            self.order.progress.check()?;
+        }
+        let Some(first) = self.first.lock().clone() else {
+            return Ok(());
+        };
+        let (failed, _) = self.order.progress.failures();
+        let (_, total) = self.order.progress.files();
+        Err(Fail::new(first.errno, "copy")
+            .because(format!("{failed} of {total} failed, the first: {first}")))
+    }
+
+    /// Copies the files of one directory, and gives that its attributes if it was all.
+    pub(super) fn batch(&self, batch: &Batch, small: &mut Small) {
+        for entry in &batch.entries {
+            if self.order.progress.check().is_err() {
+                self.stop();
+                break;
+            }
+            match self.entry(&batch.open, entry, small) {
+                Ok(()) => self.order.progress.file_done(),
+                Err(fail) => {
+                    let name = OsStr::from_bytes(entry.name.to_bytes());
+                    self.failed(Some(&batch.open.folder), name, fail);
+                }
+            }
+        }
+        self.leave(&batch.open);
+    }
+
+    fn entry(&self, open: &Open, entry: &Entry, small: &mut Small) -> Result<()> {
+        let name = OsStr::from_bytes(entry.name.to_bytes());
+        let existing = match open.folder.made {
+            true => None,
+            false => look(open.copy.as_fd(), name)?,
+        };
+        let spot = Spot {
+            directory: open.copy.as_fd(),
+            name,
+            existing: existing.as_ref(),
+            holder: Place::Folder(&open.folder),
+        };
+        if entry.kind == FileType::RegularFile
+            && let Some(source) = open_regular(open.source.as_fd(), &entry.name)?
+        {
+            return self.regular(&source, spot, small);
+        }
+        let found = openat(&open.source, &entry.name, FIND, Mode::empty()).or_fail("open")?;
+        let stat = fstat(&found).or_fail("fstat")?;
+        self.found(found, &stat, spot, small)
+    }
+
+    /// Copies what is no directory.
+    ///
+    /// # Errors
+    /// EISDIR for a directory, in the source or at the destination; EINVAL for a file onto itself
+    /// or onto a special file; EEXIST for a reserved name; those of the engine.
+    pub(super) fn found(
+        &self,
+        found: OwnedFd,
+        stat: &Stat,
+        spot: Spot<'_>,
+        small: &mut Small,
+    ) -> Result<()> {
+        match file_type(stat) {
+            FileType::Directory => {
+                Err(Fail::new(Errno::ISDIR, "open").because("it became a directory"))
+            }
+            FileType::RegularFile => {
+                let source = Source::open(found.as_fd())?;
+                self.regular(&source, spot, small)
+            }
+            _ => self.node(found.as_fd(), stat, spot),
+        }
+    }
+
+    fn regular(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<()> {
+        if self.stays(&source.stat, spot)? {
+            return Ok(());
+        }
+        self.once(&source.stat, spot, || self.bytes(source, spot, small))
+    }
+
+    fn bytes(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<()> {
+        if spot.existing.is_none() && self.small {
+            let gives_acl = spot.holder.gives_acl();
+            if small.copy(source, spot.directory, spot.name, self.order, gives_acl)? {
+                self.names.published(spot.directory, spot.name);
+                return Ok(());
+            }
+        }
+        self.place(spot, |existing| {
+            let directory = rustix::io::fcntl_dupfd_cloexec(spot.directory, 3).or_fail("dup")?;
+            let target = Target {
+                directory,
+                name: spot.name.to_owned(),
+                existing,
+            };
+            let standing = existing.as_ref().map(file_type);
+            if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
+                target.check_writable()?;
+            } else if standing == Some(FileType::Symlink) && self.order.options.inplace {
+                // It is not written through.
+                unlinkat(spot.directory, spot.name, AtFlags::empty()).or_fail("unlinkat")?;
+            }
+            engine::copy(source, &target, self.order)
+        })
+    }
+
+    fn keeps_backups(&self) -> bool {
+        self.order.options.backup != Backup::None
+    }
+
+    /// Whether what stands there is to stay, by `no_clobber` or `update`.
+    fn stays(&self, source: &Stat, spot: Spot<'_>) -> Result<bool> {
+        let Some(existing) = spot.existing else {
+            if self.names.is_reserved(spot.directory, spot.name) {
+                return Err(Fail::new(Errno::EXIST, "open")
+                    .because("the name of the control file, or of the folder of figures"));
+            }
+            return Ok(false);
+        };
+        let options = self.order.options;
+        let time = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
+        if options.no_clobber || options.update && time(existing) >= time(source) {
+            return Ok(true);
+        }
+        let refused =
+            match file_type(existing) {
+                _ if same_file(existing, source) => Fail::new(Errno::INVAL, "copy")
+                    .because("source and destination are the same file"),
+                FileType::Directory => {
+                    Fail::new(Errno::ISDIR, "open").because("a directory stands at the destination")
+                }
+                FileType::RegularFile | FileType::Symlink => return Ok(false),
+                _ if file_type(source) != FileType::RegularFile => return Ok(false),
+                _ => Fail::new(Errno::INVAL, "open")
+                    .because("a special file stands at the destination"),
+            };
+        Err(refused)
+    }
+
+    /// Copies a file by the first of its names, and links the others to that.
+    fn once(&self, source: &Stat, spot: Spot<'_>, copy: impl FnOnce() -> Result<()>) -> Result<()> {
+        if !self.order.options.preserve.links || source.st_nlink < 2 {
+            return copy();
+        }
+        match self.links.meet(source, self.order.progress)? {
+            Turn::First => {
+                // Those who wait for it would wait for ever.
+                let done = catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|_| {
+                    Err(Fail::new(Errno::IO, "copy").because("a defect; see the log"))
+                });
+                let place = done.is_ok().then(|| {
+                    let holder = spot.holder.holder();
+                    (holder, spot.directory, spot.name.to_owned())
+                });
+                self.links.copied(source, place);
+                done
+            }
+            // What was made is gone, or can't be reached: then this is a copy of its own.
+            Turn::Link(first) => match first.find() {
+                Ok(Some(holder)) => self.link(holder.as_fd(), &first, spot, copy),
+                Ok(None) | Err(_) => copy(),
+            },
+        }
+    }
+
+    fn link(
+        &self,
+        holder: BorrowedFd<'_>,
+        first: &Copied,
+        spot: Spot<'_>,
+        copy: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let linked = self.place(spot, |existing| {
+            replace(spot, existing.is_some(), |name| {
+                linkat(holder, &first.name, spot.directory, name, AtFlags::empty())
+                    .or_fail("linkat")
+            })
+        });
+        match linked {
+            // More names than the file system allows, or none (vfat).
+            Err(Fail {
+                errno: Errno::MLINK | Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP,
+                ..
+            }) => copy(),
+            linked => linked,
+        }
+    }
+
+    /// Makes a symbolic link or a special file.
+    fn node(&self, source: BorrowedFd<'_>, stat: &Stat, spot: Spot<'_>) -> Result<()> {
+        if self.stays(stat, spot)? {
+            return Ok(());
+        }
+        self.once(stat, spot, || {
+            self.place(spot, |existing| {
+                replace(spot, existing.is_some(), |name| {
+                    self.make(source, stat, spot.directory, name)
+                })
+            })
+        })
+    }
+
+    fn make(
+        &self,
+        source: BorrowedFd<'_>,
+        stat: &Stat,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<()> {
+        let kind = file_type(stat);
+        if kind == FileType::Symlink {
+            let text = readlinkat(source, c"", Vec::new()).or_fail("readlinkat")?;
+            symlinkat(text, directory, name).or_fail("symlinkat")?;
+        } else {
+            // With a mode that is to be kept it gets what others may do at last.
+            let most = if self.order.options.preserve.mode {
+                0o700
+            } else {
+                0o777
+            };
+            let mode = Mode::from_raw_mode(stat.st_mode & most);
+            mknodat(directory, name, kind, mode, stat.st_rdev).or_fail("mknodat")?;
+        }
+        let made = self.dress(source, stat, directory, name);
+        if made.is_err() {
+            let _ = unlinkat(directory, name, AtFlags::empty());
+        }
+        made
+    }
+
+    /// Gives a new link or special file its attributes, by a descriptor: the name may mean
+    /// something else by now.
+    fn dress(
+        &self,
+        source: BorrowedFd<'_>,
+        stat: &Stat,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<()> {
+        let made = openat(directory, name, FIND, Mode::empty()).or_fail("open")?;
+        let own = fstat(&made).or_fail("fstat")?;
+        if (file_type(&own), own.st_rdev) != (file_type(stat), stat.st_rdev) || own.st_nlink != 1 {
+            return Err(Fail::new(Errno::BUSY, "open").because("somebody replaced what was made"));
+        }
+        let preserve = self.order.options.preserve;
+        attributes::keep_found(source, stat, made.as_fd(), preserve)
+    }
+
+    /// Keeps a backup of what stands there while `put` replaces it, and tells who is to know.
+    fn place(&self, spot: Spot<'_>, put: impl FnOnce(Option<Stat>) -> Result<()>) -> Result<()> {
+        let options = self.order.options;
+        let Some(existing) = spot.existing else {
+            put(None)?;
+            self.names.published(spot.directory, spot.name);
+            return Ok(());
+        };
+        let may_link = !options.inplace;
+        let made = backup::make(spot.directory, spot.name, &options.backup, may_link)?;
+        let stands = made.as_ref().is_none_or(backup::Made::still_stands);
+        let put = put(stands.then_some(*existing));
+        if let Some(made) = &made {
+            if put.is_err() {
+                made.take_back(spot.directory, spot.name);
+            }
+            self.names.published(spot.directory, made.name());
+        }
+        self.names.published(spot.directory, spot.name);
+        put
+    }
+}
+
+/// What stands at a name; nothing is no error.
+pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Stat>> {
+    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(Fail::new(errno, "fstatat").because("the destination")),
+    }
+}
+
+/// Opens a regular file; `None` when the listing was wrong about it.
+fn open_regular(directory: BorrowedFd<'_>, name: &CStr) -> Result<Option<Source>> {
+    let file = match openat(directory, name, READ, Mode::empty()) {
+        Ok(file) => file,
+        // A link now, or a socket.
+        Err(Errno::LOOP | Errno::NXIO) => return Ok(None),
+        Err(errno) => return Err(errno).or_fail("open"),
+    };
+    let stat = fstat(&file).or_fail("fstat")?;
+    let regular = file_type(&stat) == FileType::RegularFile;
+    Ok(regular.then_some(Source { file, stat }))
+}
+
+/// Puts something at a name: at once where nothing stands, else under a hidden name that is then
+/// renamed over what stands there.
+fn replace(spot: Spot<'_>, stands: bool, put: impl Fn(&OsStr) -> Result<()>) -> Result<()> {
+    if !stands {
+        match put(spot.name) {
+            // Somebody was faster.
+            Err(fail) if fail.errno == Errno::EXIST => {}
+            other => return other,
+        }
+    }
+    let hidden: OsString = loop {
+        let hidden = hidden_name();
+        match put(&hidden) {
+            Err(fail) if fail.errno == Errno::EXIST => {}
+            other => break other.map(|()| hidden)?,
+        }
+    };
+    let renamed = renameat(spot.directory, &hidden, spot.directory, spot.name).or_fail("renameat");
+    // Over another name of the same file a rename does nothing (rename(2)).
+    let _ = unlinkat(spot.directory, &hidden, AtFlags::empty());
+    renamed
+}

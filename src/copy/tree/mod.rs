@@ -1,0 +1,314 @@
+//! Files, directories with what is in them, links and special files: what one `SRC... DST` names.
+//!
+//! Names are resolved by whoever knows what they mean (a [`Names`]); beneath what it found every
+//! step is one component on a directory's descriptor, and no symbolic link is followed.
+
+mod backup;
+mod exclude;
+mod folder;
+mod job;
+mod links;
+mod pool;
+mod walk;
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, FileType, Mode, Stat, fstat, openat};
+
+use self::folder::{Folder, LIST, PLACE, id};
+use self::job::{Job, Place, Spot, look};
+use self::pool::Pool;
+use self::walk::{Walk, base};
+use super::engine::Order;
+use super::engine::small::Small;
+use super::options::Backup;
+use super::resolve::{Target, file_type, proc_name};
+use crate::sys::{Errno, Fail, OrFail, Result, umask};
+
+/// Threads where nobody says how many: from the third on nothing is gained, for those who make
+/// names wait for each other in the file system.
+const WORKERS: usize = 2;
+
+/// What the names of a copy mean: beneath a mount's root, or as everywhere.
+///
+/// Called under the credentials of the one who copies, from several threads.
+pub trait Names: Sync {
+    /// Finds what is to be copied, and opens it as an `O_PATH` descriptor. A symbolic link at the
+    /// end of the name is what is found, unless it is to be followed or a slash comes after it.
+    ///
+    /// # Errors
+    /// ENOENT, EACCES, ELOOP, ENAMETOOLONG as the kernel has them; EXDEV for what lies outside.
+    fn source(&self, name: &[u8], follow: bool) -> Result<Found>;
+
+    /// Finds where a copy goes. A link to a directory leads there; one to anything else is
+    /// followed if `follow` says so, else is what stands there.
+    ///
+    /// # Errors
+    /// As [`Names::source`]; ENOENT when the directory that would hold it is missing, and for a
+    /// link to nothing that would be followed.
+    fn destination(&self, name: &[u8], follow: bool) -> Result<Destination>;
+
+    /// Whether `name` in this directory is somebody else's and can't be made (`.copy`, `.corfs`).
+    fn is_reserved(&self, directory: BorrowedFd<'_>, name: &OsStr) -> bool;
+
+    /// The file creation mask of the one who copies.
+    fn umask(&self) -> u32;
+
+    /// A name has come to mean something else. Called for each as it happens (a list would grow
+    /// with the tree), by any thread at work, under the credentials of the one who copies, with no
+    /// lock held; the copy goes on when it returns.
+    fn published(&self, directory: BorrowedFd<'_>, name: &OsStr);
+}
+
+/// Something to be copied.
+#[derive(Debug)]
+pub struct Found {
+    /// `O_PATH`, of the file itself (also of a symbolic link).
+    pub file: OwnedFd,
+    /// What it is.
+    pub stat: Stat,
+    /// Its last name, under which a directory takes it; empty for `.` and `..`, whose contents
+    /// go into the directory itself, as with cp.
+    pub name: OsString,
+}
+
+/// Where a copy goes.
+#[derive(Debug)]
+pub enum Destination {
+    /// A directory that stands there, `O_PATH`.
+    Directory(OwnedFd),
+    /// A name at which no directory stands.
+    Name {
+        /// The directory and the name, and what stands there (a link is not followed in this).
+        target: Target,
+        /// A slash ends it: only a directory may be made there.
+        only_directory: bool,
+    },
+}
+
+/// Copies what is named, in order, to the destination: into it where a directory stands there
+/// (unless `no_target_directory`), which must be so for more than one source.
+///
+/// Each regular file is whole or absent. What can't be copied is counted and told to
+/// [`Progress::failed`](super::progress::Progress); the rest is copied all the same.
+///
+/// # Errors
+/// For a single source that can't be begun its own error; ENOTDIR when there are several and the
+/// destination is no directory; EINVAL for a directory into itself; EINTR when cancelled; else the
+/// errno of the first that failed, with how many there were.
+pub fn copy_all(
+    sources: &[Vec<u8>],
+    destination: &[u8],
+    names: &dyn Names,
+    order: &Order<'_>,
+) -> Result<()> {
+    let before = umask::of_thread()?;
+    // A mode that is to be kept is given as it is.
+    umask::set(match order.options.preserve.mode {
+        true => 0,
+        false => names.umask(),
+    })?;
+    let done = Job::new(names, order).and_then(|job| job.all(sources, destination));
+    umask::set(before)?;
+    done
+}
+
+/// Where one source goes.
+enum Goal {
+    /// Into this directory, which is its copy.
+    Into(OwnedFd),
+    /// To a name in a directory.
+    Name(Arc<OwnedFd>, OsString, Option<Stat>),
+}
+
+impl Job<'_> {
+    fn all(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
+        let mut small = Small::new();
+        let progress = self.order.progress;
+        if let [source] = sources {
+            progress.add_files_total(1);
+            self.one(source, destination, &mut small)?;
+        } else {
+            self.need_directory(sources, destination)?;
+            for source in sources {
+                progress.check()?;
+                progress.add_files_total(1);
+                if let Err(fail) = self.one(source, destination, &mut small) {
+                    self.failed(None, bytes(source), fail);
+                }
+            }
+        }
+        progress.set_totals_known();
+        self.outcome()
+    }
+
+    fn need_directory(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
+        if sources.is_empty() {
+            return Err(Fail::new(Errno::INVAL, "copy").because("no source"));
+        }
+        if self.order.options.no_target_directory {
+            return Err(Fail::new(Errno::INVAL, "copy").because("several sources for one name"));
+        }
+        match self.names.destination(destination, true)? {
+            Destination::Directory(_) => Ok(()),
+            Destination::Name { .. } => Err(Fail::new(Errno::NOTDIR, "open")
+                .because("several sources need a directory that stands there")),
+        }
+    }
+
+    fn one(&self, source: &[u8], destination: &[u8], small: &mut Small) -> Result<()> {
+        let recursive = self.order.options.recursive;
+        let found = self.names.source(source, !recursive)?;
+        match file_type(&found.stat) {
+            FileType::RegularFile => {}
+            FileType::Directory if !recursive => {
+                return Err(Fail::new(Errno::ISDIR, "open").because("the source is a directory"));
+            }
+            _ if !recursive => {
+                return Err(
+                    Fail::new(Errno::INVAL, "open").because("the source is not a regular file")
+                );
+            }
+            FileType::Directory => return self.tree(source, found, destination),
+            _ => {}
+        }
+        let Goal::Name(directory, name, existing) = self.goal(&found, destination)? else {
+            return Err(
+                Fail::new(Errno::ISDIR, "open").because("a directory stands at the destination")
+            );
+        };
+        let spot = Spot {
+            directory: directory.as_fd(),
+            name: &name,
+            existing: existing.as_ref(),
+            holder: Place::Directory(&directory),
+        };
+        self.found(found.file, &found.stat, spot, small)?;
+        self.order.progress.file_done();
+        Ok(())
+    }
+
+    /// Where `found` goes, as cp has it.
+    fn goal(&self, found: &Found, destination: &[u8]) -> Result<Goal> {
+        let options = self.order.options;
+        let is_directory = file_type(&found.stat) == FileType::Directory;
+        // cp writes through a link, but replaces it by another link, and renames it for a backup.
+        let follow =
+            file_type(&found.stat) == FileType::RegularFile && options.backup == Backup::None;
+        let inside = !options.no_target_directory && !found.name.is_empty();
+        match self.names.destination(destination, follow)? {
+            Destination::Directory(directory) if inside && !follow => {
+                let existing = look(directory.as_fd(), &found.name)?;
+                Ok(Goal::Name(
+                    Arc::new(directory),
+                    found.name.clone(),
+                    existing,
+                ))
+            }
+            Destination::Directory(_) if inside => {
+                let name = join(destination, found.name.as_encoded_bytes());
+                match self.names.destination(&name, follow)? {
+                    Destination::Directory(directory) => Ok(Goal::Into(directory)),
+                    Destination::Name { target, .. } => Ok(named(target)),
+                }
+            }
+            Destination::Directory(directory) => Ok(Goal::Into(directory)),
+            Destination::Name { target, .. } if is_directory => Ok(named(target)),
+            Destination::Name {
+                target,
+                only_directory: false,
+            } => Ok(named(target)),
+            Destination::Name { .. } => {
+                Err(Fail::new(Errno::NOENT, "open").because("a directory that is not there"))
+            }
+        }
+    }
+
+    fn tree(&self, source: &[u8], found: Found, destination: &[u8]) -> Result<()> {
+        let goal = self.goal(&found, destination)?;
+        let holder = match &goal {
+            Goal::Into(directory) => directory.as_fd(),
+            Goal::Name(directory, ..) => directory.as_fd(),
+        };
+        refuse_into_itself(&found.stat, holder)?;
+        let flags = LIST - rustix::fs::OFlags::NOFOLLOW;
+        let listed = openat(CWD, proc_name(found.file.as_fd()), flags, Mode::empty())
+            .map_err(|errno| Fail::new(errno, "open").because("the source"))?;
+        let stat = fstat(&listed).or_fail("fstat")?;
+        let source = bytes(source).to_owned();
+        let top = match goal {
+            Goal::Into(directory) => {
+                let copy = openat(&directory, c".", PLACE, Mode::empty()).or_fail("open")?;
+                let base = base(&Arc::new(directory), OsStr::new(""));
+                self.open((listed, stat), copy, false, |stat, copy, made| {
+                    Folder::new(None, source, base, stat, copy, made)
+                })?
+            }
+            Goal::Name(directory, name, existing) => {
+                let base = base(&directory, &name);
+                let place = (directory.as_fd(), &*name, existing.is_some());
+                self.enter((listed, stat), place, |stat, copy, made| {
+                    Folder::new(None, source, base, stat, copy, made)
+                })?
+            }
+        };
+        let pool = Pool::default();
+        let workers = self
+            .order
+            .options
+            .workers
+            .map_or_else(auto, |n| n.get().into());
+        self.order
+            .progress
+            .set_workers(u16::try_from(workers).unwrap_or(u16::MAX));
+        pool.run(self, workers, |small| {
+            Walk::new(self, &pool, small, top).run()
+        });
+        Ok(())
+    }
+}
+
+fn auto() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS))
+}
+
+fn named(target: Target) -> Goal {
+    Goal::Name(Arc::new(target.directory), target.name, target.existing)
+}
+
+fn bytes(name: &[u8]) -> &OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(name)
+}
+
+fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    [directory, b"/", name].concat()
+}
+
+/// Climbs from where the copy goes: the source must not be above it. By device and inode, which
+/// bind mounts and links don't change.
+///
+/// # Errors
+/// EINVAL.
+fn refuse_into_itself(source: &Stat, holder: BorrowedFd<'_>) -> Result<()> {
+    let mut at = openat(holder, c".", PLACE, Mode::empty()).or_fail("open")?;
+    let mut here = id(&fstat(&at).or_fail("fstat")?);
+    loop {
+        if here == id(source) {
+            return Err(Fail::new(Errno::INVAL, "copy").because("a directory into itself"));
+        }
+        // Where we may not look, the walk meets its own copy, if it is within the source.
+        let Ok(above) = openat(&at, c"..", PLACE, Mode::empty()) else {
+            return Ok(());
+        };
+        let stat = fstat(&above).or_fail("fstat")?;
+        if id(&stat) == here {
+            return Ok(());
+        }
+        (at, here) = (above, id(&stat));
+    }
+}
+
+#[cfg(test)]
+mod tests;

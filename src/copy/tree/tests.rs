@@ -1,0 +1,548 @@
+//! Trees of real files, copied without a mount.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex as StdMutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, OFlags, mkdirat, mknodat, open};
+
+use super::super::options::{CopyOptions, Preserve};
+use super::super::progress::Progress;
+use super::super::resolve::Tree;
+use super::*;
+use crate::observe::Metrics;
+
+type Outcome = std::result::Result<(), Errno>;
+
+/// A folder that is a mount's root, whose `.copy` stands at its top.
+struct World {
+    folder: tempfile::TempDir,
+    progress: Progress,
+    published: StdMutex<Vec<OsString>>,
+}
+
+fn archive() -> CopyOptions {
+    CopyOptions {
+        recursive: true,
+        preserve: Preserve::ALL,
+        ..CopyOptions::default()
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            progress: Progress::default(),
+            published: StdMutex::default(),
+        }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn dir(&self, name: &str) {
+        fs::create_dir_all(self.at(name)).unwrap();
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        fs::write(self.at(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.at(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn names(&self, folder: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.at(folder)).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn try_copy(&self, options: &CopyOptions, sources: &[&str], to: &str) -> Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let root = open(self.folder.path(), flags, Mode::empty()).unwrap();
+        let published = |_: BorrowedFd<'_>, name: &OsStr| {
+            self.published.lock().unwrap().push(name.to_owned());
+        };
+        let tree = Tree {
+            root: root.as_fd(),
+            directory: root.as_fd(),
+            mountpoints: &[],
+            reserved: Some(OsStr::new(".copy")),
+            umask: 0o027,
+            published: &published,
+        };
+        let order = Order {
+            options,
+            progress: &self.progress,
+            metrics: &Metrics::new(),
+        };
+        let sources: Vec<_> = sources
+            .iter()
+            .map(|name| name.as_bytes().to_vec())
+            .collect();
+        copy_all(&sources, to.as_bytes(), &tree, &order)
+    }
+
+    fn copy(&self, options: &CopyOptions, sources: &[&str], to: &str) -> Outcome {
+        self.try_copy(options, sources, to)
+            .map_err(|fail| fail.errno)
+    }
+
+    fn failures(&self) -> Vec<(String, Errno)> {
+        let (_, failures) = self.progress.failures();
+        let shown = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
+        let mut failures: Vec<_> = failures
+            .iter()
+            .map(|failure| (shown(&failure.path), failure.fail.errno))
+            .collect();
+        failures.sort_by(|one, other| one.0.cmp(&other.0));
+        failures
+    }
+}
+
+#[test]
+fn a_directory_goes_where_cp_puts_it() {
+    let world = World::new();
+    world.dir("src/sub");
+    world.file("src/sub/f", "text");
+    world.dir("there");
+    assert_eq!(
+        world.copy(&CopyOptions::default(), &["src"], "x"),
+        Err(Errno::ISDIR)
+    );
+    for (source, to, found) in [
+        ("src", "new", "new/sub/f"),
+        ("src", "slash/", "slash/sub/f"),
+        ("src/", "there", "there/src/sub/f"),
+        ("src/.", "there", "there/sub/f"),
+        ("src/sub/..", "there", "there/sub/f"),
+    ] {
+        assert_eq!(
+            world.copy(&archive(), &[source], to),
+            Ok(()),
+            "{source} {to}"
+        );
+        assert_eq!(world.read(found), "text");
+    }
+    let onto = CopyOptions {
+        no_target_directory: true,
+        ..archive()
+    };
+    world.file("src/second", "");
+    assert_eq!(world.copy(&onto, &["src"], "there"), Ok(()));
+    assert_eq!(world.names("there"), ["second", "src", "sub"]);
+    world.file("plain", "");
+    assert_eq!(
+        world.copy(&archive(), &["src"], "plain"),
+        Err(Errno::NOTDIR)
+    );
+    assert_eq!(
+        world.copy(&archive(), &["plain"], "none/"),
+        Err(Errno::NOENT)
+    );
+    assert_eq!(world.copy(&onto, &["plain"], "there"), Err(Errno::ISDIR));
+}
+
+#[test]
+fn several_sources_need_a_directory() {
+    let world = World::new();
+    world.file("a", "a");
+    world.dir("b");
+    world.dir("to");
+    assert_eq!(
+        world.copy(&archive(), &["a", "b"], "none"),
+        Err(Errno::NOTDIR)
+    );
+    assert_eq!(world.copy(&archive(), &["a", "b"], "a"), Err(Errno::NOTDIR));
+    assert_eq!(
+        world.copy(&archive(), &["a", "none", "b"], "to"),
+        Err(Errno::NOENT)
+    );
+    assert_eq!(world.names("to"), ["a", "b"]);
+    assert_eq!(world.failures(), [("none".into(), Errno::NOENT)]);
+}
+
+#[test]
+fn a_directory_is_not_copied_into_itself() {
+    let world = World::new();
+    world.dir("a/b/c");
+    symlink("a/b", world.at("link")).unwrap();
+    for to in ["a/new", "a/b", "a/b/c/", "a/b/c/x", "link", "link/x", "a"] {
+        assert_eq!(
+            world.copy(&archive(), &["a"], to),
+            Err(Errno::INVAL),
+            "{to}"
+        );
+    }
+    assert_eq!(world.copy(&archive(), &["a/."], "a"), Err(Errno::INVAL));
+    assert_eq!(world.copy(&archive(), &["."], "new"), Err(Errno::INVAL));
+    assert_eq!(world.names("a"), ["b"]);
+    assert_eq!(world.names("a/b"), ["c"]);
+    assert_eq!(world.names("."), ["a", "link"]);
+}
+
+#[test]
+fn links_stay_links_and_names_of_one_file_stay_that() {
+    let world = World::new();
+    world.dir("src/z");
+    world.file("src/a", "shared");
+    fs::hard_link(world.at("src/a"), world.at("src/z/b")).unwrap();
+    fs::hard_link(world.at("src/a"), world.at("outside")).unwrap();
+    symlink("nowhere", world.at("src/dangling")).unwrap();
+    symlink("/", world.at("src/away")).unwrap();
+    symlink("z", world.at("src/inward")).unwrap();
+    world.dir("to");
+    for _again in 0..2 {
+        assert_eq!(world.copy(&archive(), &["src", "outside"], "to"), Ok(()));
+        let inode = |name: &str| fs::symlink_metadata(world.at(name)).unwrap().ino();
+        assert_eq!(inode("to/src/a"), inode("to/src/z/b"));
+        assert_eq!(inode("to/src/a"), inode("to/outside"));
+        assert_eq!(fs::metadata(world.at("to/outside")).unwrap().nlink(), 3);
+        for (name, text) in [("dangling", "nowhere"), ("away", "/"), ("inward", "z")] {
+            let link = fs::read_link(world.at("to/src").join(name)).unwrap();
+            assert_eq!(link, Path::new(text));
+        }
+    }
+    let apart = CopyOptions {
+        preserve: Preserve::DEFAULT,
+        ..archive()
+    };
+    assert_eq!(world.copy(&apart, &["src"], "apart"), Ok(()));
+    assert_eq!(fs::metadata(world.at("apart/a")).unwrap().nlink(), 1);
+    assert_eq!(
+        world.names("to/src"),
+        ["a", "away", "dangling", "inward", "z"]
+    );
+}
+
+#[test]
+fn special_files_are_made_and_never_opened() {
+    let world = World::new();
+    world.dir("src");
+    for (name, kind) in [("fifo", FileType::Fifo), ("socket", FileType::Socket)] {
+        mknodat(
+            CWD,
+            world.at("src").join(name),
+            kind,
+            Mode::from_raw_mode(0o640),
+            0,
+        )
+        .unwrap();
+    }
+    for _again in 0..2 {
+        assert_eq!(world.copy(&archive(), &["src"], "to"), Ok(()));
+        world.dir("to");
+        let stat = |name: &str| fs::symlink_metadata(world.at(name)).unwrap();
+        assert!(stat("to/fifo").file_type().is_fifo());
+        assert!(stat("to/socket").file_type().is_socket());
+        assert_eq!(stat("to/fifo").mode() & 0o7777, 0o640);
+    }
+    world.file("plain", "");
+    assert_eq!(
+        world.copy(&archive(), &["plain"], "to/fifo"),
+        Err(Errno::INVAL)
+    );
+}
+
+#[test]
+fn a_link_that_stands_in_the_copy_is_replaced_and_leads_nowhere() {
+    let world = World::new();
+    world.dir("src/folder");
+    world.file("src/f", "new");
+    world.file("src/folder/f", "new");
+    world.dir("to");
+    world.file("victim", "old");
+    world.dir("victims");
+    for inplace in [false, true] {
+        let options = CopyOptions {
+            inplace,
+            ..archive()
+        };
+        let _ = fs::remove_file(world.at("to/f"));
+        let _ = fs::remove_file(world.at("to/folder"));
+        symlink("../victim", world.at("to/f")).unwrap();
+        symlink("../victims", world.at("to/folder")).unwrap();
+        assert_eq!(world.copy(&options, &["src/."], "to"), Err(Errno::NOTDIR));
+        assert_eq!(world.read("victim"), "old");
+        assert_eq!(world.read("to/f"), "new");
+        assert!(!fs::symlink_metadata(world.at("to/f")).unwrap().is_symlink());
+        assert!(world.names("victims").is_empty());
+    }
+}
+
+#[test]
+fn what_stands_there_stays_or_is_kept_as_asked() {
+    let world = World::new();
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    let prepare = || {
+        for folder in ["src", "to"] {
+            let _ = fs::remove_dir_all(world.at(folder));
+            world.dir(folder);
+            world.file(&format!("{folder}/f"), folder);
+            world.file(&format!("{folder}/g"), folder);
+        }
+        let aged = File::options().write(true).open(world.at("to/f")).unwrap();
+        aged.set_modified(old).unwrap();
+        let aged = File::options().write(true).open(world.at("src/g")).unwrap();
+        aged.set_modified(old).unwrap();
+    };
+    let copy = |options: CopyOptions| {
+        prepare();
+        assert_eq!(world.copy(&options, &["src/."], "to"), Ok(()));
+        (world.read("to/f"), world.read("to/g"), world.names("to"))
+    };
+    let stays = copy(CopyOptions {
+        no_clobber: true,
+        ..archive()
+    });
+    assert_eq!((&*stays.0, &*stays.1), ("to", "to"));
+    let updated = copy(CopyOptions {
+        update: true,
+        ..archive()
+    });
+    assert_eq!((&*updated.0, &*updated.1), ("src", "to"));
+    let kept = copy(CopyOptions {
+        backup: Backup::Simple(".old".into()),
+        ..archive()
+    });
+    assert_eq!((&*kept.0, &*kept.1), ("src", "src"));
+    assert_eq!(kept.2, ["f", "f.old", "g", "g.old"]);
+    assert_eq!(world.read("to/f.old"), "to");
+    let kept = copy(CopyOptions {
+        backup: Backup::Numbered,
+        inplace: true,
+        ..archive()
+    });
+    assert_eq!(kept.2, ["f", "f.~1~", "g", "g.~1~"]);
+    assert_eq!(world.read("to/g.~1~"), "to");
+}
+
+#[test]
+fn what_is_excluded_is_left_out() {
+    let world = World::new();
+    world.dir("src/build/deep");
+    world.dir("src/keep");
+    for name in [
+        "src/a.o",
+        "src/a.c",
+        "src/keep/b.o",
+        "src/keep/top",
+        "src/top",
+    ] {
+        world.file(name, "");
+    }
+    let options = CopyOptions {
+        exclude: vec![b"*.o".to_vec(), b"build/".to_vec(), b"/top".to_vec()],
+        ..archive()
+    };
+    assert_eq!(world.copy(&options, &["src"], "to"), Ok(()));
+    assert_eq!(world.names("to"), ["a.c", "keep"]);
+    assert_eq!(world.names("to/keep"), ["top"]);
+}
+
+#[test]
+fn what_fails_is_counted_and_the_rest_is_copied() {
+    let world = World::new();
+    world.dir("src/folder");
+    world.dir("src/clash");
+    world.dir("to/over");
+    for name in ["src/one", "src/over", "src/two", "src/.copy", "to/clash"] {
+        world.file(name, "");
+    }
+    let failed = world.try_copy(&archive(), &["src/."], "to").unwrap_err();
+    assert_eq!(world.names("to"), ["clash", "folder", "one", "over", "two"]);
+    assert_eq!(
+        world.failures(),
+        [
+            ("src/./.copy".into(), Errno::EXIST),
+            ("src/./clash".into(), Errno::NOTDIR),
+            ("src/./over".into(), Errno::ISDIR),
+        ]
+    );
+    let words = failed.to_string();
+    assert!(words.contains("3 of 7 failed"), "{words}");
+    assert_eq!(world.progress.files(), (4, 7));
+    assert!(world.progress.totals_known());
+}
+
+#[test]
+fn a_cancelled_tree_says_so_and_nothing_else() {
+    let world = World::new();
+    world.dir("src");
+    world.file("src/f", "");
+    world.progress.cancel();
+    assert_eq!(world.copy(&archive(), &["src"], "to"), Err(Errno::INTR));
+    assert!(world.failures().is_empty());
+}
+
+#[test]
+fn directories_get_their_modes_and_times_last() {
+    let world = World::new();
+    world.dir("src/a/b");
+    world.file("src/a/b/f", "text");
+    for (name, mode) in [("src/a/b", 0o2500), ("src/a", 0o1555), ("src", 0o750)] {
+        let path = world.at(name);
+        let file = File::open(&path).unwrap();
+        let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_000_000_000, 123_456_789);
+        file.set_modified(time).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    assert_eq!(world.copy(&archive(), &["src"], "to"), Ok(()));
+    for name in ["", "a", "a/b"] {
+        let stat = |top: &str| fs::metadata(world.at(top).join(name)).unwrap();
+        let (from, to) = (stat("src"), stat("to"));
+        assert_eq!(from.mode(), to.mode(), "{name}");
+        let time = |stat: &fs::Metadata| (stat.mtime(), stat.mtime_nsec());
+        assert_eq!(time(&from), time(&to), "{name}");
+    }
+    let bare = CopyOptions {
+        preserve: Preserve::NONE,
+        ..archive()
+    };
+    fs::set_permissions(world.at("src/a"), fs::Permissions::from_mode(0o577)).unwrap();
+    assert_eq!(world.copy(&bare, &["src"], "bare"), Ok(()));
+    let mode = |name: &str| fs::metadata(world.at(name)).unwrap().mode() & 0o7777;
+    assert_eq!(mode("bare"), 0o750, "less the mask");
+    assert_eq!(mode("bare/a"), 0o550);
+    assert_eq!(mode("bare/a/b/f"), 0o640);
+    fs::set_permissions(world.at("src/a/b/f"), fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(world.copy(&bare, &["src/a/b/f"], "large"), Ok(()));
+    assert_eq!(mode("large"), 0o750);
+}
+
+/// Builds a chain of directories, each with a file, far below the longest path.
+fn build_deep(top: &Path, depth: usize) {
+    fs::create_dir(top).unwrap();
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let mut at = open(top, flags, Mode::empty()).unwrap();
+    for level in 0..depth {
+        let write = OFlags::CREATE | OFlags::WRONLY;
+        for name in ["before", "zlast"] {
+            let file = openat(&at, name, write, Mode::from_raw_mode(0o644)).unwrap();
+            rustix::io::write(&file, level.to_string().as_bytes()).unwrap();
+        }
+        mkdirat(&at, "middle-with-a-long-name", Mode::RWXU).unwrap();
+        at = openat(&at, "middle-with-a-long-name", flags, Mode::empty()).unwrap();
+    }
+}
+
+fn check_deep(top: &Path, depth: usize) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let mut at = open(top, flags, Mode::empty()).unwrap();
+    for level in 0..depth {
+        for name in ["before", "zlast"] {
+            let file = openat(&at, name, OFlags::RDONLY, Mode::empty()).unwrap();
+            let mut text = [0; 16];
+            let count = rustix::io::read(&file, &mut text).unwrap();
+            assert_eq!(&text[..count], level.to_string().as_bytes());
+        }
+        at = openat(&at, "middle-with-a-long-name", flags, Mode::empty()).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_takes_few_descriptors() {
+    const DEPTH: usize = 1500;
+    let world = World::new();
+    build_deep(&world.at("src"), DEPTH);
+    let done = AtomicBool::new(false);
+    let most = std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut most = 0;
+            while !done.load(Ordering::Relaxed) {
+                let open = fs::read_dir("/proc/self/fd").unwrap().count();
+                most = most.max(open);
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            most
+        });
+        let copied = world.copy(&archive(), &["src"], "to");
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(copied, Ok(()));
+        watch.join().unwrap()
+    });
+    check_deep(&world.at("to"), DEPTH);
+    assert_eq!(world.progress.files().0, 3 * DEPTH as u64 + 1);
+    // Of other tests in this process, too.
+    assert!(most < 1000, "{most} descriptors");
+}
+
+#[test]
+fn a_large_directory_and_many_small_ones_arrive_whole_with_any_number_of_workers() {
+    for workers in [1, 2, 5] {
+        let world = World::new();
+        world.dir("src/large");
+        for number in 0..2500 {
+            world.file(
+                &format!("src/large/file-with-a-long-name-{number}"),
+                &number.to_string(),
+            );
+        }
+        for number in 0..60 {
+            world.dir(&format!("src/{number}/below"));
+            world.file(&format!("src/{number}/below/f"), &number.to_string());
+        }
+        let file = File::create(world.at("src/huge")).unwrap();
+        file.set_len(5 << 20).unwrap();
+        file.write_all_at(&[7; 100_000], 1 << 20).unwrap();
+        let options = CopyOptions {
+            workers: std::num::NonZeroU16::new(workers),
+            ..archive()
+        };
+        assert_eq!(world.copy(&options, &["src"], "to"), Ok(()));
+        for number in 0..2500 {
+            let name = format!("to/large/file-with-a-long-name-{number}");
+            assert_eq!(world.read(&name), number.to_string());
+        }
+        for number in 0..60 {
+            assert_eq!(
+                world.read(&format!("to/{number}/below/f")),
+                number.to_string()
+            );
+        }
+        let (from, to) = (
+            fs::read(world.at("src/huge")),
+            fs::read(world.at("to/huge")),
+        );
+        assert!(from.unwrap() == to.unwrap());
+        let blocks = |name: &str| fs::metadata(world.at(name)).unwrap().blocks();
+        assert!(blocks("to/huge") <= blocks("src/huge") + 8);
+        let entries = 2500 + 1 + 120 + 60 + 2;
+        assert_eq!(world.progress.files(), (entries, entries));
+        assert_eq!(world.published.lock().unwrap().len(), entries as usize);
+    }
+}
+
+#[test]
+fn names_near_the_longest_work_and_longer_ones_are_refused() {
+    let world = World::new();
+    world.dir("src");
+    world.file(&format!("src/{}", "x".repeat(255)), "long");
+    assert_eq!(world.copy(&archive(), &["src"], "to"), Ok(()));
+    assert_eq!(world.read(&format!("to/{}", "x".repeat(255))), "long");
+    let longer = "x".repeat(256);
+    assert_eq!(
+        world.copy(&archive(), &["src"], &longer),
+        Err(Errno::NAMETOOLONG)
+    );
+    let backup = CopyOptions {
+        backup: Backup::Simple("~".into()),
+        ..archive()
+    };
+    assert_eq!(
+        world.copy(&backup, &["src/."], "to"),
+        Err(Errno::NAMETOOLONG)
+    );
+    assert_eq!(world.read(&format!("to/{}", "x".repeat(255))), "long");
+    symlink("round", world.at("round")).unwrap();
+    assert_eq!(world.copy(&archive(), &["round/x"], "to"), Err(Errno::LOOP));
+}
