@@ -12,6 +12,7 @@ use crate::sys::{Errno, OrFail, Result};
 ///
 /// The set-user-id and set-group-id bits are kept only with the owner and group that they are for.
 pub(super) fn keep(
+    _source: BorrowedFd<'_>,
     opened: &Stat,
     source: &Stat,
     destination: BorrowedFd<'_>,

@@ -12,8 +12,10 @@ use parking_lot::{Condvar, Mutex};
 use super::engine::{self, Order};
 use super::jobs::{Job, Registry, closed};
 use super::language::{Command, parse};
+use super::leftovers;
 use super::lines::Lines;
 use super::resolve::{Target, Tree};
+use super::stuck::Stuck;
 use super::watchers::Watchers;
 use crate::observe::{CopyEnd, Metrics};
 use crate::sys::creds::Credentials;
@@ -49,20 +51,26 @@ pub struct Jobs {
     published: Published,
     registry: Registry,
     watchers: Arc<Watchers>,
+    stuck: Arc<Stuck>,
     /// How many writes and flushes wait for their answer. A leaf in the order of locks.
     waiting: Mutex<usize>,
     all_answered: Condvar,
 }
 
 impl Jobs {
-    /// No jobs yet.
+    /// No jobs yet. What copies that were killed have left in the root goes now; elsewhere with the
+    /// next job there.
     pub fn new(options: JobsOptions, metrics: Arc<Metrics>, published: Published) -> Arc<Self> {
+        if !options.read_only {
+            leftovers::visit_at_mount(Arc::clone(&options.root));
+        }
         Arc::new(Self {
             options,
             metrics,
             published,
             registry: Registry::new(),
             watchers: Arc::default(),
+            stuck: Arc::default(),
             waiting: Mutex::new(0),
             all_answered: Condvar::new(),
         })
@@ -137,9 +145,12 @@ impl Jobs {
         self.watchers.add(waiter, job)?;
         let copied = guarded(|| {
             self.registry.start(job)?;
-            handle
-                .opener
-                .run_as(|| self.copy(&handle.directory, job, command))?
+            let (jobs, directory) = (Arc::clone(&handle.jobs), Arc::clone(&handle.directory));
+            let (opener, command) = (handle.opener.clone(), command.clone());
+            let own = Arc::clone(job);
+            self.stuck.run(&job.progress, move || {
+                opener.run_as(|| jobs.copy(&directory, &own, &command))?
+            })
         });
         self.watchers.remove(job);
         let target = copied?;

@@ -13,11 +13,13 @@ mod engine;
 mod extents;
 mod jobs;
 pub mod language;
+mod leftovers;
 mod lines;
 pub mod options;
 pub mod progress;
 mod publish;
 mod resolve;
+mod stuck;
 mod watchers;
 mod words;
 

@@ -32,6 +32,9 @@ pub(super) struct Pass<'a> {
     order: &'a Order<'a>,
     /// What this attempt has added to the progress: bytes done, bytes in all.
     counted: (AtomicU64, AtomicU64),
+    /// What is in the destination already, in order.
+    already: &'a [Range<u64>],
+    on_done: Option<&'a (dyn Fn(Range<u64>) -> Result<()> + Sync)>,
 }
 
 impl<'a> Pass<'a> {
@@ -47,7 +50,45 @@ impl<'a> Pass<'a> {
             size: u64::try_from(stat.st_size).unwrap_or(0),
             order,
             counted: Default::default(),
+            already: &[],
+            on_done: None,
         }
+    }
+
+    /// These ranges (in order, none touching the next) are in the destination already: they are
+    /// neither moved nor counted.
+    pub(super) fn already(self, already: &'a [Range<u64>]) -> Self {
+        Self { already, ..self }
+    }
+
+    /// Calls `on_done` after each range that was written.
+    pub(super) fn on_done(self, on_done: &'a (dyn Fn(Range<u64>) -> Result<()> + Sync)) -> Self {
+        Self {
+            on_done: Some(on_done),
+            ..self
+        }
+    }
+
+    /// The parts of a stretch that are not there already.
+    fn missing(&self, stretch: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<'a> {
+        let mut at = stretch.start;
+        let first = self.already.partition_point(|range| range.end <= at);
+        let end = Range {
+            start: stretch.end,
+            end: stretch.end,
+        };
+        let known = self.already[first..]
+            .iter()
+            .take_while(move |range| range.start < stretch.end);
+        known.cloned().chain([end]).filter_map(move |range| {
+            let gap = at..range.start.max(at);
+            at = range.end.max(at);
+            (gap.start < gap.end).then_some(gap)
+        })
+    }
+
+    fn wrote(&self, range: Range<u64>) -> Result<()> {
+        self.on_done.map_or(Ok(()), |on_done| on_done(range))
     }
 
     /// Takes back what this attempt has counted: its work is thrown away.
@@ -70,7 +111,9 @@ impl<'a> Pass<'a> {
         self.progress().set_method(asked);
         self.reserve()?;
         for extent in Extents::new(self.source, self.size) {
-            self.extent(extent?)?;
+            for missing in self.missing(extent?) {
+                self.extent(missing)?;
+            }
         }
         Ok(())
     }
@@ -87,12 +130,19 @@ impl<'a> Pass<'a> {
     /// Sets the size and reserves space for the data alone, so that a full disk is found before
     /// the work.
     fn reserve(&self) -> Result<()> {
-        ftruncate(self.destination, self.size).or_fail("ftruncate")?;
+        // A file in place keeps its end until the last.
+        let own = fstat(self.destination).or_fail("fstat")?;
+        if u64::try_from(own.st_size).unwrap_or(0) < self.size {
+            ftruncate(self.destination, self.size).or_fail("ftruncate")?;
+        }
         let mut total = 0;
         let mut possible = true;
         for extent in Extents::new(self.source, self.size) {
             let extent = extent?;
-            total += extent.end - extent.start;
+            total += self
+                .missing(extent.clone())
+                .map(|gap| gap.end - gap.start)
+                .sum::<u64>();
             for part in cut(extent, RESERVE) {
                 self.progress().check()?;
                 possible = possible && self.reserve_part(part)?;
@@ -152,6 +202,7 @@ impl<'a> Pass<'a> {
             if !done {
                 self.write(chunk, piece.clone())?;
             }
+            self.wrote(piece.clone())?;
             self.count(piece.end - piece.start)?;
         }
         Ok(())
@@ -203,10 +254,11 @@ impl<'a> Pass<'a> {
         }
         self.reserve()?;
         for extent in Extents::new(self.source, self.size) {
-            let extent = extent?;
-            let end = self.stream_range(extent.clone(), &mut buffer)?;
-            if end < extent.end {
-                return ftruncate(self.destination, end).or_fail("ftruncate");
+            for missing in self.missing(extent?) {
+                let end = self.stream_range(missing.clone(), &mut buffer)?;
+                if end < missing.end {
+                    return ftruncate(self.destination, end).or_fail("ftruncate");
+                }
             }
         }
         Ok(())
@@ -231,6 +283,7 @@ impl<'a> Pass<'a> {
                 Err(errno) => return Err(errno).or_fail("read"),
             };
             self.write_buffer(&buffer[..count], at)?;
+            self.wrote(at..at + count as u64)?;
             at += count as u64;
             self.count(count as u64)?;
         }
