@@ -21,6 +21,5 @@ mod publish;
 mod resolve;
 mod stuck;
 mod watchers;
-mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
