@@ -22,3 +22,4 @@ mod watchers;
 mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
+pub use engine::copy_range;

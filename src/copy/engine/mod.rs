@@ -1,6 +1,7 @@
 //! The course of one regular file's copy: whole or absent.
 
 mod moving;
+mod ranges;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -14,6 +15,8 @@ use super::publish::Temporary;
 use super::resolve::{Source, Target, same_file};
 use crate::observe::Metrics;
 use crate::sys::{Errno, Fail, OrFail, Result};
+
+pub use ranges::copy_range;
 
 /// A source that changes under the copy gets this many attempts.
 const ATTEMPTS: usize = 2;
