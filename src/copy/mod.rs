@@ -19,6 +19,5 @@ pub mod progress;
 mod publish;
 mod resolve;
 mod watchers;
-mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
