@@ -19,7 +19,6 @@ pub mod progress;
 mod publish;
 mod resolve;
 mod watchers;
-mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
 pub use engine::copy_range;
