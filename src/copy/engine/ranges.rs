@@ -222,3 +222,139 @@ fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> Result<()> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn whole(file: &File) -> Vec<u8> {
+        let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// What copy_file_range is to do, in memory.
+    fn model(from: &[u8], at: usize, to: &mut Vec<u8>, there: usize, len: usize) -> usize {
+        let len = len.min(from.len().saturating_sub(at));
+        if len > 0 {
+            to.resize(to.len().max(there + len), 0);
+            to[there..there + len].copy_from_slice(&from[at..at + len]);
+        }
+        len
+    }
+
+    fn data_and_holes(file: &File) {
+        for at in [0, 300_000, 700_000] {
+            let bytes: Vec<u8> = (0..100_000).map(|i| (i % 251) as u8 + 1).collect();
+            file.write_all_at(&bytes, at).unwrap();
+        }
+        file.set_len(1_000_000).unwrap();
+    }
+
+    fn copied(from: &File, at: usize, to: &File, there: usize, len: usize) -> Result<u64> {
+        let places = ((from.as_fd(), at as u64), (to.as_fd(), there as u64));
+        copy_range(places.0, places.1, len as u64)
+    }
+
+    fn follows_the_model(from: &File, to: &File, steps: &[(usize, usize, usize)]) {
+        data_and_holes(from);
+        to.write_all_at(&[9; 200_000], 50_000).unwrap();
+        let source = whole(from);
+        let mut expected = whole(to);
+        for &(at, there, len) in steps {
+            let count = model(&source, at, &mut expected, there, len);
+            assert_eq!(copied(from, at, to, there, len).unwrap(), count as u64);
+            assert!(whole(to) == expected, "{at} to {there}, {len} bytes");
+        }
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<(usize, usize, usize)>> {
+        let place = prop_oneof![
+            0usize..1_100_000,
+            (0usize..260).prop_map(|page| page * 4096)
+        ];
+        prop::collection::vec((place.clone(), place.clone(), place), 1..8)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn ranges_within_a_file_system_are_copied_as_the_model_has_it(steps in steps()) {
+            let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+            follows_the_model(&from, &to, &steps);
+        }
+
+        #[test]
+        fn ranges_between_file_systems_are_copied_by_the_engine(steps in steps()) {
+            let Ok(to) = tempfile::tempfile_in("/dev/shm") else { return Ok(()) };
+            let from = tempfile::tempfile().unwrap();
+            follows_the_model(&from, &to, &steps);
+        }
+
+        #[test]
+        fn ranges_of_one_file_are_copied_unless_they_overlap(
+            (at, there, len) in (0usize..1_000_000, 0usize..1_500_000, 1usize..600_000),
+        ) {
+            let file = tempfile::tempfile().unwrap();
+            data_and_holes(&file);
+            let source = whole(&file);
+            let mut expected = source.clone();
+            let left = len.min(source.len() - at);
+            let outcome = copied(&file, at, &file, there, len);
+            if at.abs_diff(there) < left {
+                prop_assert_eq!(outcome.unwrap_err().errno, Errno::INVAL);
+            } else {
+                let count = model(&source, at, &mut expected, there, len);
+                prop_assert_eq!(outcome.unwrap(), count as u64);
+            }
+            prop_assert!(whole(&file) == expected);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_mapped_goes_through_a_buffer() {
+        let enabled = Path::new("/sys/kernel/mm/transparent_hugepage/enabled");
+        let Ok(from) = File::open(enabled) else {
+            crate::sys::testing::skip("no transparent huge pages");
+            return;
+        };
+        let text = std::fs::read(enabled).unwrap();
+        let to = tempfile::tempfile().unwrap();
+        // It has a line and says that it has a page: what is not there is not made up.
+        let count = copied(&from, 0, &to, 10, 4096).unwrap();
+        assert_eq!(count as usize, text.len());
+        assert_eq!(whole(&to)[10..], text);
+    }
+
+    #[test]
+    fn a_call_is_capped_and_holes_take_no_space() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.set_len(6 << 30).unwrap();
+        from.write_all_at(b"data", 100 << 20).unwrap();
+        to.write_all_at(&[5; 1 << 20], 1 << 20).unwrap();
+        assert_eq!(copied(&from, 0, &to, 0, usize::MAX >> 1).unwrap(), AT_ONCE);
+        assert_eq!(to.metadata().unwrap().len(), AT_ONCE);
+        to.sync_all().unwrap();
+        assert!(to.metadata().unwrap().blocks() * 512 <= 128 << 10);
+        let mut read = [1; 8];
+        to.read_exact_at(&mut read, (100 << 20) - 2).unwrap();
+        assert_eq!(&read, b"\0\0data\0\0");
+    }
+
+    #[test]
+    fn a_place_that_no_file_has_is_refused() {
+        let (from, to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        from.write_all_at(b"data", 0).unwrap();
+        let refused = copied(&from, 0, &to, i64::MAX as usize, 4).unwrap_err();
+        assert_eq!(refused.errno, Errno::FBIG);
+        assert_eq!(copied(&from, 10, &to, 0, 4).unwrap(), 0);
+    }
+}

@@ -248,3 +248,6 @@ fn check(options: &CopyOptions) -> Result<()> {
 fn lost(at: u64) -> Fail {
     Fail::new(Errno::IO, "copy").because(format!("the source's bytes at {at} can't be had"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -137,6 +137,12 @@ pub(super) fn record(kind: Kind, workers: u16, rate: f64) {
     with(kind, |trials| trials.record(workers, rate));
 }
 
+/// How many stretches of such copies have been timed.
+#[cfg(test)]
+pub(super) fn stretches(kind: Kind) -> u32 {
+    with(kind, |trials| trials.stretches)
+}
+
 /// A processor for each, and some for others.
 fn most() -> u16 {
     match std::thread::available_parallelism().map_or(1, usize::from) {
