@@ -19,11 +19,12 @@ pub(super) struct Extents<'a> {
 }
 
 impl<'a> Extents<'a> {
+    #[cfg(test)]
     pub(super) fn new(file: BorrowedFd<'a>, size: u64) -> Self {
         Self::starting(file, 0, size)
     }
 
-    /// Only those from `at` on.
+    /// The same from byte `at` on.
     pub(super) fn starting(file: BorrowedFd<'a>, at: u64, size: u64) -> Self {
         Self { file, at, size }
     }

@@ -23,3 +23,4 @@ mod stuck;
 mod watchers;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
+pub use engine::copy_range;

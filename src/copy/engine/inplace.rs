@@ -102,7 +102,7 @@ impl Ground for InPlace<'_> {
         let size = |stat: &Stat| u64::try_from(stat.st_size).unwrap_or(0);
         let end = size(source).min(size(&fstat(&self.file).or_fail("fstat")?));
         let mut at = 0;
-        for extent in Extents::new(self.source, end) {
+        for extent in Extents::starting(self.source, 0, end) {
             let extent = extent?;
             self.clear(at..extent.start)?;
             at = extent.end;

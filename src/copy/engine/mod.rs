@@ -7,6 +7,7 @@ mod course;
 mod inplace;
 mod journal;
 mod moving;
+mod ranges;
 mod resume;
 mod verify;
 mod whole;
@@ -19,6 +20,8 @@ use super::progress::Progress;
 use super::resolve::{Source, Target, same_file};
 use crate::observe::Metrics;
 use crate::sys::{Errno, Fail, Result};
+
+pub use ranges::copy_range;
 
 /// How to copy, and whom to tell.
 pub(super) struct Order<'a> {

@@ -23,6 +23,7 @@ use super::journal::{self, Identity, MOST_RECORDS, Record};
 use super::{Order, whole};
 use crate::copy::extents::cut;
 use crate::copy::leftovers::{self, PART, journal_of, unlink};
+use crate::copy::options::Method;
 use crate::copy::progress::Progress;
 use crate::copy::publish::Temporary;
 use crate::copy::resolve::{Source, Target, same_file};
@@ -316,6 +317,10 @@ impl Ground for Part<'_> {
     }
 
     fn written(&self, range: Range<u64>) -> Result<()> {
+        // What is shared is there in no time again, and to read it for its hash would take long.
+        if self.progress.method() == Some(Method::Reflink) {
+            return Ok(());
+        }
         let due: Vec<_> = {
             let mut ledger = self.ledger.lock();
             insert(&mut ledger.pending, range);

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use rustix::fs::open;
 
 use super::*;
-use crate::copy::options::{CopyOptions, Method};
+use crate::copy::options::{CopyOptions, Method, Reflink};
 use crate::copy::resolve::Tree;
 use crate::observe::Metrics;
 
@@ -34,12 +34,23 @@ impl World {
     /// Copies, to be cancelled when `until` bytes are done. Answers how it ended, and the bytes
     /// that were moved.
     fn copy(&self, resume: bool, until: u64) -> (Option<Errno>, u64) {
-        let progress = Progress::new(None);
-        let outcome = self.copy_with(resume, until, &progress);
-        (outcome.err().map(|fail| fail.errno), progress.bytes_done())
+        let (progress, metrics) = (Progress::new(None), Metrics::new());
+        let outcome = self.copy_with(resume, until, &progress, &metrics);
+        let text = metrics.open_metrics();
+        let moved = text
+            .lines()
+            .find_map(|line| line.strip_prefix("corfs_copy_bytes_total "));
+        let moved = moved.unwrap().parse().unwrap();
+        (outcome.err().map(|fail| fail.errno), moved)
     }
 
-    fn copy_with(&self, resume: bool, until: u64, progress: &Progress) -> Result<()> {
+    fn copy_with(
+        &self,
+        resume: bool,
+        until: u64,
+        progress: &Progress,
+        metrics: &Metrics,
+    ) -> Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let root = open(self.path(), flags, Mode::empty()).unwrap();
         let tree = Tree {
@@ -50,17 +61,17 @@ impl World {
         };
         let source = tree.source(b"from").unwrap();
         let target = tree.target(b"to", b"from").unwrap();
-        let metrics = Metrics::new();
         let options = CopyOptions {
             resume,
             chunk: 1 << 20,
+            reflink: Reflink::Never,
             method: Some(Method::MapWrite),
             ..CopyOptions::default()
         };
         let order = Order {
             options: &options,
             progress,
-            metrics: &metrics,
+            metrics,
         };
         std::thread::scope(|scope| {
             let copying = scope.spawn(|| super::super::copy(&source, &target, &order));
@@ -228,7 +239,11 @@ fn small_files_are_just_copied() {
     fs::write(world.path().join("from"), "small").unwrap();
     let progress = Progress::new(None);
     progress.cancel();
-    assert!(world.copy_with(true, SIZE, &progress).is_err());
+    assert!(
+        world
+            .copy_with(true, SIZE, &progress, &Metrics::new())
+            .is_err()
+    );
     assert!(!world.part().exists());
     assert_eq!(world.copy(true, SIZE), (None, 5));
 }
