@@ -18,7 +18,8 @@ const METHODS: [&str; 5] = [
 
 fn free(path: &Path) -> u64 {
     let system = statvfs(path).unwrap();
-    system.f_bavail * system.f_frsize
+    // Root may use what is kept for it.
+    system.f_bfree * system.f_frsize
 }
 
 /// Fills the file system until `left` bytes are free.
