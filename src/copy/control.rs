@@ -11,9 +11,11 @@ use parking_lot::{Condvar, Mutex};
 
 use super::engine::Order;
 use super::jobs::{Job, Registry, closed};
-use super::language::{Command, parse};
+use super::language::{CopyRequest, Request, parse};
+use super::leftovers;
 use super::lines::Lines;
 use super::resolve::Tree;
+use super::stuck::Stuck;
 use super::tree::copy_all;
 use super::watchers::Watchers;
 use crate::observe::{CopyEnd, Metrics};
@@ -50,20 +52,26 @@ pub struct Jobs {
     published: Published,
     registry: Registry,
     watchers: Arc<Watchers>,
+    stuck: Arc<Stuck>,
     /// How many writes and flushes wait for their answer. A leaf in the order of locks.
     waiting: Mutex<usize>,
     all_answered: Condvar,
 }
 
 impl Jobs {
-    /// No jobs yet.
+    /// No jobs yet. What copies that were killed have left in the root goes now; elsewhere with the
+    /// next job there.
     pub fn new(options: JobsOptions, metrics: Arc<Metrics>, published: Published) -> Arc<Self> {
+        if !options.read_only {
+            leftovers::visit_at_mount(Arc::clone(&options.root));
+        }
         Arc::new(Self {
             options,
             metrics,
             published,
             registry: Registry::new(),
             watchers: Arc::default(),
+            stuck: Arc::default(),
             waiting: Mutex::new(0),
             all_answered: Condvar::new(),
         })
@@ -106,7 +114,8 @@ impl Jobs {
     /// Runs one line to its end.
     fn line(&self, handle: &ControlHandle, waiter: &Arc<CallerWatch>, line: &[u8]) -> Result<()> {
         let command = match parse(line) {
-            Ok(Some(command)) => command,
+            Ok(Some(Request::Copy(command))) => command,
+            Ok(Some(_)) => return Err(Fail::new(Errno::INVAL, "parse")),
             Ok(None) => return Ok(()),
             Err(fail) => {
                 self.registry.refuse(handle.user, line, &fail);
@@ -130,7 +139,7 @@ impl Jobs {
         handle: &ControlHandle,
         waiter: &Arc<CallerWatch>,
         job: &Arc<Job>,
-        command: &Command,
+        command: &CopyRequest,
     ) -> Result<()> {
         if self.options.read_only {
             return Err(Fail::new(Errno::ROFS, "copy"));
@@ -138,16 +147,19 @@ impl Jobs {
         self.watchers.add(waiter, job)?;
         let copied = guarded(|| {
             self.registry.start(job)?;
-            handle
-                .opener
-                .run_as(|| self.copy(&handle.directory, job, command))?
+            let (jobs, directory) = (Arc::clone(&handle.jobs), Arc::clone(&handle.directory));
+            let (opener, command) = (handle.opener.clone(), command.clone());
+            let own = Arc::clone(job);
+            self.stuck.run(&job.progress, move || {
+                opener.run_as(|| jobs.copy(&directory, &own, &command))?
+            })
         });
         self.watchers.remove(job);
         copied
     }
 
     /// Under the credentials of the opener.
-    fn copy(&self, directory: &OwnedFd, job: &Job, command: &Command) -> Result<()> {
+    fn copy(&self, directory: &OwnedFd, job: &Job, command: &CopyRequest) -> Result<()> {
         let tree = Tree {
             root: self.options.root.as_fd(),
             directory: directory.as_fd(),
@@ -161,8 +173,7 @@ impl Jobs {
             progress: &job.progress,
             metrics: &self.metrics,
         };
-        let sources = std::slice::from_ref(&command.source);
-        copy_all(sources, &command.destination, &tree, &order)
+        copy_all(&command.sources, &command.destination, &tree, &order)
     }
 }
 

@@ -19,8 +19,14 @@ pub(super) struct Extents<'a> {
 }
 
 impl<'a> Extents<'a> {
+    #[cfg(test)]
     pub(super) fn new(file: BorrowedFd<'a>, size: u64) -> Self {
-        Self { file, at: 0, size }
+        Self::starting(file, 0, size)
+    }
+
+    /// The same from byte `at` on.
+    pub(super) fn starting(file: BorrowedFd<'a>, at: u64, size: u64) -> Self {
+        Self { file, at, size }
     }
 
     fn step(&mut self) -> Result<Option<Range<u64>>> {

@@ -13,15 +13,17 @@ mod engine;
 mod extents;
 mod jobs;
 pub mod language;
+mod leftovers;
 mod lines;
 pub mod options;
 pub mod progress;
 mod publish;
 mod resolve;
+mod stuck;
 pub mod tree;
 mod watchers;
-mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
 pub use engine::Order;
+pub use engine::copy_range;
 pub use resolve::{Target, Tree};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::leftovers::Swept;
 use super::options::Method;
 use crate::sys::{Errno, Fail, Result};
 
@@ -43,6 +44,8 @@ pub struct Progress {
     failures: Mutex<VecDeque<Failure>>,
     pace: Mutex<Pace>,
     changed: Condvar,
+    /// Directories in which this job has looked for leftovers.
+    pub(super) swept: Swept,
 }
 
 #[derive(Debug, Default)]

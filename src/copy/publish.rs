@@ -2,22 +2,25 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, linkat, openat, renameat, renameat_with, unlinkat,
+    AtFlags, CWD, Mode, OFlags, RenameFlags, fsync, linkat, openat, renameat, renameat_with, syncfs,
 };
 
+use super::leftovers::{hidden_name, hold, unlink};
 use super::resolve::{Target, proc_name};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// Each ends by somebody else's doing, of which there can't be so much.
+const TRIES: usize = 16;
 const FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// A file in the destination's directory that is not yet the destination.
 ///
 /// Ends by [`Temporary::publish`] or [`Temporary::discard`]. Where the file system can, it has no
-/// name, so that nothing is left even if the daemon is killed.
+/// name, so that nothing is left even if the daemon is killed; where it has one, it is locked, so
+/// that the next copy there knows it for a leftover when we are gone (see `leftovers`).
 pub(super) struct Temporary {
     file: OwnedFd,
     name: Option<OsString>,
@@ -42,22 +45,30 @@ impl Temporary {
     }
 
     fn create_named(directory: BorrowedFd<'_>) -> Result<Self> {
-        loop {
+        for _ in 0..TRIES {
             let name = hidden_name();
-            match openat(
-                directory,
-                &name,
-                FLAGS | OFlags::CREATE | OFlags::EXCL,
-                PRIVATE,
-            ) {
-                // Left behind by another daemon that had this process id.
+            let flags = FLAGS | OFlags::CREATE | OFlags::EXCL;
+            match openat(directory, &name, flags, PRIVATE) {
+                // Somebody has taken the very name.
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(Fail::new(errno, "open").because("a temporary file")),
+                // Not ours to hold: removed as a leftover in the moment before it was locked.
+                Ok(file) if !hold(file.as_fd())? => {}
                 Ok(file) => {
                     let name = Some(name);
                     return Ok(Self { file, name });
                 }
             }
+        }
+        Err(Fail::new(Errno::EXIST, "open").because("a temporary file"))
+    }
+
+    /// One that is there already, under a hidden name in the destination's directory, and that the
+    /// caller has locked.
+    pub(super) fn adopt(file: OwnedFd, name: OsString) -> Self {
+        Self {
+            file,
+            name: Some(name),
         }
     }
 
@@ -72,7 +83,7 @@ impl Temporary {
         match &self.name {
             None => self.publish_unnamed(target),
             Some(name) => move_to(directory, name, target).inspect_err(|_| {
-                remove(directory, name);
+                unlink(directory, name);
             }),
         }
     }
@@ -85,6 +96,8 @@ impl Temporary {
                 other => return other.or_fail("linkat"),
             }
         }
+        // From here on it has a name, and may be killed while it has.
+        hold(self.file())?;
         let name = loop {
             let name = hidden_name();
             match self.link(directory, &name) {
@@ -94,7 +107,7 @@ impl Temporary {
         };
         renameat(directory, &name, directory, &target.name)
             .or_fail("renameat")
-            .inspect_err(|_| remove(directory, &name))
+            .inspect_err(|_| unlink(directory, &name))
     }
 
     /// AT_EMPTY_PATH would need a capability; the way by /proc needs none (`open(2)`, O_TMPFILE).
@@ -106,7 +119,7 @@ impl Temporary {
     /// Gives the file up; nothing of it is left in the directory.
     pub(super) fn discard(self, directory: BorrowedFd<'_>) {
         if let Some(name) = &self.name {
-            remove(directory, name);
+            unlink(directory, name);
         }
     }
 }
@@ -130,16 +143,25 @@ fn move_to(directory: BorrowedFd<'_>, name: &OsString, target: &Target) -> Resul
     renameat(directory, name, directory, &target.name).or_fail("renameat")
 }
 
-fn remove(directory: BorrowedFd<'_>, name: &OsString) {
-    if let Err(errno) = unlinkat(directory, name, AtFlags::empty()) {
-        log::warn!("a temporary file stays behind, {}: {errno}", name.display());
+/// Has the names of a directory on disk.
+///
+/// # Errors
+/// Those of fsync(2): what was published stands, but may not survive a crash.
+pub(super) fn sync_directory(directory: BorrowedFd<'_>, published: BorrowedFd<'_>) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let synced = match openat(directory, ".", flags, Mode::empty()) {
+        Ok(open) => fsync(open),
+        // A directory that the caller may write to but not read.
+        Err(Errno::ACCESS) => syncfs(published),
+        Err(errno) => Err(errno),
+    };
+    match synced {
+        // The file system has no such thing as a directory on disk.
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        other => other.map_err(|errno| {
+            Fail::new(errno, "fsync").because("the copy is in place, but may not be on disk")
+        }),
     }
-}
-
-pub(super) fn hidden_name() -> OsString {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!(".corfs-copy-{}-{count}.tmp", std::process::id()).into()
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use rustix::io::ReadWriteFlags;
 use super::inode::{Inode, NodeId, Version};
 use super::reach::NAME_ONLY;
 use super::{Caller, Coherence, Io, MAX_READ, Mirror};
+use crate::copy::copy_range;
 use crate::observe::{Fallback, ReadMode};
 use crate::sys::{Errno, Fail, OrFail, Result, creds};
 use crate::window::Miss;
@@ -20,9 +21,6 @@ use crate::window::Miss;
 /// A file whose times are younger than this, in seconds, may change again without its times
 /// showing it (a clock tick of the file system, a skew of clocks).
 const RACY: i64 = 2;
-
-/// The most that one `copy_file_range` moves, in bytes, so that it ends in sensible time.
-const COPY_AT_ONCE: u64 = 128 << 20;
 
 thread_local! {
     /// The buffer of `io=pread`, kept so that no request pays for fresh pages.
@@ -374,22 +372,20 @@ impl Mirror {
         rustix::fs::seek(&*file.fd, from).or_fail("lseek")
     }
 
-    /// Copies inside the source's file system; may move less than `length`.
+    /// Copies between two open files, or two places of one, beneath the mirror; may move less than
+    /// `length`. Not told to the kernel: before it asked it had written back what it had stored,
+    /// and when it has the answer it drops the pages of the target's range (fs/fuse/file.c,
+    /// __fuse_copy_file_range). To tell it from here would wait for the very request.
     ///
     /// # Errors
-    /// Those of copy_file_range(2); EXDEV and EOPNOTSUPP make the kernel copy by itself.
-    pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<usize> {
+    /// EROFS; those of [`copy_range`].
+    pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
         self.writable("copy_file_range")?;
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
-        let (mut at_source, mut at_target) = (from.1, to.1);
-        let length = length.min(COPY_AT_ONCE) as usize;
-        let copied = target.changed(|| {
-            let (source, target) = (&*source.fd, &*target.fd);
-            let (from, to) = (Some(&mut at_source), Some(&mut at_target));
-            rustix::fs::copy_file_range(source, from, target, to, length)
-        })?;
+        let places = ((source.fd.as_fd(), from.1), (target.fd.as_fd(), to.1));
+        let copied = target.changed(|| copy_range(places.0, places.1, length))?;
         self.changed_by_us(target.inode.id, target.fd.as_fd());
-        copied.or_fail("copy_file_range")
+        copied
     }
 }
 

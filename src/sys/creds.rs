@@ -254,6 +254,11 @@ fn fsuid() -> u32 {
     unsafe { libc::syscall(SYS_SETFSUID, u32::MAX) as u32 }
 }
 
+/// The user as whom this thread makes files now.
+pub fn acting_uid() -> u32 {
+    fsuid()
+}
+
 /// As [`fsuid`], for the group.
 #[allow(
     clippy::cast_possible_truncation,

@@ -1,5 +1,6 @@
 //! The few system calls that no crate wraps, and the error type that all floors share.
 
+pub mod clone;
 pub mod creds;
 mod fail;
 pub mod fanotify;

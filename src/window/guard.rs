@@ -96,6 +96,12 @@ impl Map {
         self.raw.will_need(&range);
     }
 
+    /// Takes the pages of the range out of this mapping: they no longer count as memory of this
+    /// process, and come again when asked for. A hint: it cannot fail.
+    pub fn release(&self, range: Range<usize>) {
+        self.raw.release(&range);
+    }
+
     /// pwrite(2) straight from the mapping, once: the kernel copies.
     ///
     /// Returns the bytes written, which may be fewer than asked for.

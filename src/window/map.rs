@@ -83,6 +83,13 @@ impl RawMap {
         let _ = self.advise(range, Advice::WillNeed);
     }
 
+    /// Takes the pages of the range out of this mapping, though not out of the page cache: they
+    /// no longer count as this process' memory. A hint: it cannot fail.
+    pub(super) fn release(&self, range: &Range<usize>) {
+        // Of a shared mapping of a file it changes no byte (madvise(2), MADV_DONTNEED).
+        let _ = self.advise(range, Advice::LinuxDontNeed);
+    }
+
     /// Makes the pages of the range present, so that who reads (or writes) them next finds them.
     /// Truth of this moment only: truncation or reclaim may follow.
     ///

@@ -1,23 +1,28 @@
-//! The course of one regular file's copy: whole or absent.
+//! The course of one regular file's copy: whole or absent, unless it goes into a file in place.
+//!
+//! `course` holds the source to one state; `whole`, `inplace` and `resume` are the places that
+//! the bytes go to; `moving` moves them; `verify` reads them again; `journal` remembers them.
 
+mod course;
+mod inplace;
+mod journal;
 mod moving;
+mod ranges;
+mod resume;
 pub(super) mod small;
+mod verify;
+mod whole;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
-use rustix::fs::{Stat, fstat, ftruncate};
-
-use self::moving::Pass;
-use super::attributes;
+use super::leftovers;
 use super::options::CopyOptions;
 use super::progress::Progress;
-use super::publish::Temporary;
 use super::resolve::{Source, Target, same_file};
 use crate::observe::Metrics;
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Errno, Fail, Result};
 
-/// A source that changes under the copy gets this many attempts.
-const ATTEMPTS: usize = 2;
+pub use ranges::copy_range;
 
 /// How to copy, and whom to tell.
 #[derive(Clone, Copy)]
@@ -30,78 +35,47 @@ pub struct Order<'a> {
     pub metrics: &'a Metrics,
 }
 
-/// Copies `source` to where `target` says: data, mode and times; holes stay holes.
+/// Copies `source` to where `target` says: data and what is to be preserved; holes stay holes.
 ///
 /// Whole or absent: on any error, or when cancelled, what stood there stands unchanged and nothing
-/// is left behind. Not synced to disk.
+/// is left behind. With `inplace`, a file that stands there is written into instead: then it may be
+/// left as a mixture. With `resume`, what a large copy has is left behind under a hidden name when
+/// it is interrupted, and the next one goes on from it.
+///
+/// First, once a job and directory, what dead copies have left there is removed.
 ///
 /// The set-user-id and set-group-id bits are kept only with the owner and group that they are for.
 ///
 /// # Errors
-/// EINVAL when both are the same file; EINTR when cancelled; EBUSY for a source that changes all
-/// the time (told by size, mtime and ctime: a change within the clock's grain escapes); EIO for a
-/// page of the source that can't be had; else the kernel's own, ENOSPC before the work begins
-/// where the file system can reserve space.
+/// EINVAL when both are the same file, and for `inplace` with `resume`; EINTR when cancelled; EBUSY
+/// for a source that changes all the time (told by size, mtime and ctime: a change within the
+/// clock's grain escapes), and when another resumed copy to that name is under way; EIO for a page
+/// of the source that can't be had, and for a copy that is read back wrong (`verify`); else the
+/// kernel's own, ENOSPC before the work begins where the file system can reserve space. With `sync`,
+/// an error of the directory's sync leaves the copy in its place.
 pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
-    if target
-        .existing
-        .as_ref()
-        .is_some_and(|stat| same_file(stat, &source.stat))
-    {
-        return Err(
-            Fail::new(Errno::INVAL, "copy").because("source and destination are the same file")
-        );
+    let existing = target.existing.as_ref();
+    if existing.is_some_and(|stat| same_file(stat, &source.stat)) {
+        return Err(course::same());
+    }
+    let options = order.options;
+    if options.inplace && options.resume {
+        return Err(Fail::new(Errno::INVAL, "copy")
+            .because("what goes into a file in place can't be resumed"));
     }
     order.progress.check()?;
-    let temporary = Temporary::create(target.directory.as_fd())?;
-    let filled = fill(source, temporary.file(), order).and_then(|()| order.progress.check());
-    match filled {
-        Ok(()) => temporary.publish(target),
-        Err(fail) => {
-            temporary.discard(target.directory.as_fd());
-            Err(fail)
-        }
+    let parts = leftovers::visit(target.directory.as_fd(), order.progress)?;
+    if options.inplace && existing.is_some() {
+        return inplace::copy(source, target, order);
     }
-}
-
-/// Fills the destination with one unchanging state of the source.
-fn fill(source: &Source, destination: BorrowedFd<'_>, order: &Order<'_>) -> Result<()> {
-    for _ in 0..ATTEMPTS {
-        let before = fstat(&source.file).or_fail("fstat")?;
-        let pass = Pass::new(source.file.as_fd(), destination, &before, order);
-        let outcome = pass.run();
-        match &outcome {
-            // A page that was lost may have been truncated away: that is a change, too.
-            Err(fail) if fail.errno != Errno::IO => return outcome,
-            Err(_) | Ok(()) => {}
-        }
-        let after = fstat(&source.file).or_fail("fstat")?;
-        if unchanged(&before, &after) {
-            outcome?;
-            let preserve = order.options.preserve;
-            return attributes::keep(
-                source.file.as_fd(),
-                &source.stat,
-                &before,
-                destination,
-                preserve,
-            );
-        }
-        pass.take_back();
-        ftruncate(destination, 0).or_fail("ftruncate")?;
+    if options.resume && resume::is_worth_it(&source.stat) {
+        return resume::copy(source, target, order);
     }
-    Err(Fail::new(Errno::BUSY, "copy").because("the source changed while copying"))
-}
-
-pub(super) fn unchanged(before: &Stat, after: &Stat) -> bool {
-    let state = |stat: &Stat| {
-        (
-            stat.st_size,
-            (stat.st_mtime, stat.st_mtime_nsec),
-            (stat.st_ctime, stat.st_ctime_nsec),
-        )
-    };
-    state(before) == state(after)
+    whole::copy(source, target, order)?;
+    if parts {
+        resume::abandon(target);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, fstat, linkat, openat};
 use rustix::io::{pread, pwrite};
 
-use super::{Order, unchanged};
+use super::Order;
+use super::course::unchanged;
 use crate::copy::attributes;
 use crate::copy::options::{CopyOptions, Method, Reflink, Sparse};
 use crate::copy::resolve::Source;

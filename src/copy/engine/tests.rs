@@ -21,6 +21,9 @@ use super::super::resolve::Tree;
 use super::super::tree::{Destination, Names};
 use super::*;
 
+#[path = "inplace_tests.rs"]
+mod inplace;
+
 const METHODS: [Method; 2] = [Method::MapWrite, Method::MapMap];
 
 type Outcome = std::result::Result<Method, Errno>;

@@ -7,8 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, linkat, openat, renameat, unlinkat};
 
+use crate::copy::leftovers::hidden_name;
 use crate::copy::options::Backup;
-use crate::copy::publish::hidden_name;
 use crate::sys::{Errno, OrFail, Result};
 
 /// A backup that was made, and how it is taken back when the copy fails.

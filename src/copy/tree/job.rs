@@ -20,7 +20,7 @@ use super::pool::{Batch, Entry};
 use super::{Names, backup};
 use crate::copy::engine::small::{self, Small};
 use crate::copy::engine::{self, Order};
-use crate::copy::publish::hidden_name;
+use crate::copy::leftovers::hidden_name;
 use crate::copy::resolve::{Source, Target, file_type, same_file};
 use crate::copy::{attributes, options::Backup};
 use crate::sys::{Errno, Fail, OrFail, Result};

@@ -63,6 +63,12 @@ struct State {
     short: Option<usize>,
     /// Files end here, whatever their attributes say.
     cut: Option<u64>,
+    /// Reads from there on fail.
+    broken: Option<(u64, Errno)>,
+    /// Writes from there on fail.
+    full: Option<(u64, Errno)>,
+    /// What is written there is stored wrong.
+    spoilt: Option<u64>,
     /// Changes with every healing, and ends the hanging.
     healed: u64,
 }
@@ -107,6 +113,21 @@ impl Faults {
     /// Reads find the end of every file here, while its attributes tell of more.
     pub(crate) fn cut(&self, end: u64) {
         self.state().cut = Some(end);
+    }
+
+    /// Reads that reach beyond this offset end there; from there on they fail.
+    pub(crate) fn break_from(&self, offset: u64, errno: Errno) {
+        self.state().broken = Some((offset, errno));
+    }
+
+    /// Writes from this offset on fail.
+    pub(crate) fn fill_from(&self, offset: u64, errno: Errno) {
+        self.state().full = Some((offset, errno));
+    }
+
+    /// The byte that is written at this offset is stored wrong.
+    pub(crate) fn spoil(&self, offset: u64) {
+        self.state().spoilt = Some(offset);
     }
 
     /// No more faults; what hangs goes on.

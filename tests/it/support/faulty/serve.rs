@@ -131,10 +131,14 @@ impl Inner {
     }
 
     fn read(&self, handle: FileHandle, offset: u64, size: usize) -> io::Result<Vec<u8>> {
-        let (short, cut) = {
+        let (short, cut, broken) = {
             let state = self.faults.state();
-            (state.short, state.cut)
+            (state.short, state.cut, state.broken)
         };
+        if let Some((_, errno)) = broken.filter(|(from, _)| offset >= *from) {
+            return Err(errno.into());
+        }
+        let cut = cut.into_iter().chain(broken.map(|(from, _)| from)).min();
         let left = cut.map_or(u64::MAX, |cut| cut.saturating_sub(offset));
         let size = size
             .min(short.unwrap_or(usize::MAX))
@@ -441,8 +445,21 @@ impl Filesystem for Server {
         reply: ReplyWrite,
     ) {
         let path = self.0.file(fh).map(|open| open.path.clone());
-        let data = data.to_vec();
+        let mut data = data.to_vec();
         let work = move |inner: &Inner, _: &Path| {
+            let (full, spoilt) = {
+                let state = inner.faults.state();
+                (state.full, state.spoilt)
+            };
+            if let Some((_, errno)) = full.filter(|(from, _)| offset >= *from) {
+                return Err(errno.into());
+            }
+            if let Some(byte) = spoilt
+                .and_then(|at| usize::try_from(at.checked_sub(offset)?).ok())
+                .and_then(|at| data.get_mut(at))
+            {
+                *byte ^= 1;
+            }
             inner.file(fh)?.file.write_all_at(&data, offset)?;
             Ok(data.len() as u32)
         };

@@ -1,0 +1,338 @@
+//! The parts of one file, moved by one worker or several, each by the best method that is left.
+
+use std::num::NonZeroU64;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::thread::{Builder, Scope};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use rustix::fs::{Advice, fadvise, ftruncate};
+
+use super::Pass;
+use super::buffered::Aligned;
+use super::direct::Direct;
+use super::mapped::Windows;
+use super::plan::{Plan, Walk};
+use super::workers::{self, Kind, LARGE, STRETCH};
+use crate::copy::options::{Method, Sparse};
+use crate::sys::{Errno, Fail, OrFail, Result};
+
+/// Bytes of a helper's stack.
+const STACK: usize = 256 << 10;
+
+/// What became of a part.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Done,
+    /// This method does not go on from here: the next one may.
+    NotFrom(u64),
+}
+
+/// What one worker has for himself.
+#[derive(Default)]
+pub(super) struct Worker {
+    walk: Walk,
+    pub(super) windows: Windows,
+    pub(super) buffer: Aligned,
+    pub(super) look: Vec<u8>,
+}
+
+/// One pass over the bytes, after the extents that could be shared.
+pub(super) struct Course<'a> {
+    pass: &'a Pass<'a>,
+    plan: Plan<'a>,
+    unit: u64,
+    /// From the best down; the last goes anywhere.
+    ladder: &'a [Method],
+    rung: AtomicUsize,
+    direct: &'a Direct<'a>,
+    kind: Kind,
+    /// Bytes moved by all.
+    moved: AtomicU64,
+    /// Where the source turned out to end.
+    end: AtomicU64,
+    /// How many workers there should be, and how many helpers the first one has.
+    wanted: AtomicU16,
+    helpers: AtomicU16,
+    /// Somebody failed: the others stop.
+    over: AtomicBool,
+    /// The first failure. A leaf in the order of locks.
+    failure: Mutex<Option<Fail>>,
+}
+
+impl<'a> Course<'a> {
+    pub(super) fn new(
+        pass: &'a Pass<'a>,
+        plan: Plan<'a>,
+        unit: u64,
+        ladder: &'a [Method],
+        direct: &'a Direct<'a>,
+        kinds: (u64, u64),
+    ) -> Self {
+        Self {
+            pass,
+            plan,
+            unit,
+            ladder,
+            rung: AtomicUsize::new(0),
+            direct,
+            kind: Kind {
+                source: kinds.0,
+                destination: kinds.1,
+                method: ladder.first().copied(),
+                direct: direct.is_on(),
+            },
+            moved: AtomicU64::new(0),
+            end: AtomicU64::new(u64::MAX),
+            wanted: AtomicU16::new(1),
+            helpers: AtomicU16::new(0),
+            over: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn pass(&self) -> &Pass<'a> {
+        self.pass
+    }
+
+    pub(super) fn source(&self) -> BorrowedFd<'a> {
+        self.pass.source
+    }
+
+    pub(super) fn destination(&self) -> BorrowedFd<'a> {
+        self.pass.destination
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.pass.size
+    }
+
+    pub(super) fn unit(&self) -> u64 {
+        self.unit
+    }
+
+    pub(super) fn sparse(&self) -> Sparse {
+        self.pass.order.options.sparse
+    }
+
+    pub(super) fn direct(&self) -> &Direct<'a> {
+        self.direct
+    }
+
+    /// EINTR when cancelled, or when another worker has failed.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.over.load(Ordering::Relaxed) {
+            return Err(Fail::new(Errno::INTR, "copy").because("another worker failed"));
+        }
+        self.pass.progress().check()
+    }
+
+    pub(super) fn count(&self, bytes: u64) -> Result<()> {
+        self.moved.fetch_add(bytes, Ordering::Relaxed);
+        self.pass.count(bytes)
+    }
+
+    /// The source has no bytes from here on, though its size says so.
+    pub(super) fn ends_at(&self, at: u64) {
+        self.end.fetch_min(at, Ordering::Relaxed);
+    }
+
+    /// A page of the source was not to be had; we are still there.
+    pub(super) fn fault(&self, at: u64) -> Fail {
+        self.pass.order.metrics.fault_survived();
+        super::lost(at)
+    }
+
+    /// Moves everything.
+    pub(super) fn run(&self) -> Result<()> {
+        self.set_method();
+        std::thread::scope(|scope| {
+            let led = self.lead(scope);
+            self.note(led);
+        });
+        if let Some(fail) = self.failure.lock().take() {
+            return Err(fail);
+        }
+        // Not where the source ends by now, and not the whole block that was written last.
+        let end = self.end.load(Ordering::Relaxed).min(self.size());
+        if end < self.size() || self.direct.align() > 1 {
+            ftruncate(self.destination(), end).or_fail("ftruncate")?;
+        }
+        Ok(())
+    }
+
+    /// The first worker, who also says how many there are to be.
+    fn lead<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Result<()> {
+        let asked = self.pass.order.options.workers;
+        let measured = asked.is_none() && self.worth_measuring();
+        let number = match asked {
+            Some(number) if self.size() > self.unit => number.get(),
+            _ if measured => workers::next(self.kind),
+            _ => 1,
+        };
+        self.set_workers(scope, number);
+        let mut worker = Worker::default();
+        let mut stretch = Stretch::begin(self);
+        while self.next(&mut worker)? {
+            if measured && let Some(number) = stretch.step(self) {
+                self.set_workers(scope, number);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is held to a limit would show that limit.
+    fn worth_measuring(&self) -> bool {
+        self.size() >= LARGE && self.pass.order.options.limit.is_none()
+    }
+
+    fn set_workers<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: u16) {
+        self.wanted.store(number, Ordering::Relaxed);
+        while self.helpers.load(Ordering::Relaxed) + 1 < number {
+            // They act as we do: Linux gives a thread the credentials of the one that starts it.
+            let helper = Builder::new()
+                .name("copy-worker".into())
+                .stack_size(STACK)
+                .spawn_scoped(scope, || self.help());
+            if helper.is_err() {
+                break;
+            }
+            self.helpers.fetch_add(1, Ordering::Relaxed);
+        }
+        let progress = self.pass.progress();
+        // In a tree there are workers of which this one is one.
+        if number > 1 || self.size() >= LARGE || progress.workers() == 0 {
+            progress.set_workers(number);
+        }
+    }
+
+    fn help(&self) {
+        let mut worker = Worker::default();
+        while self.stays() {
+            match self.next(&mut worker) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(fail) => {
+                    self.note(Err(fail));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Whether a helper goes on; one who does not is counted out.
+    fn stays(&self) -> bool {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let leave = |helpers| (helpers + 1 > wanted).then(|| helpers - 1);
+        self.helpers
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, leave)
+            .is_err()
+    }
+
+    fn note(&self, outcome: Result<()>) {
+        if let Err(fail) = outcome {
+            let mut failure = self.failure.lock();
+            if !self.over.swap(true, Ordering::Relaxed) {
+                *failure = Some(fail);
+            }
+        }
+    }
+
+    /// Moves the next part. False when there is none.
+    fn next(&self, worker: &mut Worker) -> Result<bool> {
+        self.check()?;
+        let Some(part) = self.plan.claim(&mut worker.walk)? else {
+            return Ok(false);
+        };
+        if !self.direct.is_on() {
+            self.read_ahead(&worker.walk);
+        }
+        self.part(worker, part.clone())?;
+        self.pass.done(part)?;
+        Ok(true)
+    }
+
+    /// While this part is written, the next one is read. A hint: it cannot fail.
+    fn read_ahead(&self, walk: &Walk) {
+        if let Some(next) = self.plan.ahead(walk) {
+            let len = NonZeroU64::new(next.end - next.start);
+            let _ = fadvise(self.source(), next.start, len, Advice::WillNeed);
+        }
+    }
+
+    fn part(&self, worker: &mut Worker, mut part: Range<u64>) -> Result<()> {
+        loop {
+            let rung = self.rung.load(Ordering::Relaxed);
+            let method = self.ladder.get(rung).copied().unwrap_or(Method::ReadWrite);
+            let outcome = match method {
+                Method::CopyRange => self.copy_range(part.clone()),
+                Method::MapMap => self.map_map(worker, part.clone()),
+                Method::MapWrite => self.map_write(worker, part.clone()),
+                // Extents were shared before, if that was possible.
+                Method::ReadWrite | Method::Reflink => self.read_write(worker, part.clone()),
+            }?;
+            match outcome {
+                Outcome::Done => return Ok(()),
+                Outcome::NotFrom(at) => {
+                    part.start = at;
+                    self.rung.fetch_max(rung + 1, Ordering::Relaxed);
+                    self.set_method();
+                }
+            }
+        }
+    }
+
+    fn set_method(&self) {
+        let rung = self.rung.load(Ordering::Relaxed);
+        let method = self.ladder.get(rung).copied().unwrap_or(Method::ReadWrite);
+        self.pass.progress().set_method(method);
+    }
+}
+
+/// A stretch of the copy, timed.
+struct Stretch {
+    workers: u16,
+    since: Instant,
+    from: u64,
+    /// It began with others still at work that it should not have.
+    unsettled: bool,
+}
+
+impl Stretch {
+    fn begin(course: &Course<'_>) -> Self {
+        Self {
+            workers: course.wanted.load(Ordering::Relaxed),
+            since: Instant::now(),
+            from: course.moved.load(Ordering::Relaxed),
+            unsettled: true,
+        }
+    }
+
+    /// After each part: at the end of a stretch, how many workers the next has.
+    fn step(&mut self, course: &Course<'_>) -> Option<u16> {
+        let moved = course.moved.load(Ordering::Relaxed);
+        if std::mem::take(&mut self.unsettled) {
+            (self.since, self.from) = (Instant::now(), moved);
+            return None;
+        }
+        if moved - self.from < STRETCH {
+            return None;
+        }
+        let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
+        workers::record(
+            course.kind,
+            self.workers,
+            (moved - self.from) as f64 / seconds,
+        );
+        let number = workers::next(course.kind);
+        *self = Self {
+            workers: number,
+            since: Instant::now(),
+            from: moved,
+            unsettled: number != self.workers,
+        };
+        Some(number)
+    }
+}

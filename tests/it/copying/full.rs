@@ -1,0 +1,139 @@
+//! The disk is full at every tenth of the way.
+
+use std::fs::File;
+
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+
+use super::*;
+use crate::support::{FaultySource, Loop, Mount, Need, Tmpfs, require, write_content};
+
+const SIZE: u64 = 10 << 20;
+const METHODS: [&str; 5] = [
+    "--method=map-write",
+    "--method=map-map",
+    "--method=read-write",
+    "--method=copy-range",
+    "--resume --reflink=never",
+];
+
+fn free(path: &Path) -> u64 {
+    let system = statvfs(path).unwrap();
+    // Root may use what is kept for it.
+    system.f_bfree * system.f_frsize
+}
+
+/// Fills the file system until `left` bytes are free.
+fn fill(path: &Path, left: u64) {
+    let filler = File::create(path.join("filler")).unwrap();
+    for _ in 0..10 {
+        let now = free(path);
+        let size = filler.metadata().unwrap().len();
+        if now <= left {
+            return;
+        }
+        let _ = fallocate(&filler, FallocateFlags::empty(), size, now - left);
+    }
+}
+
+/// A copy onto something and one to a new name change nothing, and give all space back.
+fn nothing_changes(at: &Path, mount: &Mount, words: &str) {
+    let (before, listed) = (free(at), names(at));
+    for to in ["to", "new"] {
+        let answer = tell(mount.path(), &format!("{words} f {to}"));
+        assert_eq!(answer, Err(Errno::NOSPC), "{words} {to}");
+        assert_eq!(read_file(&at.join("to")), b"old", "{words}");
+        assert_eq!(names(at), listed, "{words}");
+    }
+    wait_until("the space is free again", PATIENCE, || {
+        free(at) + 65_536 >= before
+    });
+}
+
+fn at_every_tenth(at: &Path) {
+    write_content(&at.join("f"), 1, SIZE);
+    fs::write(at.join("to"), "old").unwrap();
+    let mount = Mount::of(at).start();
+    for tenth in 0..10 {
+        fill(at, SIZE / 10 * tenth);
+        for words in METHODS {
+            nothing_changes(at, &mount, words);
+        }
+        fs::remove_file(at.join("filler")).unwrap();
+    }
+    tell(mount.path(), "f to").unwrap();
+    assert_file(&at.join("to"), 1, SIZE);
+}
+
+#[test]
+fn on_tmpfs_nothing_changes_and_nothing_is_left() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let disk = Tmpfs::new(3 * SIZE);
+    at_every_tenth(disk.path());
+}
+
+#[test]
+fn on_ext4_nothing_changes_and_nothing_is_left() {
+    if !require(&[Need::Fuse, Need::Filesystem("ext4")]) {
+        return;
+    }
+    let disk = Loop::new("ext4", 64 << 20);
+    at_every_tenth(disk.path());
+}
+
+#[test]
+fn where_no_space_can_be_reserved_a_write_on_the_way_finds_it() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = FaultySource::new();
+    let store = source.store();
+    write_content(&store.join("f"), 1, SIZE);
+    fs::write(store.join("to"), "old").unwrap();
+    let mount = Mount::of(source.path()).start();
+    for tenth in 0..10 {
+        for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
+            source.faults().fill_from(SIZE / 10 * tenth, errno);
+            let words = ["--method=map-write", "--method=read-write", "--resume"];
+            for to in ["to", "new"] {
+                let words = words[tenth as usize % 3];
+                let answer = tell(mount.path(), &format!("{words} f {to}"));
+                assert_eq!(answer, Err(errno), "{words} {to} {tenth}");
+                assert_eq!(read_file(&store.join("to")), b"old");
+                assert_eq!(names(store), ["f", "to"], "{words} {to} {tenth}");
+            }
+            source.faults().heal();
+        }
+    }
+    tell(mount.path(), "f to").unwrap();
+    assert_file(&store.join("to"), 1, SIZE);
+}
+
+#[test]
+fn in_place_a_full_disk_is_told_and_the_inode_stays() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    use std::os::unix::fs::MetadataExt;
+    let disk = Tmpfs::new(3 * SIZE);
+    let at = disk.path();
+    write_content(&at.join("f"), 1, SIZE);
+    fs::write(at.join("to"), "old").unwrap();
+    let mount = Mount::of(at).start();
+    let before = fs::metadata(at.join("to")).unwrap();
+    fill(at, SIZE / 2);
+    let answer = tell(mount.path(), "--inplace --reflink=never f to");
+    assert_eq!(answer, Err(Errno::NOSPC));
+    assert!(
+        fs::read_to_string(mount.path().join(".copy"))
+            .unwrap()
+            .contains("mixture")
+    );
+    assert_eq!(fs::metadata(at.join("to")).unwrap().ino(), before.ino());
+    fs::remove_file(at.join("filler")).unwrap();
+    tell(mount.path(), "--inplace f to").unwrap();
+    assert_eq!(fs::metadata(at.join("to")).unwrap().ino(), before.ino());
+    assert_file(&at.join("to"), 1, SIZE);
+    assert_eq!(names(at), ["f", "to"]);
+}

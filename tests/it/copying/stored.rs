@@ -1,0 +1,112 @@
+//! `--sync`, `--verify` and `--inplace` through a mount, on several file systems.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+use crate::support::{FaultySource, Loop, Mount, Need, On, Scratch, Tmpfs, require, write_content};
+
+const SIZE: u64 = (9 << 20) + 77;
+
+fn all_words(at: &Path) {
+    write_content(&at.join("f"), 1, SIZE);
+    write_content(&at.join("long"), 2, 2 * SIZE);
+    let mount = Mount::of(at).start();
+    for words in [
+        "--sync",
+        "--verify",
+        "--sync --verify",
+        "--verify --direct",
+        "--resume --sync",
+    ] {
+        for _ in 0..2 {
+            tell(mount.path(), &format!("{words} f to")).unwrap_or_else(|e| panic!("{words}: {e}"));
+            assert_file(&at.join("to"), 1, SIZE);
+        }
+        fs::remove_file(at.join("to")).unwrap();
+    }
+    fs::hard_link(at.join("long"), at.join("name")).unwrap();
+    let before = fs::metadata(at.join("long")).unwrap();
+    for words in [
+        "--inplace",
+        "--inplace --verify --sync",
+        "--inplace --method=map-map",
+    ] {
+        write_content(&at.join("long"), 2, 2 * SIZE);
+        tell(mount.path(), &format!("{words} f long")).unwrap_or_else(|e| panic!("{words}: {e}"));
+        let after = fs::metadata(at.join("name")).unwrap();
+        assert_eq!((after.ino(), after.nlink()), (before.ino(), 2));
+        assert_file(&at.join("name"), 1, SIZE);
+    }
+    assert_eq!(
+        tell(mount.path(), "--inplace --resume f long"),
+        Err(Errno::INVAL)
+    );
+    assert_eq!(names(at), ["f", "long", "name"]);
+}
+
+#[test]
+fn what_is_asked_for_is_done_on_every_file_system() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    all_words(Scratch::new().path());
+    if !require(&[Need::Root]) {
+        return;
+    }
+    all_words(Tmpfs::new(96 << 20).path());
+    for (kind, size) in [("xfs", 320 << 20), ("btrfs", 256 << 20)] {
+        if require(&[Need::Filesystem(kind)]) {
+            all_words(Loop::new(kind, size).path());
+        }
+    }
+}
+
+#[test]
+fn a_sync_that_fails_is_told_and_changes_nothing() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = FaultySource::new();
+    let store = source.store();
+    write_content(&store.join("f"), 1, 1 << 20);
+    fs::write(store.join("to"), "old").unwrap();
+    let mount = Mount::of(source.path()).start();
+    source.faults().fail(On::Fsync, None, Errno::IO);
+    for words in ["--sync", "--verify"] {
+        assert_eq!(
+            tell(mount.path(), &format!("{words} f to")),
+            Err(Errno::IO),
+            "{words}"
+        );
+        assert_eq!(read_file(&store.join("to")), b"old");
+        assert_eq!(names(store), ["f", "to"]);
+    }
+    tell(mount.path(), "f to").unwrap();
+    assert_file(&store.join("to"), 1, 1 << 20);
+}
+
+#[test]
+fn a_copy_that_is_stored_wrong_is_found_and_absent() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = FaultySource::new();
+    let store = source.store();
+    write_content(&store.join("f"), 1, 4 << 20);
+    fs::write(store.join("to"), "old").unwrap();
+    let mount = Mount::of(source.path()).start();
+    for at in [0, (3 << 20) + 12_345] {
+        source.faults().spoil(at);
+        assert_eq!(tell(mount.path(), "--verify f to"), Err(Errno::IO));
+        let list = fs::read_to_string(mount.path().join(".copy")).unwrap();
+        assert!(
+            list.contains(&format!("verify failed at byte {at}")),
+            "{list}"
+        );
+        assert_eq!(read_file(&store.join("to")), b"old");
+        assert_eq!(names(store), ["f", "to"]);
+        source.faults().heal();
+    }
+    tell(mount.path(), "--verify f to").unwrap();
+    assert_file(&store.join("to"), 1, 4 << 20);
+}
