@@ -32,6 +32,8 @@ enum Node {
     Folder,
     Stats,
     Config,
+    /// The list of jobs for programs.
+    Jobs,
 }
 
 /// One open of a virtual file.
@@ -53,6 +55,7 @@ pub(super) struct ControlFiles {
     folder: NodeId,
     stats: NodeId,
     settings: NodeId,
+    list: NodeId,
     copies: Mutex<HashMap<NodeId, (Arc<Inode>, u64)>>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -71,6 +74,7 @@ impl ControlFiles {
             folder: table.virtual_id(),
             stats: table.virtual_id(),
             settings: table.virtual_id(),
+            list: table.virtual_id(),
             mirror,
             metrics,
             jobs,
@@ -141,6 +145,7 @@ impl ControlFiles {
             let id = match name.as_encoded_bytes() {
                 b"stats" => self.stats,
                 b"config" => self.settings,
+                b"jobs.json" => self.list,
                 _ => return Err(Fail::new(Errno::NOENT, "lookup")),
             };
             return self.getattr(id).map(Some);
@@ -178,6 +183,9 @@ impl ControlFiles {
         if id == self.settings {
             return Ok(Node::Config);
         }
+        if id == self.list {
+            return Ok(Node::Jobs);
+        }
         let copies = self.copies.lock();
         match copies.get(&id) {
             Some((directory, _)) => Ok(Node::Copy(directory.clone())),
@@ -199,7 +207,7 @@ impl ControlFiles {
             Node::Copy(_) if self.mirror.options().allow_other => libc::S_IFREG | 0o666,
             Node::Copy(_) => libc::S_IFREG | 0o600,
             Node::Folder => libc::S_IFDIR | 0o555,
-            Node::Stats => libc::S_IFREG | 0o444,
+            Node::Stats | Node::Jobs => libc::S_IFREG | 0o444,
             Node::Config => libc::S_IFREG | 0o400,
         };
         if !matches!(node, Node::Copy(_)) {
@@ -232,7 +240,7 @@ impl ControlFiles {
                     opener,
                 ))
             }
-            Node::Stats | Node::Config if writes => {
+            Node::Stats | Node::Config | Node::Jobs if writes => {
                 return Err(Fail::new(Errno::ACCESS, "open for writing"));
             }
             _ => None,
@@ -270,6 +278,7 @@ impl ControlFiles {
                 Node::Copy(_) => self.jobs.status_text(handle.opener).into(),
                 Node::Stats => self.metrics.open_metrics().into_bytes().into(),
                 Node::Config => self.config.clone(),
+                Node::Jobs => self.jobs.status_json(handle.opener).into(),
                 Node::Folder => return Err(Fail::new(Errno::ISDIR, "read")),
             };
             *handle.text.lock() = fresh;
@@ -330,6 +339,7 @@ impl ControlFiles {
             (ROOT, Directory, ".."),
             (self.stats, RegularFile, "stats"),
             (self.settings, RegularFile, "config"),
+            (self.list, RegularFile, "jobs.json"),
         ];
         let numbered = entries.into_iter().zip(1u64..);
         numbered
