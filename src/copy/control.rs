@@ -20,7 +20,7 @@ use super::resolve::{Target, Tree};
 use crate::observe::Metrics;
 use crate::sys::creds::Credentials;
 use crate::sys::watch::{CallerWatch, same_process};
-use crate::sys::{Errno, Fail, Result};
+use crate::sys::{Errno, Fail, Result, umask};
 
 /// Writes and flushes that wait for their answer, in all handles of a mount: of one user, of all,
 /// and of anybody whatever the others have.
@@ -214,8 +214,11 @@ impl Jobs {
                 // Not the handle: a copy in the background outlives it.
                 let jobs = Arc::clone(self);
                 let directory = Arc::clone(&handle.directory);
-                let opener = handle.opener.clone();
-                Box::new(move |job| jobs.copy(&directory, &opener, job, &request))
+                let (opener, umask) = (handle.opener.clone(), handle.umask);
+                Box::new(move |job| {
+                    umask::set(umask)?;
+                    jobs.copy(&directory, &opener, job, &request)
+                })
             },
         };
         self.registry.enter(new)
@@ -265,7 +268,12 @@ fn copy_one(
     let from = tree.source(source)?;
     // Only a directory has this name.
     let inside = [destination, b"/."].concat();
-    let target = tree.target(if many { &inside } else { destination }, source)?;
+    let target = match tree.target(if many { &inside } else { destination }, source) {
+        Err(fail) if many && fail.errno == Errno::NOENT => {
+            return Err(Fail::new(Errno::NOTDIR, "open").because("the destination of several"));
+        }
+        found => found?,
+    };
     engine::copy(&from, &target, order)?;
     Ok(target)
 }
@@ -291,6 +299,7 @@ pub struct ControlHandle {
     directory: Arc<OwnedFd>,
     user: u32,
     opener: Credentials,
+    umask: u32,
     /// Not held while anything runs or is answered; no other lock is taken under it.
     state: Mutex<HandleState>,
 }
@@ -338,18 +347,21 @@ enum Next {
 
 impl ControlHandle {
     /// A `.copy` that stands in `directory` was opened by the user whom requests call `user`; what
-    /// is written to it is done as `opener`, which is who that is in the source.
+    /// is written to it is done as `opener`, which is who that is in the source, with his file
+    /// creation mask.
     pub fn open(
         jobs: Arc<Jobs>,
         directory: Arc<OwnedFd>,
         user: u32,
         opener: Credentials,
+        umask: u32,
     ) -> Arc<Self> {
         Arc::new(Self {
             jobs,
             directory,
             user,
             opener,
+            umask,
             state: Mutex::default(),
         })
     }

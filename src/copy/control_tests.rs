@@ -74,7 +74,8 @@ impl World {
             pid: std::process::id(),
         };
         let directory = folder_fd(&self.path(""));
-        let handle = ControlHandle::open(Arc::clone(&self.jobs), directory, opener.uid, opener);
+        let handle =
+            ControlHandle::open(Arc::clone(&self.jobs), directory, opener.uid, opener, 0o022);
         Desk { handle, writer }
     }
 
@@ -531,7 +532,7 @@ fn a_plan_stops_at_the_right_line_also_at_words_to_jobs() {
     assert_eq!(
         desk.write("a b c\n"),
         Err(Errno::NOTDIR),
-        "several into what is no directory"
+        "several, and no directory"
     );
     assert_eq!(world.listing(), ["a", "b"]);
 }
@@ -564,6 +565,7 @@ fn one_users_waiting_writes_keep_no_other_out() {
             folder_fd(&world.path("")),
             54_321,
             Credentials::of_self(),
+            0o022,
         ),
         writer: Writer {
             uid: 54_321,

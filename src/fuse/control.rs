@@ -19,6 +19,7 @@ use super::notifier::{Entry, Extent, Notifier};
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
+use crate::sys::watch::umask_of;
 use crate::sys::{Errno, Fail, Result};
 
 /// The folder at the root.
@@ -238,6 +239,8 @@ impl ControlFiles {
                     directory,
                     user,
                     opener,
+                    // Whoever is not to be seen has the mask that most have.
+                    umask_of(request.pid()).unwrap_or(0o022),
                 ))
             }
             Node::Stats | Node::Config | Node::Jobs if writes => {

@@ -535,25 +535,23 @@ impl Table {
         Some(end)
     }
 
-    /// Remembers an ended job, and forgets what is too much: the oldest of its owner, or of all.
+    /// Remembers an ended job, and forgets what is too much: its owner's oldest, so that nobody
+    /// pushes out what is another's; only one who has no other takes the place of the oldest.
     fn remember(&mut self, job: Arc<Job>) {
-        let len = job.text_len();
+        let (len, owner) = (job.text_len(), job.owner);
         self.ended_text += len;
-        self.ended_by.take(job.owner, 1);
-        let own = self.ended_by.of(job.owner) > MOST_ENDED.0;
-        let oldest = self
-            .ended
-            .iter()
-            .position(|(_, other)| own && other.owner == job.owner);
+        self.ended_by.take(owner, 1);
         self.ended.push_back((len, job));
-        if let Some(at) = oldest {
-            self.forget(at);
-        }
-        while self.ended.len() > MOST_ENDED.1 || self.ended_text > MOST_TEXT {
-            if self.ended.is_empty() {
-                break;
-            }
-            self.forget(0);
+        while self.ended.len() > 1
+            && (self.ended_by.of(owner) > MOST_ENDED.0
+                || self.ended.len() > MOST_ENDED.1
+                || self.ended_text > MOST_TEXT)
+        {
+            let own = self
+                .ended
+                .iter()
+                .position(|(_, other)| other.owner == owner);
+            self.forget(own.filter(|at| at + 1 < self.ended.len()).unwrap_or(0));
         }
     }
 

@@ -105,7 +105,13 @@ impl View {
 
     fn bytes(&self) -> String {
         let (done, total) = (self.bytes_done, self.bytes_total);
-        let unit = unit(total.max(done));
+        // Small numbers are told to the byte.
+        let largest = total.max(done);
+        let unit = if largest < 10_000_000 {
+            0
+        } else {
+            unit(largest)
+        };
         let mut text = format!(
             "{}/{} {}",
             in_unit(done, unit),
