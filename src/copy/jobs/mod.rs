@@ -8,6 +8,7 @@ mod job;
 mod registry;
 mod shares;
 mod supervisor;
+mod table;
 mod text;
 mod view;
 

@@ -2,6 +2,9 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use super::super::table::{
+    MOST_ENDED, MOST_LIVE, MOST_PARKED, MOST_RUNNING, MOST_STUCK, MOST_TEXT, MOST_WEIGHT,
+};
 use super::*;
 use crate::copy::progress::LOOK;
 

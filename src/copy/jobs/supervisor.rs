@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Job;
-use super::registry::{Registry, Table, Waiting};
+use super::registry::{Registry, Waiting};
+use super::table::Table;
 use super::view::State;
 use super::{defect, guarded};
 use crate::sys::{Errno, Fail, OrFail, Result, priority};
