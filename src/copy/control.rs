@@ -1,30 +1,38 @@
-//! An open `.copy`: takes writes, runs their lines in order on a thread of its own, answers.
+//! An open `.copy`: takes writes, has their lines done in order, answers.
+//!
+//! No thread waits with a writer: what is left of his lines is taken up again when a copy ends.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::clerks::Clerks;
 use super::engine::Order;
-use super::jobs::{Job, Registry, closed};
-use super::language::{CopyRequest, Request, parse};
+use super::jobs::{Job, New, Registry, Shares, Waited, closed, guarded};
+use super::language::{CopyRequest, Request, parse, quote};
 use super::leftovers;
-use super::lines::Lines;
+use super::lines::{Lines, Pass, Step};
+use super::options::Priority;
 use super::resolve::Tree;
-use super::stuck::Stuck;
 use super::tree::copy_all;
-use super::watchers::Watchers;
-use crate::observe::{CopyEnd, Metrics};
+use crate::observe::Metrics;
 use crate::sys::creds::Credentials;
 use crate::sys::watch::{CallerWatch, same_process};
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Errno, Fail, Result, umask};
 
-/// Writes and flushes that wait for their answer, in all handles of a mount.
-const MOST_WAITING: usize = 1024;
+/// Writes and flushes that wait for their answer, in all handles of a mount: of one user, of all,
+/// and of anybody whatever the others have.
+const MOST_WAITING: (usize, usize, usize) = (1024, 2048, 16);
+/// The same for their bytes.
+const MOST_BYTES: (usize, usize, usize) = (16 << 20, 64 << 20, 1 << 20);
+/// Lines that are read in one go, before it is another's turn.
+const LINES_A_TURN: usize = 64;
+/// A write of one line up to so many bytes is read by the one who brings it.
+const SHORT: usize = 4096;
 
 /// What a mount tells its copies.
 pub struct JobsOptions {
@@ -40,7 +48,7 @@ pub struct JobsOptions {
 }
 
 /// Called when a file has taken its place, with its directory and name, on a thread that holds no
-/// lock and has its own identity; before the write that asked for it is answered.
+/// lock and acts as the one who copies; before the write that asked for it is answered.
 pub type Published = Box<dyn Fn(BorrowedFd<'_>, &OsStr) + Send + Sync>;
 
 type Answer<T> = Box<dyn FnOnce(Result<T>) + Send>;
@@ -50,12 +58,23 @@ pub struct Jobs {
     options: JobsOptions,
     metrics: Arc<Metrics>,
     published: Published,
-    registry: Registry,
-    watchers: Arc<Watchers>,
-    stuck: Arc<Stuck>,
-    /// How many writes and flushes wait for their answer. A leaf in the order of locks.
-    waiting: Mutex<usize>,
+    registry: Arc<Registry>,
+    clerks: Arc<Clerks>,
+    /// The writes and flushes that wait for their answer. A leaf in the order of locks.
+    waiting: Mutex<Waiting>,
     all_answered: Condvar,
+}
+
+struct Waiting {
+    count: Shares,
+    bytes: Shares,
+}
+
+/// What becomes of a line.
+enum Run {
+    Done(Result<()>),
+    /// [`ControlHandle::settle`] will be told.
+    Later,
 }
 
 impl Jobs {
@@ -65,116 +84,184 @@ impl Jobs {
         if !options.read_only {
             leftovers::visit_at_mount(Arc::clone(&options.root));
         }
+        let shares = |(each, all, always)| Shares::new(each, all, always);
         Arc::new(Self {
             options,
+            registry: Registry::new(Arc::clone(&metrics)),
             metrics,
             published,
-            registry: Registry::new(),
-            watchers: Arc::default(),
-            stuck: Arc::default(),
-            waiting: Mutex::new(0),
+            clerks: Arc::default(),
+            waiting: Mutex::new(Waiting {
+                count: shares(MOST_WAITING),
+                bytes: shares(MOST_BYTES),
+            }),
             all_answered: Condvar::new(),
         })
     }
 
-    /// The copies that run, wait, and were done lately, for people: a line each, oldest first, and
-    /// the error below it. Root sees all, everybody else his own.
+    /// What a line may say, and the copies that run, wait, and were done lately, for people: a
+    /// line each, oldest first, and errors below it. Root sees all, everybody else his own.
     pub fn status_text(&self, viewer_uid: u32) -> Vec<u8> {
-        let mut text = String::from("# no.  state      bytes  rate  method  names\n");
-        text.push_str(&self.registry.describe(viewer_uid));
-        text.into_bytes()
+        self.registry.describe(viewer_uid).into_bytes()
     }
 
-    /// Cancels all copies, takes no more (ECANCELED), and waits until every write is answered.
+    /// The same copies for programs: a JSON array of objects. `bytes_*` and `files_*` count those
+    /// of this attempt, `rate_*` are bytes a second, `errors` are the files of a tree that failed
+    /// (the first hundred of `failed`), `errno` and `error` tell how the job failed.
+    pub fn status_json(&self, viewer_uid: u32) -> Vec<u8> {
+        self.registry.json(viewer_uid).into_bytes()
+    }
+
+    /// Cancels all copies, takes no more (ECANCELED), and waits until every write is answered: a
+    /// second at most, whatever hangs.
     pub fn shutdown(&self) {
         self.registry.close();
         let mut waiting = self.waiting.lock();
-        while *waiting > 0 {
+        while waiting.count.taken() > 0 {
             self.all_answered.wait(&mut waiting);
         }
+        drop(waiting);
+        self.registry.drain();
     }
 
-    fn admit(&self) -> Result<()> {
+    fn admit(&self, user: u32, bytes: usize) -> Result<()> {
         if self.registry.is_closed() {
             return Err(closed());
         }
         let mut waiting = self.waiting.lock();
-        if *waiting >= MOST_WAITING {
-            return Err(Fail::new(Errno::AGAIN, "copy").because("too many copies wait"));
+        if !waiting.count.allows(user, 1) || !waiting.bytes.allows(user, bytes) {
+            let why = match waiting.count.of(user) {
+                own if own >= MOST_WAITING.0 => format!("{own} of your writes wait already"),
+                _ => format!("{} writes wait already", waiting.count.taken()),
+            };
+            return Err(Fail::new(Errno::AGAIN, "write").because(why));
         }
-        *waiting += 1;
+        waiting.count.take(user, 1);
+        waiting.bytes.take(user, bytes);
         Ok(())
     }
 
-    fn dismiss(&self) {
-        *self.waiting.lock() -= 1;
+    fn dismiss(&self, user: u32, bytes: usize) {
+        let mut waiting = self.waiting.lock();
+        waiting.count.give_back(user, 1);
+        waiting.bytes.give_back(user, bytes);
         self.all_answered.notify_all();
     }
 
-    /// Runs one line to its end.
-    fn line(&self, handle: &ControlHandle, waiter: &Arc<CallerWatch>, line: &[u8]) -> Result<()> {
-        let command = match parse(line) {
-            Ok(Some(Request::Copy(command))) => command,
-            Ok(Some(_)) => return Err(Fail::new(Errno::INVAL, "parse")),
-            Ok(None) => return Ok(()),
-            Err(fail) => {
-                self.registry.refuse(handle.user, line, &fail);
-                return Err(fail);
+    /// Does what one line says, or begins to.
+    fn line(
+        self: &Arc<Self>,
+        handle: &Arc<ControlHandle>,
+        waiter: &Arc<CallerWatch>,
+        line: &[u8],
+    ) -> Run {
+        let request = match guarded(|| parse(line)) {
+            Ok(None) => return Run::Done(Ok(())),
+            Ok(Some(request)) => request,
+            Err(fail) => return self.refused(handle, line, fail),
+        };
+        let user = handle.user;
+        let answer = || {
+            let handle = Arc::clone(handle);
+            Box::new(move |outcome| handle.settle(outcome))
+        };
+        let run = match request {
+            Request::Copy(copy) => {
+                let waiter = (!copy.background).then(|| (Arc::clone(waiter), answer() as _));
+                let later = waiter.is_some();
+                let entered = self.enter(handle, *copy, waiter);
+                entered.map(|_| if later { Run::Later } else { Run::Done(Ok(())) })
+            }
+            Request::Cancel(which) => self
+                .registry
+                .cancel(user, which)
+                .map(|()| Run::Done(Ok(()))),
+            Request::Pause(number) => self.hold(user, number, true),
+            Request::ResumeJob(number) => self.hold(user, number, false),
+            Request::Wait(number) => {
+                let waiter = Arc::clone(waiter);
+                match self.registry.wait(user, number, waiter, answer()) {
+                    // How that job ended is told with that job, not with this line.
+                    Ok(Waited::Now(outcome)) => return Run::Done(outcome),
+                    Ok(Waited::Later) => Ok(Run::Later),
+                    Err(fail) => Err(fail),
+                }
             }
         };
-        let job = self.registry.enter(handle.user, &command)?;
-        self.metrics.copy_started();
-        let outcome = guarded(|| self.job(handle, waiter, &job, &command));
-        self.metrics.copy_ended(match &outcome {
-            Ok(()) => CopyEnd::Done,
-            Err(fail) if fail.errno == Errno::INTR => CopyEnd::Cancelled,
-            Err(_) => CopyEnd::Failed,
-        });
-        self.registry.end(&job, &outcome);
-        outcome
+        run.unwrap_or_else(|fail| self.refused(handle, line, fail))
     }
 
-    fn job(
+    fn hold(&self, user: u32, number: u64, held: bool) -> Result<Run> {
+        let done = self.registry.hold(user, number, held);
+        done.map(|()| Run::Done(Ok(())))
+    }
+
+    fn refused(&self, handle: &ControlHandle, line: &[u8], fail: Fail) -> Run {
+        match fail.errno {
+            Errno::AGAIN => self.registry.turn_away(handle.user, &fail),
+            _ => self.registry.refuse(handle.user, line, &fail),
+        }
+        Run::Done(Err(fail))
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        handle: &Arc<ControlHandle>,
+        request: CopyRequest,
+        waiter: Option<(Arc<CallerWatch>, Answer<()>)>,
+    ) -> Result<u64> {
+        let new = New {
+            owner: handle.user,
+            title: title(&request),
+            limit: request.options.limit,
+            idle: request.options.priority == Priority::Idle,
+            waiter,
+            work: {
+                // Not the handle: a copy in the background outlives it.
+                let jobs = Arc::clone(self);
+                let directory = Arc::clone(&handle.directory);
+                let (opener, umask) = (handle.opener.clone(), handle.umask);
+                Box::new(move |job| {
+                    umask::set(umask)?;
+                    opener.run_as(|| jobs.copy(&directory, umask, job, &request))?
+                })
+            },
+        };
+        self.registry.enter(new)
+    }
+
+    /// On a thread of its own, under the credentials of the opener.
+    fn copy(
         &self,
-        handle: &ControlHandle,
-        waiter: &Arc<CallerWatch>,
-        job: &Arc<Job>,
-        command: &CopyRequest,
+        directory: &OwnedFd,
+        umask: u32,
+        job: &Job,
+        request: &CopyRequest,
     ) -> Result<()> {
         if self.options.read_only {
             return Err(Fail::new(Errno::ROFS, "copy"));
         }
-        self.watchers.add(waiter, job)?;
-        let copied = guarded(|| {
-            self.registry.start(job)?;
-            let (jobs, directory) = (Arc::clone(&handle.jobs), Arc::clone(&handle.directory));
-            let (opener, command) = (handle.opener.clone(), command.clone());
-            let own = Arc::clone(job);
-            self.stuck.run(&job.progress, move || {
-                opener.run_as(|| jobs.copy(&directory, &own, &command))?
-            })
-        });
-        self.watchers.remove(job);
-        copied
-    }
-
-    /// Under the credentials of the opener.
-    fn copy(&self, directory: &OwnedFd, job: &Job, command: &CopyRequest) -> Result<()> {
         let tree = Tree {
             root: self.options.root.as_fd(),
             directory: directory.as_fd(),
             mountpoints: &self.options.mountpoints,
             reserved: self.options.control_name.as_deref(),
-            umask: 0o022,
+            umask,
             published: &*self.published,
         };
         let order = Order {
-            options: &command.options,
+            options: &request.options,
             progress: &job.progress,
             metrics: &self.metrics,
         };
-        copy_all(&command.sources, &command.destination, &tree, &order)
+        copy_all(&request.sources, &request.destination, &tree, &order)
     }
+}
+
+/// What the list calls a copy.
+fn title(request: &CopyRequest) -> String {
+    let sources: Vec<_> = request.sources.iter().map(|name| quote(name)).collect();
+    format!("{} -> {}", sources.join(" "), quote(&request.destination))
 }
 
 /// Who writes or closes.
@@ -192,53 +279,69 @@ pub struct ControlHandle {
     directory: Arc<OwnedFd>,
     user: u32,
     opener: Credentials,
+    umask: u32,
     /// Not held while anything runs or is answered; no other lock is taken under it.
     state: Mutex<HandleState>,
 }
 
 #[derive(Default)]
 struct HandleState {
-    /// With the worker while that is busy.
     lines: Lines,
     queue: VecDeque<Task>,
-    /// A worker thread is there, and takes what is in the queue.
+    /// The first of the queue, once begun.
+    current: Option<Task>,
+    /// Somebody goes on with what is here, or waits for a copy to do so.
     busy: bool,
     last_writer: Option<u32>,
 }
 
+/// A write or a flush that waits for its answer.
 struct Task {
     waiter: Arc<CallerWatch>,
-    what: What,
+    pass: Pass,
+    bytes: usize,
+    answer: Reply,
 }
 
-enum What {
-    Write(Vec<u8>, Answer<u32>),
+enum Reply {
+    Write(Answer<u32>),
     Flush(Answer<()>),
 }
 
-impl What {
-    fn refuse(self, fail: Fail) {
+impl Reply {
+    fn send(self, outcome: Result<usize>) {
         match self {
-            Self::Write(_, done) => done(Err(fail)),
-            Self::Flush(done) => done(Err(fail)),
+            Self::Write(done) => done(outcome.map(count)),
+            Self::Flush(done) => done(outcome.map(drop)),
         }
     }
 }
 
+/// What a handle has to do next.
+enum Next {
+    Nothing,
+    Execute(Vec<u8>, Arc<CallerWatch>),
+    /// To answer; the rest is whether there is more to do then.
+    Answer(Reply, Result<usize>, usize, bool),
+}
+
 impl ControlHandle {
     /// A `.copy` that stands in `directory` was opened by the user whom requests call `user`; what
-    /// is written to it is done as `opener`, which is who that is in the source.
+    /// is written to it is done as `opener`, which is who that is in the source, with his file
+    /// creation mask.
     pub fn open(
         jobs: Arc<Jobs>,
         directory: Arc<OwnedFd>,
         user: u32,
         opener: Credentials,
+        umask: u32,
     ) -> Arc<Self> {
         Arc::new(Self {
             jobs,
             directory,
             user,
             opener,
+            umask,
             state: Mutex::default(),
         })
     }
@@ -251,9 +354,9 @@ impl ControlHandle {
     ///
     /// # Errors
     /// To `done`: EPERM when the writer is not the opener's user (a descriptor given to a setuid
-    /// program gains nothing), EAGAIN when 1024 writes wait already or no thread can be had, EINTR
-    /// when the writer has died or was told to stop, ECANCELED after [`Jobs::shutdown`], and the
-    /// errors of lines.
+    /// program gains nothing), EAGAIN when too many writes (1024 of a user) or copies wait or no
+    /// thread can be had, EINTR when the writer has died or was told to stop, ECANCELED when
+    /// another has cancelled the copy and after [`Jobs::shutdown`], and the errors of lines.
     pub fn write(
         self: &Arc<Self>,
         writer: Writer,
@@ -266,7 +369,7 @@ impl ControlHandle {
         }
         match self.keep_part_of_line(writer, data) {
             Some(answer) => done(answer),
-            None => self.enqueue(writer, What::Write(data.to_vec(), done)),
+            None => self.enqueue(writer, Pass::write(data.to_vec()), data, Reply::Write(done)),
         }
     }
 
@@ -278,7 +381,10 @@ impl ControlHandle {
             return None;
         }
         // Without a newline there is no line to execute.
-        Some(state.lines.write(data, &mut |_| Ok(())).map(count))
+        match state.lines.next(&mut Pass::write(data.to_vec())) {
+            Step::Answer(answer) => Some(answer.map(count)),
+            Step::Line(_) => None,
+        }
     }
 
     /// A descriptor of this open is closed: runs a last line that has no newline, and answers an
@@ -295,7 +401,7 @@ impl ControlHandle {
         let concerned = writer.uid == self.user
             && last_writer.is_some_and(|last| same_process(last, writer.pid));
         if concerned {
-            self.enqueue(writer, What::Flush(done));
+            self.enqueue(writer, Pass::flush(), &[], Reply::Flush(done));
         } else {
             done(Ok(()));
         }
@@ -306,86 +412,141 @@ impl ControlHandle {
         self.state.lock().lines = Lines::default();
     }
 
-    fn enqueue(self: &Arc<Self>, writer: Writer, what: What) {
-        if let Err(fail) = self.jobs.admit() {
-            return what.refuse(fail);
+    /// Whose this is.
+    pub(super) fn user(&self) -> u32 {
+        self.user
+    }
+
+    fn enqueue(self: &Arc<Self>, writer: Writer, pass: Pass, data: &[u8], answer: Reply) {
+        if let Err(fail) = self.jobs.admit(self.user, data.len()) {
+            self.jobs.registry.turn_away(self.user, &fail);
+            return answer.send(Err(fail));
         }
-        let waiter = Arc::new(CallerWatch::new(writer.pid));
-        {
+        let task = Task {
+            waiter: Arc::new(CallerWatch::new(writer.pid)),
+            pass,
+            bytes: data.len(),
+            answer,
+        };
+        let lines = data.iter().filter(|&&byte| byte == b'\n').count();
+        let short = {
             let mut state = self.state.lock();
-            state.queue.push_back(Task { waiter, what });
+            let short = lines <= 1 && state.lines.begun() + data.len() <= SHORT;
+            state.queue.push_back(task);
             if std::mem::replace(&mut state.busy, true) {
                 return;
             }
+            short
+        };
+        if !short || self.advance() {
+            self.hand_on();
         }
-        let handle = Arc::clone(self);
-        let worker = std::thread::Builder::new().name("corfs-copy".into());
-        if let Err(fail) = worker.spawn(move || handle.work()).or_fail("thread") {
+    }
+
+    /// Leaves what there is to others.
+    fn hand_on(self: &Arc<Self>) {
+        if let Err(fail) = self.jobs.clerks.hand(self) {
             self.refuse_all(&fail);
         }
     }
 
-    /// There is no worker for what is in the queue.
+    /// There is nobody to go on with what is here.
     fn refuse_all(&self, fail: &Fail) {
-        let tasks = {
+        let tasks: Vec<Task> = {
             let mut state = self.state.lock();
             state.busy = false;
-            std::mem::take(&mut state.queue)
+            let current = state.current.take();
+            current.into_iter().chain(state.queue.drain(..)).collect()
         };
         for task in tasks {
-            task.what.refuse(fail.clone());
-            self.jobs.dismiss();
+            self.answer(task.answer, Err(fail.clone()), task.bytes);
         }
     }
 
-    /// The worker: until the queue is empty.
-    fn work(&self) {
-        loop {
-            let (task, mut lines) = {
-                let mut state = self.state.lock();
-                let Some(task) = state.queue.pop_front() else {
-                    state.busy = false;
-                    return;
-                };
-                (task, std::mem::take(&mut state.lines))
-            };
-            let answer = self.run(task, &mut lines);
-            self.state.lock().lines = lines;
-            // A panic in the reply must not keep the next writer waiting for ever.
-            let _ = guarded(|| {
-                answer();
-                Ok(())
-            });
-            self.jobs.dismiss();
+    /// Goes on with what was written, until a copy is to be waited for, or it is another's turn:
+    /// then true, and there is more. For the one who has made it busy.
+    pub(super) fn advance(self: &Arc<Self>) -> bool {
+        for _ in 0..LINES_A_TURN {
+            match self.next() {
+                Next::Nothing => return false,
+                Next::Answer(answer, outcome, bytes, more) => {
+                    self.answer(answer, outcome, bytes);
+                    if !more {
+                        return false;
+                    }
+                }
+                Next::Execute(line, waiter) => match self.jobs.line(self, &waiter, &line) {
+                    Run::Later => return false,
+                    Run::Done(outcome) => self.executed(outcome),
+                },
+            }
+        }
+        true
+    }
+
+    fn next(&self) -> Next {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if state.current.is_none() {
+            state.current = state.queue.pop_front();
+        }
+        let Some(task) = &mut state.current else {
+            state.busy = false;
+            return Next::Nothing;
+        };
+        match state.lines.next(&mut task.pass) {
+            Step::Line(line) => Next::Execute(line, Arc::clone(&task.waiter)),
+            Step::Answer(outcome) => {
+                state.busy = !state.queue.is_empty();
+                match state.current.take() {
+                    Some(task) => Next::Answer(task.answer, outcome, task.bytes, state.busy),
+                    None => Next::Nothing,
+                }
+            }
         }
     }
 
-    /// Runs a task, and answers what will answer it.
-    fn run(&self, task: Task, lines: &mut Lines) -> Box<dyn FnOnce()> {
-        let waiter = task.waiter;
-        let mut execute = |line: &[u8]| self.jobs.line(self, &waiter, line);
-        match task.what {
-            What::Write(data, done) => {
-                let outcome = guarded(|| lines.write(&data, &mut execute));
-                Box::new(move || done(outcome.map(count)))
-            }
-            What::Flush(done) => {
-                let outcome = guarded(|| lines.flush(&mut execute));
-                Box::new(move || done(outcome))
+    fn executed(&self, outcome: Result<()>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if let Some(task) = &mut state.current {
+            state.lines.executed(&mut task.pass, outcome);
+        }
+    }
+
+    /// The copy has ended that was waited for. Answers if no other line has to be read for that;
+    /// the thread that tells is not to be kept.
+    fn settle(self: &Arc<Self>, outcome: Result<()>) {
+        self.executed(outcome);
+        let through = {
+            let state = self.state.lock();
+            state
+                .current
+                .as_ref()
+                .is_some_and(|task| task.pass.is_through())
+        };
+        if through && let Next::Answer(answer, outcome, bytes, more) = self.next() {
+            self.answer(answer, outcome, bytes);
+            if !more {
+                return;
             }
         }
+        self.hand_on();
+    }
+
+    fn answer(&self, answer: Reply, outcome: Result<usize>, bytes: usize) {
+        // A panic in the reply must not keep the next writer waiting for ever.
+        let _ = guarded(|| {
+            answer.send(outcome);
+            Ok(())
+        });
+        self.jobs.dismiss(self.user, bytes);
     }
 }
 
 /// The bytes of one write, which the kernel never lets reach 2 GiB.
 fn count(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
-}
-
-/// A panic in a copy is EIO for the one who waits for it, who else would wait for ever.
-fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(f))
-        .unwrap_or_else(|_| Err(Fail::new(Errno::IO, "copy").because("a defect; see the log")))
 }
 
 #[cfg(test)]

@@ -74,7 +74,8 @@ impl World {
             pid: std::process::id(),
         };
         let directory = folder_fd(&self.path(""));
-        let handle = ControlHandle::open(Arc::clone(&self.jobs), directory, opener.uid, opener);
+        let handle =
+            ControlHandle::open(Arc::clone(&self.jobs), directory, opener.uid, opener, 0o022);
         Desk { handle, writer }
     }
 
@@ -382,7 +383,7 @@ fn writes_on_one_handle_run_in_order_and_are_bounded() {
     let first = desk.send("a hold\n");
     world.wait_for("running", 1);
     let next = desk.send("hold b\n");
-    let rest: Vec<_> = (2..MOST_WAITING).map(|_| desk.send("#\n")).collect();
+    let rest: Vec<_> = (2..MOST_WAITING.0).map(|_| desk.send("#\n")).collect();
     assert_eq!(desk.write("a c\n"), Err(Errno::AGAIN));
     assert_eq!(world.open().write("a c\n"), Err(Errno::AGAIN));
     assert!(next.try_recv().is_err());
@@ -434,4 +435,182 @@ fn a_defect_answers_the_writer_and_stops_nobody_else() {
     handle.write(desk.writer, b"a c\n", Box::new(|_| panic!("on purpose")));
     assert_eq!(desk.write("a d\n"), Ok(4));
     world.jobs.shutdown();
+}
+
+/// The number of the newest job.
+fn newest(world: &World) -> String {
+    let status = world.status();
+    let jobs = status.lines().filter(|line| !line.starts_with('#'));
+    let numbers = jobs.filter_map(|line| line[..5].trim().parse::<u64>().ok());
+    numbers.max().unwrap().to_string()
+}
+
+#[test]
+fn a_copy_in_the_background_is_answered_at_once_and_outlives_its_descriptor() {
+    let world = World::new();
+    let desk = world.open();
+    assert_eq!(desk.write("a hold &\nnone b &\n"), Ok(18));
+    world.wait_for("running", 1);
+    desk.handle.closed();
+    drop(desk);
+    let number = newest(&world);
+    let other = world.open();
+    world.wait_for("failed", 1);
+    assert_eq!(
+        other.write(&format!("--wait {number}\n")),
+        Err(Errno::NOENT)
+    );
+    let waits = other.send("--wait 1\n");
+    world.release.send(()).unwrap();
+    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), Ok(9));
+    assert_eq!(other.write("--wait 1\n"), Ok(9));
+    assert_eq!(other.write("--wait 77\n"), Err(Errno::SRCH));
+    assert!(world.status().contains("no job 77 of yours"));
+    assert_eq!(world.listing(), ["a", "hold"]);
+}
+
+#[test]
+fn one_who_waits_for_anothers_copy_can_stop_waiting() {
+    let world = World::new();
+    assert_eq!(world.open().write("a hold &\n"), Ok(9));
+    let caller = Interrupted::new();
+    let mut desk = world.open();
+    desk.writer.pid = caller.0.id();
+    let waits = desk.send("--wait 1\n");
+    caller.interrupt();
+    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), Err(Errno::INTR));
+    world.release.send(()).unwrap();
+    assert_eq!(
+        world.open().write("--wait 1\n"),
+        Ok(9),
+        "it goes on without him"
+    );
+}
+
+#[test]
+fn a_line_cancels_what_another_waits_for_and_that_is_no_signal() {
+    let world = World::new();
+    let waits = world.open().send("a hold\n");
+    world.wait_for("running", 1);
+    // It hangs: it is within a call that does not come back.
+    assert_eq!(world.open().write("--cancel 1\n"), Ok(11));
+    assert_eq!(waits.recv_timeout(PATIENCE).unwrap(), Err(Errno::CANCELED));
+    assert_eq!(world.open().write("--cancel 1\n"), Err(Errno::SRCH));
+    assert_eq!(world.open().write("--cancel all\n"), Ok(13));
+    world.release.send(()).unwrap();
+    world.jobs.shutdown();
+}
+
+#[test]
+fn a_held_copy_goes_on_when_it_may() {
+    let world = World::new();
+    let desk = world.open();
+    let holders: Vec<_> = (0..4)
+        .map(|i| world.open().send(&format!("a hold{i}\n")))
+        .collect();
+    world.wait_for("running", 4);
+    assert_eq!(desk.write("a b &\n--pause 5\n"), Ok(16));
+    world.wait_for("paused", 1);
+    for _ in 0..4 {
+        world.release.send(()).unwrap();
+    }
+    for answer in holders {
+        assert_eq!(answer.recv_timeout(PATIENCE).unwrap(), Ok(8));
+    }
+    assert!(!world.path("b").exists());
+    assert_eq!(desk.write("--resume-job 5\n--wait 5\n"), Ok(24));
+    assert!(world.path("b").exists());
+}
+
+#[test]
+fn a_plan_stops_at_the_right_line_also_at_words_to_jobs() {
+    let world = World::new();
+    let desk = world.open();
+    let plan = "# a plan\n\na b\n--cancel 99\na c\n";
+    assert_eq!(desk.write(plan), Ok(14));
+    assert_eq!(desk.write(&plan[14..]), Err(Errno::SRCH));
+    assert_eq!(
+        desk.write("a b c\n"),
+        Err(Errno::NOTDIR),
+        "several, and no directory"
+    );
+    assert_eq!(world.listing(), ["a", "b"]);
+}
+
+#[test]
+fn long_writes_are_read_in_parts() {
+    let world = World::new();
+    let desk = world.open();
+    let plan = "# much\n".repeat(10_000) + "a b\n" + &"--cancel all\n".repeat(300) + "a c\n";
+    assert_eq!(desk.write(&plan), Ok(plan.len() as u32));
+    assert_eq!(world.listing(), ["a", "b", "c"]);
+}
+
+#[test]
+fn one_users_waiting_writes_keep_no_other_out() {
+    let world = World::new();
+    let holders: Vec<_> = (0..4)
+        .map(|i| world.open().send(&format!("a hold{i}\n")))
+        .collect();
+    world.wait_for("running", 4);
+    let waits: Vec<_> = (4..MOST_WAITING.0)
+        .map(|_| world.open().send("a b\n"))
+        .collect();
+    assert_eq!(world.open().write("a c\n"), Err(Errno::AGAIN));
+    assert!(world.status().contains("1 lines of user 0 were not taken"));
+    // Bytes are bounded, too.
+    let other = Desk {
+        handle: ControlHandle::open(
+            Arc::clone(&world.jobs),
+            folder_fd(&world.path("")),
+            54_321,
+            Credentials::of_self(),
+            0o022,
+        ),
+        writer: Writer {
+            uid: 54_321,
+            pid: 0,
+        },
+    };
+    assert_eq!(other.write("a theirs\n"), Ok(9));
+    assert_eq!(
+        other.write(&"#".repeat(MOST_BYTES.0 + 1).replace("##", "#\n")),
+        Err(Errno::AGAIN)
+    );
+    for _ in 0..4 {
+        world.release.send(()).unwrap();
+    }
+    for answer in holders.into_iter().chain(waits) {
+        assert!(answer.recv_timeout(PATIENCE).unwrap().is_ok());
+    }
+    // Counted back just after the answer.
+    while world.jobs.waiting.lock().count.taken() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(world.jobs.waiting.lock().bytes.taken(), 0);
+}
+
+#[test]
+fn no_thread_waits_with_a_writer() {
+    let threads = || {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm"));
+        let names = tasks.filter_map(|task| name(task.unwrap()).ok());
+        names.filter(|name| name.trim() == "corfs-lines").count()
+    };
+    let world = World::new();
+    let holders: Vec<_> = (0..4)
+        .map(|i| world.open().send(&format!("a hold{i}\n")))
+        .collect();
+    world.wait_for("running", 4);
+    let waits: Vec<_> = (0..500).map(|_| world.open().send("#\na b\n")).collect();
+    // Other tests have theirs beside.
+    assert!(threads() < 100, "{}", threads());
+    assert_eq!(world.status().matches("running").count(), 4);
+    for _ in 0..4 {
+        world.release.send(()).unwrap();
+    }
+    for answer in holders.into_iter().chain(waits) {
+        assert!(answer.recv_timeout(PATIENCE).unwrap().is_ok());
+    }
 }

@@ -17,62 +17,149 @@ pub(super) struct Lines {
     refused: Option<(Vec<u8>, Errno)>,
 }
 
+/// One write, or one flush, on its way through its lines.
+#[derive(Debug)]
+pub(super) struct Pass {
+    data: Vec<u8>,
+    /// Bytes that are done with.
+    done: usize,
+    /// Where the line ends that is being executed.
+    end: usize,
+    begun: bool,
+    is_flush: bool,
+    answer: Option<Result<usize>>,
+}
+
+impl Pass {
+    /// The bytes of a write.
+    pub(super) fn write(data: Vec<u8>) -> Self {
+        Self {
+            data,
+            done: 0,
+            end: 0,
+            begun: false,
+            is_flush: false,
+            answer: None,
+        }
+    }
+
+    /// A descriptor is closed.
+    pub(super) fn flush() -> Self {
+        Self {
+            is_flush: true,
+            ..Self::write(Vec::new())
+        }
+    }
+
+    /// Whether nothing is left to be executed.
+    pub(super) fn is_through(&self) -> bool {
+        self.answer.is_some() || self.begun && !self.data[self.done..].contains(&b'\n')
+    }
+}
+
+/// What is to be done next.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// To execute this line, and to tell [`Lines::executed`].
+    Line(Vec<u8>),
+    /// To answer: with the bytes that are done with, or an error.
+    Answer(Result<usize>),
+}
+
 impl Lines {
-    /// Takes the bytes of one write and has its lines executed in order, until one fails.
+    /// Goes on with a write or a flush. The lines of a write are executed in order, until one
+    /// fails.
     ///
-    /// Answers how many bytes are done with. When a line fails after others of this write were
-    /// done, these are counted, as a short write; the writer comes again with the rest, and gets
-    /// the errno without a second try.
-    ///
-    /// # Errors
-    /// That of the first line in this write; EINVAL for a line of more than 64 KiB.
-    pub(super) fn write(
-        &mut self,
-        data: &[u8],
-        execute: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<usize> {
-        if let Some((line, errno)) = self.refused.take_if(|(line, _)| data.starts_with(line)) {
+    /// A write is answered with how many of its bytes are done with. When a line fails after
+    /// others of this write were done, these are counted, as a short write; the writer comes again
+    /// with the rest, and gets the errno without a second try. The errors are that of the first
+    /// line in this write, and EINVAL for a line of more than 64 KiB. A flush executes a last line
+    /// that has no newline, and answers an error that no write has answered.
+    pub(super) fn next(&mut self, pass: &mut Pass) -> Step {
+        let begins = !std::mem::replace(&mut pass.begun, true);
+        if let Some(answer) = pass.answer.take() {
+            return Step::Answer(answer);
+        }
+        match pass.is_flush {
+            true => self.next_of_flush(begins),
+            false => self.next_of_write(pass, begins),
+        }
+    }
+
+    fn next_of_write(&mut self, pass: &mut Pass, begins: bool) -> Step {
+        let refused = |(line, _): &mut (Vec<u8>, Errno)| begins && pass.data.starts_with(line);
+        if let Some((line, errno)) = self.refused.take_if(refused) {
             self.skipping = !line.ends_with(b"\n");
-            return Err(failed_before(errno));
+            return Step::Answer(Err(failed_before(errno)));
         }
-        let mut done = 0;
-        while let Some(newline) = data[done..].iter().position(|&byte| byte == b'\n') {
-            let end = done + newline;
-            if let Err(fail) = self.line(&data[done..end], execute) {
-                if done == 0 {
-                    return Err(fail);
+        while let Some(newline) = pass.data[pass.done..]
+            .iter()
+            .position(|&byte| byte == b'\n')
+        {
+            let end = pass.done + newline;
+            pass.end = end + 1;
+            match self.line(&pass.data[pass.done..end]) {
+                Ok(Some(line)) => return Step::Line(line),
+                Ok(None) => pass.done = pass.end,
+                Err(fail) => {
+                    self.executed(pass, Err(fail));
+                    break;
                 }
-                self.refused = Some((data[done..=end].to_vec(), fail.errno));
-                return Ok(done);
             }
-            done = end + 1;
         }
-        match self.begin(&data[done..]) {
-            Ok(()) => Ok(data.len()),
-            Err(fail) if done == 0 => {
+        Step::Answer(match pass.answer.take() {
+            Some(answer) => answer,
+            None => self.rest(pass),
+        })
+    }
+
+    /// What is behind the last newline of a write.
+    fn rest(&mut self, pass: &Pass) -> Result<usize> {
+        match self.begin(&pass.data[pass.done..]) {
+            Ok(()) => Ok(pass.data.len()),
+            Err(fail) if pass.done == 0 => {
                 self.skipping = true;
                 Err(fail)
             }
             Err(fail) => {
-                self.refused = Some((data[done..].to_vec(), fail.errno));
-                Ok(done)
+                self.refused = Some((pass.data[pass.done..].to_vec(), fail.errno));
+                Ok(pass.done)
             }
         }
     }
 
-    /// Executes a last line that has no newline, and answers an error that no write has answered.
-    pub(super) fn flush(&mut self, execute: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    fn next_of_flush(&mut self, begins: bool) -> Step {
         self.skipping = false;
         let line = std::mem::take(&mut self.partial);
-        let last = if line.is_empty() {
-            Ok(())
-        } else {
-            execute(&line)
-        };
-        match self.refused.take() {
-            Some((_, errno)) => Err(failed_before(errno)),
-            None => last,
+        if begins && !line.is_empty() {
+            return Step::Line(line);
         }
+        Step::Answer(match self.refused.take() {
+            Some((_, errno)) => Err(failed_before(errno)),
+            None => Ok(0),
+        })
+    }
+
+    /// Takes how the line went that was to be executed.
+    pub(super) fn executed(&mut self, pass: &mut Pass, outcome: Result<()>) {
+        match outcome {
+            Ok(()) => pass.done = pass.end,
+            // An errno that no write has answered is older than that of a last line.
+            Err(fail) if pass.is_flush => {
+                let older = self.refused.take().map(|(_, errno)| failed_before(errno));
+                pass.answer = Some(Err(older.unwrap_or(fail)));
+            }
+            Err(fail) if pass.done == 0 => pass.answer = Some(Err(fail)),
+            Err(fail) => {
+                self.refused = Some((pass.data[pass.done..pass.end].to_vec(), fail.errno));
+                pass.answer = Some(Ok(pass.done));
+            }
+        }
+    }
+
+    /// Bytes of a line whose end has not come.
+    pub(super) fn begun(&self) -> usize {
+        self.partial.len()
     }
 
     /// True when a flush has nothing to do.
@@ -80,17 +167,17 @@ impl Lines {
         self.partial.is_empty() && self.refused.is_none() && !self.skipping
     }
 
-    /// The end of a line has come.
-    fn line(&mut self, end: &[u8], execute: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// The end of a line has come: the whole of it, if it is one.
+    fn line(&mut self, end: &[u8]) -> Result<Option<Vec<u8>>> {
         if std::mem::take(&mut self.skipping) {
-            return Ok(());
+            return Ok(None);
         }
         let mut line = std::mem::take(&mut self.partial);
         if line.len() + end.len() > MOST_LINE {
             return Err(too_long());
         }
         line.extend_from_slice(end);
-        execute(&line)
+        Ok(Some(line))
     }
 
     /// The beginning of a line has come, or its middle.
@@ -135,28 +222,28 @@ mod tests {
             }
         }
 
-        fn with<R>(
-            &mut self,
-            f: impl FnOnce(&mut Lines, &mut dyn FnMut(&[u8]) -> Result<()>) -> R,
-        ) -> R {
-            let ran = &mut self.ran;
-            f(&mut self.lines, &mut |line| {
-                ran.push(String::from_utf8_lossy(line).into_owned());
-                match line {
-                    [b'!', ..] => Err(Fail::new(Errno::NOSPC, "test")),
-                    _ => Ok(()),
+        fn run(&mut self, mut pass: Pass) -> std::result::Result<usize, Errno> {
+            loop {
+                match self.lines.next(&mut pass) {
+                    Step::Answer(answer) => return answer.map_err(|fail| fail.errno),
+                    Step::Line(line) => {
+                        self.ran.push(String::from_utf8_lossy(&line).into_owned());
+                        let outcome = match line.as_slice() {
+                            [b'!', ..] => Err(Fail::new(Errno::NOSPC, "test")),
+                            _ => Ok(()),
+                        };
+                        self.lines.executed(&mut pass, outcome);
+                    }
                 }
-            })
+            }
         }
 
         fn write(&mut self, data: &str) -> std::result::Result<usize, Errno> {
-            self.with(|lines, execute| lines.write(data.as_bytes(), execute))
-                .map_err(|fail| fail.errno)
+            self.run(Pass::write(data.into()))
         }
 
         fn flush(&mut self) -> std::result::Result<(), Errno> {
-            self.with(|lines, execute| lines.flush(execute))
-                .map_err(|fail| fail.errno)
+            self.run(Pass::flush()).map(drop)
         }
     }
 

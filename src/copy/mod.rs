@@ -1,13 +1,15 @@
 //! Copies within the source's own file system, asked for by a line in a `.copy`.
 //!
 //! The way of a copy: [`ControlHandle::write`] takes bytes, `lines` makes lines of them,
-//! [`language`] reads a line, `resolve` opens what it names beneath the mounted tree and under the
-//! opener's credentials, `engine` moves the bytes into a temporary file, `publish` puts that in its
-//! place. `jobs` keeps the list that `cat .copy` shows; `watchers` cancels for those who are told
-//! to stop. A new method is a variant
-//! of [`options::Method`] and a branch in the engine's chunk.
+//! [`language`] reads a line, `jobs` gives the copy its turn, `resolve` opens what it names beneath
+//! the mounted tree and under the opener's credentials, `engine` moves the bytes into a temporary
+//! file, `publish` puts that in its place. `jobs` keeps the list that `cat .copy` and
+//! `.corfs/jobs.json` show, and cancels for those who are told to stop; `clerks` are the threads
+//! that read lines. A new method is a variant of [`options::Method`] and a branch in the engine's
+//! chunk.
 
 mod attributes;
+mod clerks;
 mod control;
 mod engine;
 mod extents;
@@ -19,9 +21,7 @@ pub mod options;
 pub mod progress;
 mod publish;
 mod resolve;
-mod stuck;
 pub mod tree;
-mod watchers;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
 pub use engine::Order;

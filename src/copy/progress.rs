@@ -15,7 +15,7 @@ use crate::sys::{Errno, Fail, Result};
 #[allow(dead_code, reason = "as below")]
 const MOST_FAILURES: usize = 100;
 /// How long one who waits sleeps before he looks whether he is cancelled.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// What became of one file of a tree.
 #[derive(Clone, Debug)]

@@ -19,6 +19,7 @@ use super::notifier::{Entry, Extent, Notifier};
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
+use crate::sys::watch::umask_of;
 use crate::sys::{Errno, Fail, Result};
 
 /// The folder at the root.
@@ -32,6 +33,8 @@ enum Node {
     Folder,
     Stats,
     Config,
+    /// The list of jobs for programs.
+    Jobs,
 }
 
 /// One open of a virtual file.
@@ -53,6 +56,7 @@ pub(super) struct ControlFiles {
     folder: NodeId,
     stats: NodeId,
     settings: NodeId,
+    list: NodeId,
     copies: Mutex<HashMap<NodeId, (Arc<Inode>, u64)>>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -71,6 +75,7 @@ impl ControlFiles {
             folder: table.virtual_id(),
             stats: table.virtual_id(),
             settings: table.virtual_id(),
+            list: table.virtual_id(),
             mirror,
             metrics,
             jobs,
@@ -141,6 +146,7 @@ impl ControlFiles {
             let id = match name.as_encoded_bytes() {
                 b"stats" => self.stats,
                 b"config" => self.settings,
+                b"jobs.json" => self.list,
                 _ => return Err(Fail::new(Errno::NOENT, "lookup")),
             };
             return self.getattr(id).map(Some);
@@ -178,6 +184,9 @@ impl ControlFiles {
         if id == self.settings {
             return Ok(Node::Config);
         }
+        if id == self.list {
+            return Ok(Node::Jobs);
+        }
         let copies = self.copies.lock();
         match copies.get(&id) {
             Some((directory, _)) => Ok(Node::Copy(directory.clone())),
@@ -199,7 +208,7 @@ impl ControlFiles {
             Node::Copy(_) if self.mirror.options().allow_other => libc::S_IFREG | 0o666,
             Node::Copy(_) => libc::S_IFREG | 0o600,
             Node::Folder => libc::S_IFDIR | 0o555,
-            Node::Stats => libc::S_IFREG | 0o444,
+            Node::Stats | Node::Jobs => libc::S_IFREG | 0o444,
             Node::Config => libc::S_IFREG | 0o400,
         };
         if !matches!(node, Node::Copy(_)) {
@@ -230,9 +239,11 @@ impl ControlFiles {
                     directory,
                     user,
                     opener,
+                    // Whoever is not to be seen has the mask that most have.
+                    umask_of(request.pid()).unwrap_or(0o022),
                 ))
             }
-            Node::Stats | Node::Config if writes => {
+            Node::Stats | Node::Config | Node::Jobs if writes => {
                 return Err(Fail::new(Errno::ACCESS, "open for writing"));
             }
             _ => None,
@@ -270,6 +281,7 @@ impl ControlFiles {
                 Node::Copy(_) => self.jobs.status_text(handle.opener).into(),
                 Node::Stats => self.metrics.open_metrics().into_bytes().into(),
                 Node::Config => self.config.clone(),
+                Node::Jobs => self.jobs.status_json(handle.opener).into(),
                 Node::Folder => return Err(Fail::new(Errno::ISDIR, "read")),
             };
             *handle.text.lock() = fresh;
@@ -330,6 +342,7 @@ impl ControlFiles {
             (ROOT, Directory, ".."),
             (self.stats, RegularFile, "stats"),
             (self.settings, RegularFile, "config"),
+            (self.list, RegularFile, "jobs.json"),
         ];
         let numbered = entries.into_iter().zip(1u64..);
         numbered

@@ -85,6 +85,12 @@ fn read_anew(file: &File) -> std::io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// The file creation mask of a thread; None when it is not to be seen (0: another pid namespace).
+pub fn umask_of(thread: u32) -> Option<u32> {
+    let status = fs::read(format!("/proc/{thread}/status")).ok()?;
+    u32::from_str_radix(field(&status, "Umask")?, 8).ok()
+}
+
 /// True when both threads belong to one process; 0 (unknown) belongs to any.
 pub fn same_process(one: u32, other: u32) -> bool {
     one == other
@@ -164,6 +170,16 @@ mod tests {
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
+    }
+
+    #[test]
+    fn a_mask_is_read() {
+        let script = ["-c", "umask 0137; exec sleep 600"];
+        let child = Sleeper(Command::new("sh").args(script).spawn().unwrap());
+        while umask_of(child.0.id()) != Some(0o137) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(umask_of(0), None);
     }
 
     #[test]

@@ -146,6 +146,7 @@ fn command() -> Command {
             .long(name)
             .value_name("N")
             .exclusive(true)
+            .allow_hyphen_values(true)
             .action(ArgAction::Append)
             .value_parser(ValueParser::new(which))
     };

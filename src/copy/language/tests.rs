@@ -96,7 +96,7 @@ fn words_to_jobs() {
     assert!(complaint("--cancel +1").ends_with("; not +1"));
     assert_eq!(
         complaint("a b --pause 3"),
-        "column 5: --pause stands alone on its line"
+        "column 13: --pause stands alone on its line"
     );
     assert_eq!(
         complaint("--pause 3 a"),
@@ -104,7 +104,7 @@ fn words_to_jobs() {
     );
     assert_eq!(
         complaint("--cancel 1 --cancel 2"),
-        "column 12: --cancel takes one job a line"
+        "column 21: --cancel takes one job a line"
     );
     assert_eq!(complaint("--cancel"), "column 1: no value for --cancel");
 }

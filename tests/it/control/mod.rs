@@ -2,7 +2,9 @@
 
 mod beside;
 mod copies;
+mod crowd;
 mod looks;
+mod queue;
 mod refusals;
 mod rights;
 

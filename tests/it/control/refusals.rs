@@ -50,7 +50,7 @@ fn every_error_has_its_number() {
         ("f ./d/../f", Errno::INVAL),
         ("fifo x", Errno::INVAL),
         ("f", Errno::INVAL),
-        ("f g h", Errno::INVAL),
+        ("f g h", Errno::NOTDIR),
         ("'f g", Errno::INVAL),
         ("f g\\", Errno::INVAL),
         ("--unknown f g", Errno::INVAL),
