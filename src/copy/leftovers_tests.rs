@@ -81,9 +81,11 @@ fn what_nobody_holds_goes_and_what_is_held_stays_whatever_its_name_says() {
     }
     let this = Owner::this();
     let dead = name("0123", 1, 1, 1);
-    let recycled = name(&this.boot, this.namespace, this.pid, this.start);
+    let recycled = name(&this.boot, this.namespace, this.pid, this.start + 1);
+    // A hard link on its way, perhaps.
+    let own = hidden_name();
     let living = name(&this.boot, this.namespace, 1 << 23, 1);
-    for file in [&dead, &recycled, &living] {
+    for file in [&dead, &recycled, &living, &own] {
         fs::write(path.join(file), "text").unwrap();
     }
     fs::write(path.join("file"), "text").unwrap();
@@ -94,6 +96,7 @@ fn what_nobody_holds_goes_and_what_is_held_stays_whatever_its_name_says() {
     assert!(!swept(path));
     let mut left = vec![
         living.clone(),
+        own.clone(),
         ".corfs-copy-notes.tmp".into(),
         "file".into(),
     ];
@@ -110,9 +113,13 @@ fn elsewhere_the_name_must_tell_too() {
     let directory = folder_of(folder.path());
     let file = folder.path().join("x");
     fs::write(&file, "text").unwrap();
-    remove_leftover(directory.as_fd(), OsStr::new("x"), false);
+    let elsewhere = Owner {
+        boot: "0123".to_owned(),
+        ..Owner::this().clone()
+    };
+    remove_leftover(directory.as_fd(), OsStr::new("x"), &elsewhere, false);
     assert!(file.exists());
-    remove_leftover(directory.as_fd(), OsStr::new("x"), true);
+    remove_leftover(directory.as_fd(), OsStr::new("x"), &elsewhere, true);
     assert!(!file.exists());
 }
 

@@ -5,8 +5,7 @@ use super::*;
 /// Copies `from` to `to` in place, and answers how it ended.
 fn copy_in_place(place: &Path, progress: &Progress) -> std::result::Result<(), Fail> {
     let folder = open(place, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-    let source = tree(&folder).source(b"from").unwrap();
-    let target = tree(&folder).target(b"to", b"from").unwrap();
+    let (source, target) = ends((&folder, "from"), (&folder, "to")).unwrap();
     let metrics = Metrics::new();
     let options = CopyOptions {
         inplace: true,

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use rustix::fs::open;
 
+use super::super::tests::ends;
 use super::*;
 use crate::copy::options::{CopyOptions, Method, Reflink};
-use crate::copy::resolve::Tree;
 use crate::observe::Metrics;
 
 const SIZE: u64 = (24 << 20) + 777;
@@ -53,14 +53,7 @@ impl World {
     ) -> Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let root = open(self.path(), flags, Mode::empty()).unwrap();
-        let tree = Tree {
-            root: root.as_fd(),
-            directory: root.as_fd(),
-            mountpoints: &[],
-            reserved: None,
-        };
-        let source = tree.source(b"from").unwrap();
-        let target = tree.target(b"to", b"from").unwrap();
+        let (source, target) = ends((&root, "from"), (&root, "to")).unwrap();
         let options = CopyOptions {
             resume,
             chunk: 1 << 20,

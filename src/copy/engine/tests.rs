@@ -50,6 +50,22 @@ fn tree(folder: &OwnedFd) -> Tree<'_> {
     }
 }
 
+/// What is copied, and where to.
+pub(super) fn ends(
+    from: (&OwnedFd, &str),
+    to: (&OwnedFd, &str),
+) -> std::result::Result<(Source, Target), Errno> {
+    let found = tree(from.0)
+        .source(from.1.as_bytes(), true)
+        .and_then(|found| Source::open(found.file.as_fd()))
+        .map_err(|fail| fail.errno)?;
+    match tree(to.0).destination(to.1.as_bytes(), true) {
+        Ok(Destination::Name { target, .. }) => Ok((found, target)),
+        Ok(Destination::Directory(_)) => Err(Errno::ISDIR),
+        Err(fail) => Err(fail.errno),
+    }
+}
+
 fn copy_in_chunks(
     from: &Path,
     source: &str,
@@ -61,15 +77,7 @@ fn copy_in_chunks(
 ) -> Outcome {
     let folder = |path| open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
     let (from, to) = (folder(from), folder(to));
-    let found = tree(&from)
-        .source(source.as_bytes(), true)
-        .and_then(|found| Source::open(found.file.as_fd()))
-        .map_err(|fail| fail.errno)?;
-    let place = match tree(&to).destination(target.as_bytes(), true) {
-        Ok(Destination::Name { target, .. }) => target,
-        Ok(Destination::Directory(_)) => return Err(Errno::ISDIR),
-        Err(fail) => return Err(fail.errno),
-    };
+    let (found, place) = ends((&from, source), (&to, target))?;
     let metrics = Metrics::new();
     let options = CopyOptions {
         chunk,
