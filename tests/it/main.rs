@@ -16,6 +16,7 @@ mod children;
 mod coherence;
 mod command;
 mod control;
+mod copying;
 mod inspect;
 mod life;
 mod limits;

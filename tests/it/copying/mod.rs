@@ -1,0 +1,77 @@
+//! Copies on file systems of their own: methods, holes, shared extents, ranges.
+
+mod methods;
+mod ranges;
+
+use std::fs;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use crate::support::{Loop, Mount, Need, Tmpfs, require};
+
+/// A file system of a test's own.
+#[derive(Debug)]
+enum Disk {
+    Loop(Loop),
+    Tmpfs(Tmpfs),
+}
+
+impl Disk {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Loop(disk) => disk.path(),
+            Self::Tmpfs(disk) => disk.path(),
+        }
+    }
+}
+
+/// Runs a test on each of these kinds that is to be had.
+fn on_each(kinds: &[&'static str], test: impl Fn(&str, &Path)) {
+    for &kind in kinds {
+        let disk = if kind == "tmpfs" {
+            if !require(&[Need::Fuse, Need::Root]) {
+                continue;
+            }
+            Disk::Tmpfs(Tmpfs::new(400 << 20))
+        } else {
+            if !require(&[Need::Fuse, Need::Filesystem(kind)]) {
+                continue;
+            }
+            Disk::Loop(Loop::new(kind, 400 << 20))
+        };
+        test(kind, disk.path());
+    }
+}
+
+const ALL: [&str; 4] = ["ext4", "xfs", "btrfs", "tmpfs"];
+/// Those that share extents.
+const SHARING: [&str; 2] = ["xfs", "btrfs"];
+
+/// `echo LINE > .copy`; the line ends with the destination's name. The method that the list of
+/// jobs shows for it.
+fn copy(mount: &Mount, line: &str) -> Result<String, Errno> {
+    let control = mount.path().join(".copy");
+    fs::write(&control, format!("{line}\n"))
+        .map_err(|error| Errno::from_io_error(&error).expect("an errno"))?;
+    let list = fs::read_to_string(control).expect("the list of jobs");
+    let last = list.lines().rev().find(|job| job.contains(" -> "));
+    let words: Vec<&str> = last.expect("a job").split_whitespace().collect();
+    let methods = [
+        "reflink",
+        "map-write",
+        "map-map",
+        "copy-range",
+        "read-write",
+    ];
+    let method = words.iter().find(|word| methods.contains(word));
+    Ok((*method.expect("a method")).to_owned())
+}
+
+/// Bytes free on a file system, when everything has been written.
+fn free(at: &Path) -> u64 {
+    let folder = fs::File::open(at).expect("the folder");
+    rustix::fs::syncfs(&folder).expect("syncfs");
+    let found = rustix::fs::statvfs(at).expect("statvfs");
+    found.f_bfree * found.f_frsize
+}
