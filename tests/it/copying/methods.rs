@@ -46,14 +46,14 @@ const ASKED: [(&str, &str, &str); 12] = [
 fn every_method_copies_on_every_file_system_and_says_which_it_was() {
     on_each(&ALL, |kind, disk| {
         let shares = SHARING.contains(&kind);
-        write_content(&disk.join("f"), 3, 20 * MIB + 123);
+        write_content(&disk.join("f"), 3, 9 * MIB + 123);
         let mount = Mount::of(disk).start();
         for (options, sharing, other) in ASKED {
             let method = copy(&mount, &format!("{options} f t")).unwrap();
             let expected = if shares { sharing } else { other };
             assert_eq!(method, expected, "{options} on {kind}");
             let bytes = read_file(&disk.join("t"));
-            assert_eq!(bytes.len() as u64, 20 * MIB + 123, "{options} on {kind}");
+            assert_eq!(bytes.len() as u64, 9 * MIB + 123, "{options} on {kind}");
             assert_content(3, 0, &bytes);
         }
     });
@@ -62,16 +62,14 @@ fn every_method_copies_on_every_file_system_and_says_which_it_was() {
 #[test]
 fn extents_are_shared_unless_forbidden_and_then_never() {
     on_each(&SHARING, |kind, disk| {
-        write_content(&disk.join("f"), 3, 64 * MIB + 5);
+        write_content(&disk.join("f"), 3, 24 * MIB + 5);
         let mount = Mount::of(disk).start();
         let taken = |options: &str, name: &str| {
             let before = free(disk);
             copy(&mount, &format!("{options} f {name}")).unwrap();
             assert_content(3, 0, &read_file(&disk.join(name)));
-            let after = free(disk);
-            fs::remove_file(disk.join(name)).unwrap();
-            free(disk);
-            before.saturating_sub(after)
+            // It stays: space comes back in the background, which the next one would count.
+            before.saturating_sub(free(disk))
         };
         for options in [
             "",
@@ -79,7 +77,8 @@ fn extents_are_shared_unless_forbidden_and_then_never() {
             "--method=reflink",
             "--method=copy-range",
         ] {
-            let taken = taken(options, "shared");
+            let name = format!("shared{}", options.len());
+            let taken = taken(options, &name);
             assert!(taken < 8 * MIB, "{options} on {kind} took {taken} bytes");
         }
         for options in [
@@ -89,8 +88,9 @@ fn extents_are_shared_unless_forbidden_and_then_never() {
             "--method=map-write",
             "--method=read-write",
         ] {
-            let taken = taken(options, "own");
-            assert!(taken > 56 * MIB, "{options} on {kind} took {taken} bytes");
+            let name = format!("own{}", options.len());
+            let taken = taken(options, &name);
+            assert!(taken > 20 * MIB, "{options} on {kind} took {taken} bytes");
         }
     });
 }
@@ -216,10 +216,11 @@ fn zeros_become_holes_or_holes_zeros_as_asked() {
             let of = |sparse| allocated(&format!("--method={method} --sparse={sparse}"));
             assert!(of("always") < MIB, "{method} on {kind}");
             assert!(of("never") >= 16 * MIB, "{method} on {kind}");
-            assert!(
-                (8 * MIB..9 * MIB).contains(&of("auto")),
-                "{method} on {kind}"
-            );
+            // XFS may count the hole as data that it will write one day.
+            let source = file.metadata().unwrap().blocks() * 512;
+            let auto = of("auto");
+            assert!(auto >= 8 * MIB, "{method} on {kind}: {auto} bytes");
+            assert!(auto <= source + LISTS, "{method} on {kind}: {auto} bytes");
         }
     });
 }
@@ -227,7 +228,8 @@ fn zeros_become_holes_or_holes_zeros_as_asked() {
 #[test]
 fn a_full_disk_is_found_before_the_first_byte() {
     on_each(&["ext4", "xfs", "tmpfs"], |kind, disk| {
-        write_content(&disk.join("f"), 3, 220 * MIB);
+        write_content(&disk.join("f"), 3, 40 * MIB);
+        fill(disk, 20 * MIB);
         let mount = Mount::of(disk).start();
         let before = free(disk);
         for method in ["map-write", "map-map", "read-write"] {
@@ -269,7 +271,7 @@ fn the_largest_chunk_and_many_workers_take_little_memory() {
         return;
     }
     let source = Scratch::new();
-    write_content(&source.path().join("f"), 3, 300 * MIB);
+    write_content(&source.path().join("f"), 3, 160 * MIB);
     for options in [
         "--method=map-map --chunk=1G",
         "--method=map-write --chunk=1G",

@@ -75,3 +75,14 @@ fn free(at: &Path) -> u64 {
     let found = rustix::fs::statvfs(at).expect("statvfs");
     found.f_bfree * found.f_frsize
 }
+
+/// Takes all space of a file system but so many bytes.
+fn fill(at: &Path, left: u64) {
+    let filler = fs::File::create(at.join("filler")).expect("the filler");
+    let mut bytes = free(at).saturating_sub(left);
+    // What is free is not all for data: less until it goes.
+    while rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), 0, bytes).is_err() {
+        filler.set_len(0).expect("space back");
+        bytes -= 4 << 20;
+    }
+}
