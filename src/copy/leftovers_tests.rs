@@ -83,7 +83,7 @@ fn what_nobody_holds_goes_and_what_is_held_stays_whatever_its_name_says() {
     let dead = name("0123", 1, 1, 1);
     let recycled = name(&this.boot, this.namespace, this.pid, this.start + 1);
     // A hard link on its way, perhaps.
-    let own = hidden_name();
+    let own = hidden_name().into_string().unwrap();
     let living = name(&this.boot, this.namespace, 1 << 23, 1);
     for file in [&dead, &recycled, &living, &own] {
         fs::write(path.join(file), "text").unwrap();
@@ -124,7 +124,7 @@ fn elsewhere_the_name_must_tell_too() {
 }
 
 #[test]
-fn only_regular_files_are_leftovers() {
+fn only_regular_files_are_leftovers_where_nobody_knows_the_owner() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("victim"), "text").unwrap();
@@ -141,6 +141,24 @@ fn only_regular_files_are_leftovers() {
     swept(path);
     assert_eq!(listing(path).len(), 4);
     assert_eq!(fs::read(path.join("victim")).unwrap(), b"text");
+}
+
+#[test]
+fn a_link_goes_with_an_owner_who_is_known_to_be_dead() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let this = Owner::this();
+    for (pid, start) in [
+        (1 << 23, 1),
+        (this.pid, this.start + 1),
+        (this.pid, this.start),
+    ] {
+        let link = name(&this.boot, this.namespace, pid, start);
+        symlink("victim", path.join(link)).unwrap();
+    }
+    swept(path);
+    let own = name(&this.boot, this.namespace, this.pid, this.start);
+    assert_eq!(listing(path), [own]);
 }
 
 #[test]

@@ -4,9 +4,12 @@
 mod attributes;
 mod changing;
 mod crash;
+mod disks;
 mod full;
 mod hanging;
+mod methods;
 mod races;
+mod ranges;
 mod resume;
 mod stored;
 mod trees;

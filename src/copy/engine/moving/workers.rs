@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn what_is_faster_is_kept_and_the_other_looked_at_again() {
         let mut trials = Trials::new(2);
-        let chosen = run(&mut trials, 40, |workers| f64::from(workers));
+        let chosen = run(&mut trials, 40, f64::from);
         assert_eq!(chosen[..6], [1, 2, 1, 2, 1, 2]);
         assert!(chosen[6..32].iter().all(|&workers| workers == 2));
         assert_eq!(chosen.iter().filter(|&&workers| workers == 1).count(), 4);
