@@ -18,7 +18,10 @@ pub mod options;
 pub mod progress;
 mod publish;
 mod resolve;
+pub mod tree;
 mod watchers;
 mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
+pub use engine::Order;
+pub use resolve::Target;

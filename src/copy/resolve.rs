@@ -42,11 +42,13 @@ pub(super) struct Source {
 
 /// Where a file will stand.
 #[derive(Debug)]
-pub(super) struct Target {
-    pub(super) directory: OwnedFd,
-    pub(super) name: OsString,
-    /// The regular file that stands there now.
-    pub(super) existing: Option<Stat>,
+pub struct Target {
+    /// The directory that holds it.
+    pub directory: OwnedFd,
+    /// Its name there: one component.
+    pub name: OsString,
+    /// What stands there now.
+    pub existing: Option<Stat>,
 }
 
 /// A name without its absolute beginning.

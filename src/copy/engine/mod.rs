@@ -19,10 +19,14 @@ use crate::sys::{Errno, Fail, OrFail, Result};
 const ATTEMPTS: usize = 2;
 
 /// How to copy, and whom to tell.
-pub(super) struct Order<'a> {
-    pub(super) options: &'a CopyOptions,
-    pub(super) progress: &'a Progress,
-    pub(super) metrics: &'a Metrics,
+#[derive(Clone, Copy)]
+pub struct Order<'a> {
+    /// How.
+    pub options: &'a CopyOptions,
+    /// Who looks on, holds, slows or stops it.
+    pub progress: &'a Progress,
+    /// What is counted for all copies.
+    pub metrics: &'a Metrics,
 }
 
 /// Copies `source` to where `target` says: data, mode and times; holes stay holes.
