@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::engine::{self, Order};
 use super::jobs::{Job, Registry, closed};
-use super::language::{Command, parse};
+use super::language::{CopyRequest, Request, parse};
 use super::lines::Lines;
 use super::resolve::{Target, Tree};
 use super::watchers::Watchers;
@@ -105,7 +105,8 @@ impl Jobs {
     /// Runs one line to its end.
     fn line(&self, handle: &ControlHandle, waiter: &Arc<CallerWatch>, line: &[u8]) -> Result<()> {
         let command = match parse(line) {
-            Ok(Some(command)) => command,
+            Ok(Some(Request::Copy(command))) => command,
+            Ok(Some(_)) => return Err(Fail::new(Errno::INVAL, "parse")),
             Ok(None) => return Ok(()),
             Err(fail) => {
                 self.registry.refuse(handle.user, line, &fail);
@@ -129,7 +130,7 @@ impl Jobs {
         handle: &ControlHandle,
         waiter: &Arc<CallerWatch>,
         job: &Arc<Job>,
-        command: &Command,
+        command: &CopyRequest,
     ) -> Result<()> {
         if self.options.read_only {
             return Err(Fail::new(Errno::ROFS, "copy"));
@@ -148,15 +149,15 @@ impl Jobs {
     }
 
     /// Under the credentials of the opener.
-    fn copy(&self, directory: &OwnedFd, job: &Job, command: &Command) -> Result<Target> {
+    fn copy(&self, directory: &OwnedFd, job: &Job, command: &CopyRequest) -> Result<Target> {
         let tree = Tree {
             root: self.options.root.as_fd(),
             directory: directory.as_fd(),
             mountpoints: &self.options.mountpoints,
             reserved: self.options.control_name.as_deref(),
         };
-        let source = tree.source(&command.source)?;
-        let target = tree.target(&command.destination, &command.source)?;
+        let source = tree.source(&command.sources[0])?;
+        let target = tree.target(&command.destination, &command.sources[0])?;
         let order = Order {
             options: &command.options,
             progress: &job.progress,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::language::{Command, quote};
+use super::language::{CopyRequest, quote};
 use super::options::Method;
 use super::progress::Progress;
 use crate::sys::{Errno, Fail, Result};
@@ -133,9 +133,8 @@ impl Registry {
     ///
     /// # Errors
     /// ECANCELED after [`Registry::close`].
-    pub(super) fn enter(&self, owner: u32, command: &Command) -> Result<Arc<Job>> {
-        let (source, destination) = (quote(&command.source), quote(&command.destination));
-        let title = format!("{source} -> {destination}");
+    pub(super) fn enter(&self, owner: u32, command: &CopyRequest) -> Result<Arc<Job>> {
+        let title = title(command);
         let mut table = self.table.lock();
         if table.closed {
             return Err(closed());
@@ -251,6 +250,11 @@ impl Table {
     }
 }
 
+fn title(command: &CopyRequest) -> String {
+    let sources: Vec<_> = command.sources.iter().map(|name| quote(name)).collect();
+    format!("{} -> {}", sources.join(" "), quote(&command.destination))
+}
+
 pub(super) fn closed() -> Fail {
     Fail::new(Errno::CANCELED, "copy").because("the mount is going away")
 }
@@ -259,10 +263,15 @@ pub(super) fn closed() -> Fail {
 mod tests {
     use super::*;
 
-    fn command(name: &str) -> Command {
-        super::super::language::parse(format!("{name} to").as_bytes())
+    fn command(name: &str) -> CopyRequest {
+        let line = format!("{name} to");
+        match super::super::language::parse(line.as_bytes())
             .unwrap()
             .unwrap()
+        {
+            super::super::language::Request::Copy(copy) => *copy,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -20,7 +20,6 @@ mod publish;
 mod resolve;
 pub mod tree;
 mod watchers;
-mod words;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
 pub use engine::Order;

@@ -9,6 +9,10 @@ use crate::sys::{Errno, Fail, Result};
 pub(super) struct Word {
     pub(super) column: usize,
     pub(super) bytes: Vec<u8>,
+    /// How many bytes it takes on the line.
+    pub(super) raw: usize,
+    /// Its last byte stands there as it is: neither quoted nor escaped.
+    pub(super) ends_plain: bool,
 }
 
 impl Word {
@@ -97,12 +101,18 @@ impl Scanner<'_> {
             return Ok(None);
         }
         let mut bytes = Vec::new();
-        while self.peek().is_some_and(|byte| !is_space(byte)) {
+        let mut ends_plain = false;
+        while let Some(byte) = self.peek().filter(|byte| !is_space(*byte)) {
+            let length = bytes.len();
             self.part(&mut bytes)?;
+            // A quote or an escape leaves something else than the one byte that began it.
+            ends_plain = !matches!(byte, b'\'' | b'"' | b'\\') && bytes[length..] == [byte];
         }
         Ok(Some(Word {
             column: start + 1,
             bytes,
+            raw: self.at - start,
+            ends_plain,
         }))
     }
 
@@ -283,7 +293,8 @@ mod tests {
             let quoted = quote(&word);
             prop_assert!(!quoted.chars().any(char::is_control));
             let read = split(quoted.as_bytes()).unwrap();
-            prop_assert_eq!(read, vec![Word { column: 1, bytes: word }]);
+            let read: Vec<_> = read.into_iter().map(|word| (word.column, word.bytes)).collect();
+            prop_assert_eq!(read, vec![(1, word)]);
         }
     }
 }
