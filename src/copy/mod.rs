@@ -14,6 +14,7 @@ mod extents;
 mod jobs;
 pub mod language;
 mod lines;
+mod local;
 pub mod options;
 pub mod progress;
 mod publish;
@@ -23,4 +24,5 @@ mod watchers;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
 pub use engine::Order;
+pub use local::Local;
 pub use resolve::Target;
