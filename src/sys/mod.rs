@@ -7,6 +7,7 @@ pub mod flags;
 pub mod handle;
 pub mod memory;
 pub mod ofd;
+pub mod priority;
 pub mod process;
 pub mod procfd;
 pub mod sandbox;
