@@ -202,26 +202,11 @@ fn programs_are_told_of_progress() {
     }
 }
 
-/// A file that is being copied so slowly that there is time to stop it.
-struct Slow {
-    folder: Scratch,
-    child: Child,
-}
+/// A copy that is so slow that there is time to stop it; killed and reaped on drop.
+struct Slow(Child);
 
 impl Slow {
-    /// Copies `big` to `new`, which is there already and says `old`, in `work` (a folder).
-    fn start(folder: Scratch, work: &Path, more: &[&str]) -> Self {
-        let mut command = copy(work, ["--limit=64K", "--chunk=64K"]);
-        command.args(more).args(["big", "new"]);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start");
-        Self { folder, child }
-    }
-
+    /// A folder with a large `big`, and a `new` that says `old`.
     fn prepared() -> Scratch {
         let folder = Scratch::new();
         write_content(&folder.path().join("big"), 3, SIZE);
@@ -229,27 +214,55 @@ impl Slow {
         folder
     }
 
+    /// Copies `big` to `new` in that folder.
+    fn start(work: &Path) -> Self {
+        // What a shell starts in the background ignores SIGINT, and so may this test.
+        let mut command = Command::new("env");
+        let child = command
+            .arg("--default-signal=INT,TERM,HUP")
+            .arg(env!("CARGO_BIN_EXE_corfs"))
+            .args([
+                "copy",
+                "--reflink=never",
+                "--limit=64K",
+                "--chunk=64K",
+                "big",
+                "new",
+            ])
+            .current_dir(work)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start");
+        Self(child)
+    }
+
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).expect("kill");
+        kill_process(Pid::from_child(&self.0), signal).expect("kill");
     }
 
     /// How it ended: the signal, and its words.
-    fn end(mut self) -> (Scratch, Option<i32>, String) {
+    #[track_caller]
+    fn end(&mut self) -> (Option<i32>, String) {
         use std::io::Read;
         use std::os::unix::process::ExitStatusExt;
         let mut status = None;
         wait_until("the copy stops", PATIENCE, || {
-            status = self.child.try_wait().expect("wait");
+            status = self.0.try_wait().expect("wait");
             status.is_some()
         });
         let mut words = String::new();
-        let mut stderr = self.child.stderr.take().expect("a pipe");
+        let mut stderr = self.0.stderr.take().expect("a pipe");
         stderr.read_to_string(&mut words).expect("words");
-        (
-            self.folder,
-            status.and_then(|status| status.signal()),
-            words,
-        )
+        (status.and_then(|status| status.signal()), words)
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -283,14 +296,13 @@ fn who_is_told_to_stop_cleans_up_and_ends_by_that_signal() {
         (Signal::HUP, false),
     ] {
         let folder = Slow::prepared();
-        let work = folder.path().to_owned();
-        let slow = Slow::start(folder, &work, &["--reflink=never"]);
-        wait_until("bytes move", PATIENCE, || is_writing(slow.child.id()));
+        let mut slow = Slow::start(folder.path());
+        wait_until("bytes move", PATIENCE, || is_writing(slow.0.id()));
         slow.signal(signal);
         if again {
             slow.signal(signal);
         }
-        let (folder, ended, words) = slow.end();
+        let (ended, words) = slow.end();
         assert_eq!(ended, Some(signal.as_raw()), "{words}");
         assert!(words.contains("stopped"), "{words}");
         assert_untouched(&folder);
@@ -566,7 +578,7 @@ fn who_waits_for_a_mount_is_stopped_too() {
     for again in [false, true] {
         let folder = Slow::prepared();
         let mount = Mount::of(folder.path()).start();
-        let slow = Slow::start(folder, mount.path(), &[]);
+        let mut slow = Slow::start(mount.path());
         wait_until("bytes move", PATIENCE, || {
             is_writing(mount.server()) && jobs_of(&mount) > 0.0
         });
@@ -574,9 +586,10 @@ fn who_waits_for_a_mount_is_stopped_too() {
         if again {
             slow.signal(Signal::INT);
         }
-        let (folder, ended, words) = slow.end();
+        let (ended, words) = slow.end();
         assert_eq!(ended, Some(Signal::INT.as_raw()), "{words}");
         assert_untouched(&folder);
+        drop(mount);
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::refusal::{Code, Refusal};
 use crate::copy::language::{args::Asked, quote, wording::title};
-use crate::copy::options::Method;
+use crate::copy::options::{CopyOptions, Method};
 use crate::sys::Errno;
 use stop::Stop;
 use through::Through;
@@ -99,13 +99,26 @@ pub fn run(copying: &Copying) -> Result<(), Refusal> {
     if why.errno == Errno::INTR
         && let Some(signal) = stop.asked()
     {
-        complain("copy: stopped; nothing that is not whole is left");
+        complain(&format!("copy: stopped; {}", what_is_left(&asked.options)));
         stop.end(signal)?;
     }
     Err(Refusal {
         code: Code::Usage,
         words: words(asked, &outcome, why),
     })
+}
+
+/// What one finds who stopped it.
+fn what_is_left(options: &CopyOptions) -> &'static str {
+    if options.inplace {
+        "the destination is written in part"
+    } else if options.resume {
+        "the same words again go on from there"
+    } else if options.recursive {
+        "what was copied whole stays, nothing else is left"
+    } else {
+        "nothing that is not whole is left"
+    }
 }
 
 /// What was tried, on what, what the system said, what to do.
