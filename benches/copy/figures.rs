@@ -42,8 +42,8 @@ const TARGETS: &[Target] = &[
 pub(crate) struct Verdicts(Vec<(bool, String)>);
 
 impl Verdicts {
-    /// Compares what was found with every target of the section.
-    pub(crate) fn judge(&mut self, section: &str, place: &str, found: &[Series]) {
+    /// Compares what was found with every target of the section; `what` is for people.
+    pub(crate) fn judge(&mut self, section: &str, what: &str, place: &str, found: &[Series]) {
         let concerned = TARGETS.iter().filter(|target| {
             target.section == section
                 && (target.places.is_empty() || target.places.contains(&place))
@@ -59,7 +59,7 @@ impl Verdicts {
                 target.than.to_owned()
             };
             let words = format!(
-                "{place:6} {section:8} {} {ratio:.2} of {than}, wanted {:.2}",
+                "{place:6} {what}: {} {ratio:.2} of {than}, wanted {:.2}",
                 target.who, target.least
             );
             self.0.push((ratio >= target.least, words));

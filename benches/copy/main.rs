@@ -147,7 +147,7 @@ fn warm(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
     stage.make_file("big", sizes.file);
     let contest = Contest::new("warm", "one file, warm", stage, sizes).bytes(sizes.file);
     let found = contest.hold(with_bytes(), "big");
-    verdicts.judge("warm", &stage.kind, &found);
+    verdicts.judge("warm", "warm", &stage.kind, &found);
 }
 
 /// Sharing costs the same whatever the size, so each size is asked.
@@ -166,7 +166,7 @@ fn reflink(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
             ],
             "big",
         );
-        verdicts.judge("reflink", &stage.kind, &found);
+        verdicts.judge("reflink", &what, &stage.kind, &found);
     }
 }
 
@@ -184,7 +184,7 @@ fn sparse(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
         ],
         "sparse",
     );
-    verdicts.judge("sparse", &stage.kind, &found);
+    verdicts.judge("sparse", "sparse", &stage.kind, &found);
     let allocated =
         stage.allocated_by(&Competitor::corfs("engine", &["--reflink=never"]), "sparse");
     let most = stage.allocated("sparse");
@@ -221,7 +221,7 @@ fn tree(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
     ];
     all.extend(peers.into_iter().filter(Competitor::is_there));
     let found = contest.hold(all, "tree");
-    verdicts.judge("tree", &stage.kind, &found);
+    verdicts.judge("tree", "tree", &stage.kind, &found);
 }
 
 fn cold(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
@@ -243,5 +243,5 @@ fn cold(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
         ],
         "big",
     );
-    verdicts.judge("cold", &stage.kind, &found);
+    verdicts.judge("cold", "cold", &stage.kind, &found);
 }
