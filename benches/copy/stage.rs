@@ -58,7 +58,7 @@ impl Stage {
         let data = SPARSE_DATA.min(size / 4);
         let piece = vec![0xa5u8; (data / PIECES) as usize];
         for number in 0..PIECES {
-            let at = number * (size / PIECES) & !0xffff;
+            let at = (number * (size / PIECES)) & !0xffff;
             file.write_all_at(&piece, at).expect("write a piece");
         }
         file.sync_all().expect("write the file out");

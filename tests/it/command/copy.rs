@@ -187,18 +187,28 @@ fn programs_are_told_by_lines_of_json() {
 
 #[test]
 fn programs_are_told_of_progress() {
-    let folder = Scratch::new();
-    write_content(&folder.path().join("big"), 3, SIZE);
-    let words = ["--json", "--limit=4M", "big", "new"];
-    let out = output(&mut copy(folder.path(), words));
-    assert!(out.status.success(), "{out:?}");
-    let told = objects(&out);
-    let (result, progress) = told.split_last().expect("a result");
-    assert_eq!(result["bytes_done"], SIZE);
-    assert!(!progress.is_empty(), "two seconds at least: {result}");
-    for line in progress {
-        assert_eq!(line["type"], "progress");
-        assert!(line["bytes_done"].as_u64().is_some_and(|done| done <= SIZE));
+    for through in [false, true] {
+        if through && !require(&[Need::Fuse]) {
+            return;
+        }
+        let folder = Scratch::new();
+        write_content(&folder.path().join("big"), 3, SIZE);
+        let mount = through.then(|| Mount::of(folder.path()).start());
+        let at = mount.as_ref().map_or(folder.path(), Mount::path);
+        let slowly = ["--method=map-write", "--limit=3M", "--chunk=64K"];
+        let words = slowly.iter().chain(&["--json", "big", "new"]);
+        let out = output(&mut copy(at, words));
+        assert!(out.status.success(), "{out:?}");
+        let told = objects(&out);
+        let (result, progress) = told.split_last().expect("a result");
+        assert_eq!(result["bytes_done"], SIZE);
+        assert_eq!(result["method"], "map-write");
+        assert!(!progress.is_empty(), "two seconds at least: {result}");
+        for line in progress {
+            assert_eq!(line["type"], "progress");
+            let done = line["bytes_done"].as_u64().expect("a number");
+            assert!((1..=SIZE).contains(&done), "{line}");
+        }
     }
 }
 
@@ -312,7 +322,7 @@ fn who_is_told_to_stop_cleans_up_and_ends_by_that_signal() {
 #[test]
 fn under_nohup_a_hangup_stops_nothing() {
     let folder = world();
-    let script = "trap '' HUP; exec \"$0\" copy --limit=100K f new";
+    let script = "trap '' HUP; exec \"$0\" copy --reflink=never --limit=100K f new";
     let mut shell = sh(folder.path(), script);
     let mut child = shell
         .arg(env!("CARGO_BIN_EXE_corfs"))
@@ -344,11 +354,11 @@ fn a_terminal_shows_bytes_rate_and_time_left() {
     }
     let folder = Scratch::new();
     write_content(&folder.path().join("big"), 3, SIZE);
-    let drawn = on_a_terminal(folder.path(), "--limit=4M big new");
+    let drawn = on_a_terminal(folder.path(), "--reflink=never --limit=4M big new");
     for word in ["8.00 MiB", "MiB/s", "left"] {
         assert!(drawn.contains(word), "{word}: {drawn:?}");
     }
-    let quiet = on_a_terminal(folder.path(), "-q --limit=8M big quiet");
+    let quiet = on_a_terminal(folder.path(), "-q --reflink=never --limit=8M big quiet");
     assert_eq!(quiet, "");
     let moment = on_a_terminal(folder.path(), "/dev/null nothing || true");
     assert!(!moment.contains("MiB"), "{moment:?}");
