@@ -7,14 +7,17 @@
 //! virtual machine gives idle memory back to its host. Printed are medians with their range, and
 //! ratios of medians; under 15 % is no difference.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-const MIB: usize = 1 << 20;
+use common::{MIB, Mount, make_file, median, order, touch};
+
+mod common;
+
 const ROUNDS: usize = 7;
 
 fn main() {
@@ -84,23 +87,6 @@ fn scratch() -> tempfile::TempDir {
         None => tempfile::tempdir(),
     }
     .expect("make a temporary folder")
-}
-
-/// Bytes that no file system can compress or leave out.
-fn make_file(path: &Path, size: u64) {
-    let mut file = File::create(path).expect("create the file");
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut block = vec![0u8; MIB];
-    for _ in 0..size / MIB as u64 {
-        for word in block.chunks_exact_mut(8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
-        file.write_all(&block).expect("fill the file");
-    }
-    file.sync_all().expect("write the file out");
 }
 
 fn read_through(path: &Path, direct: bool) {
@@ -185,63 +171,4 @@ fn compare(
         runs[ratio.1].0,
         slow.as_secs_f64() / fast.as_secs_f64()
     );
-}
-
-/// The native competitor (0) first and last, the others in an order that rotates.
-fn order(count: usize, round: usize) -> Vec<usize> {
-    let others = count - 1;
-    let mut order = vec![0];
-    order.extend((0..others).map(|at| 1 + (at + round) % others));
-    order.push(0);
-    order
-}
-
-fn median(sorted: &[Duration]) -> Duration {
-    sorted[sorted.len() / 2]
-}
-
-/// Takes as much memory as a run will need, so that the host has it ready.
-fn touch(size: u64) {
-    let mut memory = vec![0u8; size as usize];
-    for page in memory.chunks_mut(4096) {
-        page[0] = 1;
-    }
-    std::hint::black_box(&memory);
-}
-
-/// A mount that goes with its value.
-struct Mount {
-    at: PathBuf,
-    child: Child,
-}
-
-impl Mount {
-    fn new(source: &Path, at: &Path, options: &str) -> Self {
-        std::fs::create_dir(at).expect("make the mountpoint");
-        let child = Command::new(env!("CARGO_BIN_EXE_corfs"))
-            .args(["-f", "-o", options])
-            .args([source, at])
-            .stderr(Stdio::inherit())
-            .spawn()
-            .expect("start corfs");
-        let mount = Self {
-            at: at.to_owned(),
-            child,
-        };
-        for _ in 0..500 {
-            if at.join(".corfs/stats").exists() {
-                return mount;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("corfs did not mount {}", at.display());
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.child.wait();
-    }
 }

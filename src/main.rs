@@ -22,6 +22,7 @@ fn main() -> ExitCode {
                 table::table(&text)
             })
         }),
+        Ok(Command::Copy(copying)) => session::copy(&copying),
         Ok(Command::Print(words)) => print(&words),
         Err(words) => Err(Refusal::usage(words)),
     };

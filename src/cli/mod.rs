@@ -6,7 +6,8 @@ mod list;
 mod size;
 pub mod table;
 
-use crate::fuse::session::{KEEPER_OPTION, Manner, Settings};
+use crate::copy::language::args;
+use crate::fuse::session::{Copying, KEEPER_OPTION, Manner, Settings, Telling};
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use draft::{Draft, VALUED};
@@ -44,6 +45,8 @@ pub enum Command {
         /// For programs, not for people.
         json: bool,
     },
+    /// `corfs copy SRC... DST`
+    Copy(Box<Copying>),
     /// `--help`, `--version`: words for standard output.
     Print(String),
 }
@@ -71,9 +74,21 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
             path: path(words, "MOUNTPOINT"),
             json: words.get_flag("json"),
         }),
+        Some(("copy", words)) => copy(words),
         Some((_, words)) => mount(words),
         None => mount(&matches),
     }
+}
+
+fn copy(matches: &ArgMatches) -> Result<Command, String> {
+    let asked = args::asked(matches)
+        .map_err(|refusal| format!("copy: {refusal}; corfs copy --help tells more"))?;
+    let telling = match (matches.get_flag("json"), matches.get_flag("quiet")) {
+        (true, _) => Telling::Json,
+        (false, true) => Telling::Nothing,
+        (false, false) => Telling::Bar,
+    };
+    Ok(Command::Copy(Box::new(Copying { asked, telling })))
 }
 
 fn umount(matches: &ArgMatches) -> Result<Command, String> {
@@ -182,18 +197,30 @@ fn clap() -> Clap {
             "MOUNTPOINT",
             "Where it is mounted, or any path below",
         ));
+    let copy = args::arguments()
+        .about("Copy files and trees: as cp, and through its .copy what lies in a mount")
+        .override_usage("corfs copy [OPTIONS] SRC... DST")
+        .after_help(AFTER_COPY)
+        .args([
+            flag("quiet", 'q', "No progress bar"),
+            Arg::new("json")
+                .long("json")
+                .action(ArgAction::SetTrue)
+                .help("progress, errors and result for programs, an object a line"),
+        ]);
     mount_words(Clap::new("corfs"))
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
             "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
-             corfs stat [--json] MOUNTPOINT",
+             corfs stat [--json] MOUNTPOINT\n       \
+             corfs copy [OPTIONS] SRC... DST",
         )
         .after_help(AFTER)
         .args_conflicts_with_subcommands(true)
         .subcommand_negates_reqs(true)
         .disable_help_subcommand(true)
-        .subcommands([mount_words(mount), umount, stat])
+        .subcommands([mount_words(mount), umount, stat, copy])
 }
 
 /// The options and names that a mount takes.
@@ -251,8 +278,23 @@ nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.
 
-A SOURCE that is called mount, umount or stat is written ./umount.
+A SOURCE that is called mount, umount, stat or copy is written ./umount.
 Exit codes: 1 usage, 2 system, 32 the mount failed.";
+
+const AFTER_COPY: &str = "\
+Words that cp has mean what they mean to cp. A copy is whole or absent, and keeps
+mode and times unless told otherwise. SIZE takes K, M, G and T.
+
+Names that all lie in one corfs mount go through its .copy, so that no byte crosses
+the mount; all others are copied by this process. A progress bar is shown on a
+terminal, for what takes longer than a moment. Ctrl-C, TERM and HUP stop the copy
+and take away what is not whole.
+
+With --json each line is an object: \"type\" is progress (once a second), failed (a
+file that could not be copied: path, errno, error) or, last, result.
+
+Exit codes: 0 everything is copied, 1 something is not (or the words are wrong); one
+who is told to stop ends by that signal, 130 for Ctrl-C.";
 
 #[cfg(test)]
 mod tests;

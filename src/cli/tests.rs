@@ -328,6 +328,30 @@ fn umount_and_stat_have_their_own_words() {
 }
 
 #[test]
+fn copy_has_the_words_of_a_line() {
+    let copying = |words: &[&str]| match line(&[&["copy"], words].concat()) {
+        Ok(Command::Copy(copying)) => *copying,
+        other => panic!("{words:?}: {other:?}"),
+    };
+    let plain = copying(&["a", "b"]);
+    assert_eq!(plain.telling, Telling::Bar);
+    assert_eq!(plain.asked.sources, [b"a"]);
+    assert_eq!(plain.asked.destination, b"b");
+    let asked = copying(&["-a", "x", "--json", "--chunk=64K", "y", "-q", "--", "-z"]);
+    assert_eq!(asked.telling, Telling::Json);
+    assert_eq!(asked.asked.sources, [b"x", b"y"]);
+    assert_eq!(asked.asked.destination, b"-z");
+    assert!(asked.asked.options.recursive && asked.asked.options.preserve.links);
+    assert_eq!(asked.asked.options.chunk, 64 << 10);
+    assert_eq!(copying(&["a", "-q", "b"]).telling, Telling::Nothing);
+    assert!(refused(&["copy", "a"]).contains("the destination is missing"));
+    assert!(refused(&["copy", "--chunk=1", "a", "b"]).contains("64K to 1G"));
+    assert!(
+        matches!(line(&["copy", "--help"]), Ok(Command::Print(words)) if words.contains("SRC"))
+    );
+}
+
+#[test]
 fn names_of_commands_can_be_names_of_directories() {
     assert_eq!(
         mounting(&["./umount", "stat"]).mountpoint,

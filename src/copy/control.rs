@@ -13,7 +13,8 @@ use parking_lot::{Condvar, Mutex};
 use super::clerks::Clerks;
 use super::engine::Order;
 use super::jobs::{Job, New, Registry, Shares, Waited, closed, guarded};
-use super::language::{CopyRequest, Request, parse, quote};
+use super::language::wording::title;
+use super::language::{CopyRequest, Request, parse};
 use super::leftovers;
 use super::lines::{Lines, Pass, Step};
 use super::options::Priority;
@@ -212,7 +213,7 @@ impl Jobs {
     ) -> Result<u64> {
         let new = New {
             owner: handle.user,
-            title: title(&request),
+            title: title(&request.sources, &request.destination),
             limit: request.options.limit,
             idle: request.options.priority == Priority::Idle,
             waiter,
@@ -256,12 +257,6 @@ impl Jobs {
         };
         copy_all(&request.sources, &request.destination, &tree, &order)
     }
-}
-
-/// What the list calls a copy.
-fn title(request: &CopyRequest) -> String {
-    let sources: Vec<_> = request.sources.iter().map(|name| quote(name)).collect();
-    format!("{} -> {}", sources.join(" "), quote(&request.destination))
 }
 
 /// Who writes or closes.

@@ -99,6 +99,14 @@ pub fn same_process(one: u32, other: u32) -> bool {
         || process_of(one).is_some_and(|p| Some(p) == process_of(other))
 }
 
+/// Whether this process ignores a signal, as one under nohup(1) does SIGHUP. Where `/proc` does not
+/// tell, it does not.
+pub fn is_ignored(signal: i32) -> bool {
+    let status = fs::read("/proc/self/status").unwrap_or_default();
+    let mask = field(&status, "SigIgn").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    mask.unwrap_or(0) >> (signal - 1) & 1 == 1
+}
+
 fn process_of(thread: u32) -> Option<u32> {
     let status = fs::read(format!("/proc/{thread}/status")).ok()?;
     field(&status, "Tgid")?.parse().ok()

@@ -4,6 +4,7 @@
 //! unquoted `&` as last word sends the copy to the background.
 
 pub mod args;
+pub mod wording;
 mod words;
 
 use clap::builder::ValueParser;

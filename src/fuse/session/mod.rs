@@ -5,6 +5,7 @@
 
 mod attend;
 mod check;
+mod copying;
 mod daemon;
 mod fusermount;
 mod guardian;
@@ -22,6 +23,7 @@ mod settings;
 mod stats;
 mod unmount;
 
+pub use copying::{Copying, Telling, run as copy};
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use remount::command as remount;

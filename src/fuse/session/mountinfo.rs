@@ -65,7 +65,7 @@ pub(super) fn number(text: &[u8]) -> Option<u64> {
 }
 
 /// Undoes the kernel's `\ooo`, which stands for space, tab, newline, backslash and `#`.
-fn unescape(field: &[u8]) -> OsString {
+pub(super) fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {

@@ -8,7 +8,7 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
-    /// The command line is wrong.
+    /// The command line is wrong; or, as cp has it, something was not copied.
     Usage = 1,
     /// The system failed us: a log that cannot be opened, no more processes.
     System = 2,

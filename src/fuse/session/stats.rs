@@ -35,7 +35,7 @@ pub fn read(path: &Path) -> Result<String, Refusal> {
 }
 
 /// Where the root of the file system is mounted: `mount` itself may be a bind mount of a folder.
-fn root(mount: Mount) -> io::Result<PathBuf> {
+pub(super) fn root(mount: Mount) -> io::Result<PathBuf> {
     if mount.root == Path::new("/") {
         return Ok(mount.mountpoint);
     }

@@ -1,5 +1,6 @@
 //! The command: what it mounts, what it refuses and in which words, how it ends.
 
+mod copy;
 mod errors;
 mod life;
 mod rights;
