@@ -15,10 +15,12 @@ mod whole;
 
 use std::os::fd::AsFd;
 
+use rustix::fs::FileType;
+
 use super::leftovers;
 use super::options::CopyOptions;
 use super::progress::Progress;
-use super::resolve::{Source, Target, same_file};
+use super::resolve::{Source, Target, file_type, same_file};
 use crate::observe::Metrics;
 use crate::sys::{Errno, Fail, Result};
 
@@ -65,7 +67,9 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
     }
     order.progress.check()?;
     let parts = leftovers::visit(target.directory.as_fd(), order.progress)?;
-    if options.inplace && existing.is_some() {
+    // A link that stands there is replaced, not followed.
+    let is_file = |stat| file_type(stat) == FileType::RegularFile;
+    if options.inplace && existing.is_some_and(is_file) {
         return inplace::copy(source, target, order);
     }
     if options.resume && resume::is_worth_it(&source.stat) {
