@@ -151,6 +151,7 @@ fn every_section_is_there() {
         "Locking",
         "Caching",
         "Errors",
+        "Copies",
         "Limits",
         "Callers",
     ] {
