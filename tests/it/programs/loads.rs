@@ -169,8 +169,8 @@ fn fio_verifies_one_file_written_in_four_ways_at_once() {
 
 /// Those of stress-ng's file system stressors (`stress-ng --class 'filesystem?'`) that work in the
 /// folder they are given, and those of other classes that read and write files there. Of the class
-/// are missing: bind-mount, binderfs, dup, eventfd, fanotify, ioprio and procfs, which do not, or
-/// reach outside.
+/// are missing: bind-mount, binderfs, dup, eventfd, fanotify, getdent, ioprio and procfs, which do not,
+/// or reach outside.
 const STRESSORS: &[&str] = &[
     "access",
     "aio",
@@ -193,7 +193,6 @@ const STRESSORS: &[&str] = &[
     "fpunch",
     "fsize",
     "fstat",
-    "getdent",
     "handle",
     "hdd",
     "inode-flags",
