@@ -296,6 +296,16 @@ mod tests {
     }
 
     #[test]
+    fn no_more_threads_work_than_were_asked_for() {
+        let progress = Progress::default();
+        progress.begin_work();
+        assert!(progress.begin_work_unless(2));
+        assert!(!progress.begin_work_unless(2));
+        progress.end_work();
+        assert!(progress.begin_work_unless(2));
+    }
+
+    #[test]
     fn a_limit_makes_bytes_take_their_time() {
         let progress = Progress::new(NonZeroU64::new(1000));
         let start = Instant::now();
