@@ -143,14 +143,11 @@ fn known(root: &Path) -> Tree {
     tree
 }
 
-fn by_cp(at: &Path, words: &[String], stays: bool) -> bool {
+fn by_cp(at: &Path, words: &[String]) -> bool {
     let mut cp = Command::new("sh");
     cp.current_dir(at)
         .args(["-c", "umask 022; exec cp \"$@\"", "sh"]);
-    // With -n and -u nothing is replaced that it could meet.
-    if !stays {
-        cp.arg("--remove-destination");
-    }
+    cp.arg("--remove-destination");
     cp.args(words)
         .args(["from", "to"])
         .output()
@@ -181,9 +178,6 @@ fn random_options_come_out_as_those_of_cp() {
         let mut dice = Dice::new(seed << 20 | 7);
         let has_links = dice.below(2) == 0;
         let words = words(&mut dice, has_links);
-        let stays = words
-            .iter()
-            .any(|word| ["-n", "-u", "--update"].contains(&word.as_str()));
         let (stands, seed_of_trees) = (dice.below(3) > 0, dice.below(u64::MAX >> 1));
         let world = || {
             let scratch = Scratch::new();
@@ -201,10 +195,7 @@ fn random_options_come_out_as_those_of_cp() {
             scratch
         };
         let (theirs, ours) = (world(), world());
-        let (cp, us) = (
-            by_cp(theirs.path(), &words, stays),
-            by_us(ours.path(), &words),
-        );
+        let (cp, us) = (by_cp(theirs.path(), &words), by_us(ours.path(), &words));
         let what = format!("seed {seed}: {words:?}");
         assert_eq!(us, cp, "{what}");
         met += u64::from(!cp);

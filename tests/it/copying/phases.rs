@@ -92,12 +92,6 @@ fn a_cancel_is_answered_in_every_phase() {
         ("--sync from/large", &[On::Fsyncdir]),
         ("--verify from/large", &[On::Fsync]),
         ("--verify from/large", &[On::Fsync, On::Read]),
-        ("-r from", &[On::Readdir]),
-        ("-r from", &[On::Mkdir]),
-        ("-r from", &[On::Open]),
-        ("-r from", &[On::Read]),
-        ("-r from", &[On::Create]),
-        ("-r --sync from", &[On::Fsyncdir]),
     ] {
         let start = std::time::Instant::now();
         answered_while_it_hangs(words, on);
