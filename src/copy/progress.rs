@@ -12,7 +12,6 @@ use super::options::Method;
 use crate::sys::{Errno, Fail, Result};
 
 /// Files of a tree whose errors are kept in words; all are counted.
-#[allow(dead_code, reason = "as below")]
 const MOST_FAILURES: usize = 100;
 /// How long one who waits sleeps before he looks whether he is cancelled.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
@@ -34,11 +33,20 @@ pub struct Progress {
     files_done: AtomicU64,
     files_total: AtomicU64,
     failed: AtomicU64,
-    /// Everything is counted: the totals are final.
+    /// What there is in all, counted ahead of the copy; 0 as long as nobody has.
+    bytes_foreseen: AtomicU64,
+    files_foreseen: AtomicU64,
+    /// Bytes that stay where they are, though they were or will be foreseen.
+    forgone: AtomicU64,
+    /// The job is one regular file: what is found of it is all.
+    one_file: AtomicBool,
+    /// Everything is counted: the totals are final, or as good as that.
     totals_known: AtomicBool,
     /// Index in [`Method::ALL`] and one; 0 as long as no byte has moved.
     method: AtomicU8,
     workers: AtomicU16,
+    /// Threads of the job that move bytes at this moment, or walk.
+    at_work: AtomicU16,
     cancelled: AtomicBool,
     /// A leaf in the order of locks, as is `pace`.
     failures: Mutex<VecDeque<Failure>>,
@@ -56,7 +64,6 @@ struct Pace {
     free_at: Option<Instant>,
 }
 
-#[allow(dead_code, reason = "what trees need; used from the next change on")]
 impl Progress {
     /// Nothing done; at most `limit` bytes a second.
     pub fn new(limit: Option<NonZeroU64>) -> Self {
@@ -70,18 +77,23 @@ impl Progress {
         self.bytes_done.load(Ordering::Relaxed)
     }
 
-    /// Bytes of data found so far that are to be copied.
+    /// Bytes of data that are to be copied: found so far, or counted ahead.
     pub fn bytes_total(&self) -> u64 {
-        self.bytes_total.load(Ordering::Relaxed)
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let foreseen = read(&self.bytes_foreseen).saturating_sub(read(&self.forgone));
+        read(&self.bytes_total).max(foreseen)
     }
 
-    /// Files (directories, links and special files too) that are done, and those found so far.
+    /// Files (directories, links and special files too) that are done, those that stay as they are
+    /// by `no_clobber` or `update` among them; and all that were found so far, or counted ahead.
     pub fn files(&self) -> (u64, u64) {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        (read(&self.files_done), read(&self.files_total))
+        let total = read(&self.files_total).max(read(&self.files_foreseen));
+        (read(&self.files_done), total)
     }
 
-    /// Whether the totals are final.
+    /// Whether the totals are final, or counted ahead: of a tree that changes meanwhile, or has
+    /// hard links, they may be off by a little until it is done.
     pub fn totals_known(&self) -> bool {
         self.totals_known.load(Ordering::Relaxed)
     }
@@ -127,8 +139,35 @@ impl Progress {
         self.files_done.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// All is found: the totals are what was found.
     pub(super) fn set_totals_known(&self) {
+        self.bytes_foreseen.store(0, Ordering::Relaxed);
+        self.files_foreseen.store(0, Ordering::Relaxed);
         self.totals_known.store(true, Ordering::Relaxed);
+    }
+
+    /// All was counted ahead of the copy: bytes and files.
+    pub(super) fn foresee(&self, bytes: u64, files: u64) {
+        self.bytes_foreseen.store(bytes, Ordering::Relaxed);
+        self.files_foreseen.store(files, Ordering::Relaxed);
+        self.totals_known.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes that were, or will be, foreseen are not copied.
+    pub(super) fn forgo(&self, bytes: u64) {
+        self.forgone.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the job is one file: what is found of that is all there is.
+    pub(super) fn set_one_file(&self, is: bool) {
+        self.one_file.store(is, Ordering::Relaxed);
+    }
+
+    /// The data of a file is found to its end, and counted.
+    pub(super) fn surveyed(&self) {
+        if self.one_file.load(Ordering::Relaxed) {
+            self.totals_known.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn set_method(&self, method: Method) {
@@ -139,6 +178,23 @@ impl Progress {
 
     pub(super) fn set_workers(&self, workers: u16) {
         self.workers.store(workers, Ordering::Relaxed);
+    }
+
+    /// A thread begins to work at the job, whatever the others do.
+    pub(super) fn begin_work(&self) {
+        self.at_work.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The same, unless `most` are at work: the files of a tree share its workers.
+    pub(super) fn begin_work_unless(&self, most: u16) -> bool {
+        let one_more = |at_work| (at_work < most).then(|| at_work + 1);
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        self.at_work.fetch_update(set, fetch, one_more).is_ok()
+    }
+
+    /// A thread does nothing for the job any more.
+    pub(super) fn end_work(&self) {
+        self.at_work.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Notes that one file of a tree failed; the job goes on.
@@ -237,6 +293,16 @@ mod tests {
             progress.cancel();
             assert_eq!(waits.join().unwrap().unwrap_err().errno, Errno::INTR);
         });
+    }
+
+    #[test]
+    fn no_more_threads_work_than_were_asked_for() {
+        let progress = Progress::default();
+        progress.begin_work();
+        assert!(progress.begin_work_unless(2));
+        assert!(!progress.begin_work_unless(2));
+        progress.end_work();
+        assert!(progress.begin_work_unless(2));
     }
 
     #[test]

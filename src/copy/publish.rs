@@ -143,24 +143,54 @@ fn move_to(directory: BorrowedFd<'_>, name: &OsString, target: &Target) -> Resul
     renameat(directory, name, directory, &target.name).or_fail("renameat")
 }
 
-/// Has the names of a directory on disk.
-///
-/// # Errors
-/// Those of fsync(2): what was published stands, but may not survive a crash.
-pub(super) fn sync_directory(directory: BorrowedFd<'_>, published: BorrowedFd<'_>) -> Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let synced = match openat(directory, ".", flags, Mode::empty()) {
-        Ok(open) => fsync(open),
-        // A directory that the caller may write to but not read.
-        Err(Errno::ACCESS) => syncfs(published),
-        Err(errno) => Err(errno),
-    };
-    match synced {
-        // The file system has no such thing as a directory on disk.
-        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-        other => other.map_err(|errno| {
-            Fail::new(errno, "fsync").because("the copy is in place, but may not be on disk")
-        }),
+/// A directory whose names are to be on disk, held by something that can be synced.
+pub(super) struct Names {
+    file: OwnedFd,
+    /// It is a file of ours in it.
+    is_within: bool,
+}
+
+impl Names {
+    /// Opens the directory; one that may be written to and not read is reached by a file in it.
+    ///
+    /// # Errors
+    /// Those of openat(2).
+    pub(super) fn of(directory: BorrowedFd<'_>) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match openat(directory, ".", flags, Mode::empty()) {
+            Ok(file) => Ok(Self {
+                file,
+                is_within: false,
+            }),
+            Err(Errno::ACCESS) => {
+                let temporary = Temporary::create(directory)?;
+                let file = rustix::io::fcntl_dupfd_cloexec(temporary.file(), 3).or_fail("fcntl");
+                temporary.discard(directory);
+                Ok(Self {
+                    file: file?,
+                    is_within: true,
+                })
+            }
+            Err(errno) => Err(Fail::new(errno, "open").because("the directory, to sync it")),
+        }
+    }
+
+    /// Has them on disk, and what else is known of the directory.
+    ///
+    /// # Errors
+    /// Those of fsync(2): what was published stands, but may not survive a crash.
+    pub(super) fn sync(&self) -> Result<()> {
+        let synced = match self.is_within {
+            false => fsync(&self.file),
+            true => syncfs(&self.file),
+        };
+        match synced {
+            // The file system has no such thing as a directory on disk.
+            Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            other => other.map_err(|errno| {
+                Fail::new(errno, "fsync").because("the copy is in place, but may not be on disk")
+            }),
+        }
     }
 }
 

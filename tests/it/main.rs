@@ -17,6 +17,7 @@ mod coherence;
 mod command;
 mod control;
 mod copying;
+mod fuzz;
 mod inspect;
 mod life;
 mod limits;

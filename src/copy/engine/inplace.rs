@@ -15,7 +15,6 @@ use super::course::{Ground, fill, same};
 use crate::copy::extents::{Extents, cut};
 use crate::copy::options::{CopyOptions, Sparse};
 use crate::copy::progress::Progress;
-use crate::copy::publish::sync_directory;
 use crate::copy::resolve::{Source, Target, same_file};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -54,11 +53,7 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
         let gap = if detail.is_empty() { "" } else { "; " };
         let words = format!("{detail}{gap}written in place, it may be a mixture of old and new");
         fail.because(words)
-    })?;
-    if options.sync {
-        sync_directory(target.directory.as_fd(), ground.file.as_fd())?;
-    }
-    Ok(())
+    })
 }
 
 /// Opens what stands at the destination by now.

@@ -46,6 +46,9 @@ pub struct Order<'a> {
 ///
 /// First, once a job and directory, what dead copies have left there is removed.
 ///
+/// With `sync` the file is on disk before it gets its name; to have the name there, too, is left to
+/// the caller, who may have more of them in that directory.
+///
 /// The set-user-id and set-group-id bits are kept only with the owner and group that they are for.
 ///
 /// # Errors
@@ -53,8 +56,7 @@ pub struct Order<'a> {
 /// for a source that changes all the time (told by size, mtime and ctime: a change within the
 /// clock's grain escapes), and when another resumed copy to that name is under way; EIO for a page
 /// of the source that can't be had, and for a copy that is read back wrong (`verify`); else the
-/// kernel's own, ENOSPC before the work begins where the file system can reserve space. With `sync`,
-/// an error of the directory's sync leaves the copy in its place.
+/// kernel's own, ENOSPC before the work begins where the file system can reserve space.
 pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
     let existing = target.existing.as_ref();
     if existing.is_some_and(|stat| same_file(stat, &source.stat)) {

@@ -64,7 +64,7 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
         }
         return Err(fail);
     }
-    let published = whole::publish(Temporary::adopt(part.file, name), target, order);
+    let published = Temporary::adopt(part.file, name).publish(target);
     unlink(directory, &journal);
     published
 }

@@ -7,7 +7,7 @@ use rustix::fs::{Stat, ftruncate};
 
 use super::Order;
 use super::course::{Ground, fill};
-use crate::copy::publish::{Temporary, sync_directory};
+use crate::copy::publish::Temporary;
 use crate::copy::resolve::{Source, Target};
 use crate::sys::{OrFail, Result};
 
@@ -27,7 +27,7 @@ impl Ground for Fresh<'_> {
     }
 }
 
-/// On any error nothing has changed and nothing is left, save one of the directory's sync.
+/// On any error nothing has changed and nothing is left.
 pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
     let directory = target.directory.as_fd();
     let temporary = Temporary::create(directory)?;
@@ -35,16 +35,5 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
         temporary.discard(directory);
         return Err(fail);
     }
-    publish(temporary, target, order)
-}
-
-/// Puts a filled file in its place, on disk with `sync`.
-pub(super) fn publish(temporary: Temporary, target: &Target, order: &Order<'_>) -> Result<()> {
-    if !order.options.sync {
-        return temporary.publish(target);
-    }
-    let directory = target.directory.as_fd();
-    let file = rustix::io::fcntl_dupfd_cloexec(temporary.file(), 0).or_fail("fcntl")?;
-    temporary.publish(target)?;
-    sync_directory(directory, file.as_fd())
+    temporary.publish(target)
 }

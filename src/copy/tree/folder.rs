@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::{Mode, OFlags, Stat, fstat, openat};
 
@@ -42,6 +42,8 @@ pub(super) struct Folder {
     /// The walk, while it lists it, and batches of its files that wait or are worked at: the last
     /// of them gives it its attributes.
     pending: AtomicUsize,
+    /// Not all that is in it was looked at.
+    falls_short: AtomicBool,
 }
 
 /// Where the copy of a tree stands.
@@ -69,6 +71,7 @@ impl Folder {
             made,
             gives_acl,
             pending: AtomicUsize::new(1),
+            falls_short: AtomicBool::new(false),
         })
     }
 
@@ -79,6 +82,15 @@ impl Folder {
     /// True for the last to leave.
     pub(super) fn leave(&self) -> bool {
         self.pending.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Not all that is in it is looked at: it does not count as done.
+    pub(super) fn fall_short(&self) {
+        self.falls_short.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn falls_short(&self) -> bool {
+        self.falls_short.load(Ordering::Relaxed)
     }
 
     /// The way from the top, which is not part of it, to `name` in this directory.

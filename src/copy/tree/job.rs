@@ -17,6 +17,7 @@ use super::exclude::Exclude;
 use super::folder::{Folder, Open, shown};
 use super::links::{Copied, Holder, Links, Turn};
 use super::pool::{Batch, Entry};
+use super::unsynced::Unsynced;
 use super::{Names, backup};
 use crate::copy::engine::small::{self, Small};
 use crate::copy::engine::{self, Order};
@@ -45,6 +46,8 @@ pub(super) struct Job<'a> {
     first: Mutex<Option<Fail>>,
     /// It was cancelled before all was done.
     stopped: AtomicBool,
+    /// Directories above what was named, in which it has got its name.
+    pub(super) unsynced: Unsynced,
 }
 
 /// Where one name goes.
@@ -90,6 +93,7 @@ impl<'a> Job<'a> {
             small: small::suits(order.options),
             first: Mutex::new(None),
             stopped: AtomicBool::new(false),
+            unsynced: Unsynced::default(),
         })
     }
 
@@ -126,6 +130,7 @@ impl<'a> Job<'a> {
         for entry in &batch.entries {
             if self.order.progress.check().is_err() {
                 self.stop();
+                batch.open.folder.fall_short();
                 break;
             }
             match self.entry(&batch.open, entry, small) {
@@ -187,6 +192,8 @@ impl<'a> Job<'a> {
 
     fn regular(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<()> {
         if self.stays(&source.stat, spot)? {
+            let forgone = super::census::bytes(&source.stat, self.order.options);
+            self.order.progress.forgo(forgone);
             return Ok(());
         }
         self.once(&source.stat, spot, || self.bytes(source, spot, small))
@@ -360,8 +367,17 @@ impl<'a> Job<'a> {
         attributes::keep_found(source, stat, made.as_fd(), preserve)
     }
 
-    /// Keeps a backup of what stands there while `put` replaces it, and tells who is to know.
+    /// Puts something at a name. With `sync`, that name is on disk when its directory is done.
     fn place(&self, spot: Spot<'_>, put: impl FnOnce(Option<Stat>) -> Result<()>) -> Result<()> {
+        self.put(spot, put)?;
+        match spot.holder {
+            Place::Directory(directory) if self.order.options.sync => self.unsynced.add(directory),
+            Place::Directory(_) | Place::Folder(_) => Ok(()),
+        }
+    }
+
+    /// Keeps a backup of what stands there while `put` replaces it, and tells who is to know.
+    fn put(&self, spot: Spot<'_>, put: impl FnOnce(Option<Stat>) -> Result<()>) -> Result<()> {
         let options = self.order.options;
         let Some(existing) = spot.existing else {
             put(None)?;

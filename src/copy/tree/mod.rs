@@ -4,11 +4,13 @@
 //! step is one component on a directory's descriptor, and no symbolic link is followed.
 
 mod backup;
+mod census;
 mod exclude;
 mod folder;
 mod job;
 mod links;
 mod pool;
+mod unsynced;
 mod walk;
 
 use std::ffi::{OsStr, OsString};
@@ -17,6 +19,7 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, Stat, fstat, openat};
 
+use self::census::Census;
 use self::folder::{Folder, LIST, PLACE, id};
 use self::job::{Job, Place, Spot, look};
 use self::pool::Pool;
@@ -125,23 +128,43 @@ enum Goal {
 
 impl Job<'_> {
     fn all(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
+        let progress = self.order.progress;
+        progress.begin_work();
+        let census = Census::default();
+        let done = std::thread::scope(|scope| {
+            let is_tree = self.order.options.recursive || sources.len() > 1;
+            let _ending = is_tree.then(|| census.begin(scope, self, sources));
+            self.each(sources, destination)
+        });
+        progress.end_work();
+        done?;
+        progress.set_totals_known();
+        let outcome = self.outcome();
+        // Whatever failed, the rest is to stay.
+        let synced = match progress.is_cancelled() {
+            true => Ok(()),
+            false => self.unsynced.sync(),
+        };
+        outcome.and(synced)
+    }
+
+    fn each(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
         let mut small = Small::new();
         let progress = self.order.progress;
         if let [source] = sources {
             progress.add_files_total(1);
-            self.one(source, destination, &mut small)?;
-        } else {
-            self.need_directory(sources, destination)?;
-            for source in sources {
-                progress.check()?;
-                progress.add_files_total(1);
-                if let Err(fail) = self.one(source, destination, &mut small) {
-                    self.failed(None, bytes(source), fail);
-                }
+            progress.set_one_file(true);
+            return self.one(source, destination, &mut small);
+        }
+        self.need_directory(sources, destination)?;
+        for source in sources {
+            progress.check()?;
+            progress.add_files_total(1);
+            if let Err(fail) = self.one(source, destination, &mut small) {
+                self.failed(None, bytes(source), fail);
             }
         }
-        progress.set_totals_known();
-        self.outcome()
+        Ok(())
     }
 
     fn need_directory(&self, sources: &[Vec<u8>], destination: &[u8]) -> Result<()> {
@@ -171,7 +194,10 @@ impl Job<'_> {
                     Fail::new(Errno::INVAL, "open").because("the source is not a regular file")
                 );
             }
-            FileType::Directory => return self.tree(source, found, destination),
+            FileType::Directory => {
+                self.order.progress.set_one_file(false);
+                return self.tree(source, found, destination);
+            }
             _ => {}
         }
         let Goal::Name(directory, name, existing) = self.goal(&found, destination)? else {
@@ -238,6 +264,7 @@ impl Job<'_> {
             .map_err(|errno| Fail::new(errno, "open").because("the source"))?;
         let stat = fstat(&listed).or_fail("fstat")?;
         let source = bytes(source).to_owned();
+        let mut holder = None;
         let top = match goal {
             Goal::Into(directory) => {
                 let copy = openat(&directory, c".", PLACE, Mode::empty()).or_fail("open")?;
@@ -249,9 +276,11 @@ impl Job<'_> {
             Goal::Name(directory, name, existing) => {
                 let base = base(&directory, &name);
                 let place = (directory.as_fd(), &*name, existing.is_some());
-                self.enter((listed, stat), place, |stat, copy, made| {
+                let top = self.enter((listed, stat), place, |stat, copy, made| {
                     Folder::new(None, source, base, stat, copy, made)
-                })?
+                })?;
+                holder = Some(directory);
+                top
             }
         };
         let pool = Pool::default();
@@ -266,7 +295,10 @@ impl Job<'_> {
         pool.run(self, workers, |small| {
             Walk::new(self, &pool, small, top).run()
         });
-        Ok(())
+        match holder {
+            Some(holder) if self.order.options.sync => self.unsynced.add(&holder),
+            _ => Ok(()),
+        }
     }
 }
 

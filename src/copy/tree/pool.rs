@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 use super::folder::Open;
 use super::job::Job;
 use crate::copy::engine::small::Small;
+use crate::copy::progress::Progress;
 
 /// Batches that wait; each may hold a directory open on both sides.
 const MOST_WAITING: usize = 16;
@@ -65,7 +66,7 @@ impl Pool {
             let closing = Closing(self);
             for _ in 1..workers {
                 let name = std::thread::Builder::new().name("corfs-tree".into());
-                match name.spawn_scoped(scope, || self.work(job, &mut Small::new())) {
+                match name.spawn_scoped(scope, || self.help(job)) {
                     Ok(_) => self.queue.lock().workers += 1,
                     // The walk does what there is no thread for.
                     Err(error) => log::warn!("a thread for a copy: {error}"),
@@ -94,12 +95,18 @@ impl Pool {
 
     /// Until everything is done, and nothing more can come.
     fn work(&self, job: &Job<'_>, small: &mut Small) {
-        while let Some(batch) = self.next() {
+        while let Some(batch) = self.next(job.order.progress) {
             job.batch(&batch, small);
         }
     }
 
-    fn next(&self) -> Option<Batch> {
+    fn help(&self, job: &Job<'_>) {
+        job.order.progress.begin_work();
+        self.work(job, &mut Small::new());
+        job.order.progress.end_work();
+    }
+
+    fn next(&self, progress: &Progress) -> Option<Batch> {
         let mut queue = self.queue.lock();
         loop {
             if let Some(batch) = queue.waiting.pop_front() {
@@ -108,7 +115,9 @@ impl Pool {
             if queue.closed {
                 return None;
             }
+            progress.end_work();
             self.changed.wait(&mut queue);
+            progress.begin_work();
         }
     }
 }

@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Stat, chmodat, fstat, fsync, mkdirat,
-    openat, seek, statat,
+    AtFlags, CWD, FileType, Mode, RawDir, SeekFrom, Stat, chmodat, fstat, mkdirat, openat, seek,
+    statat,
 };
 
 use super::folder::{Base, Folder, LIST, Open, PLACE, id};
@@ -20,6 +20,7 @@ use super::job::Job;
 use super::pool::{Batch, Entry, Pool};
 use crate::copy::attributes;
 use crate::copy::engine::small::Small;
+use crate::copy::publish;
 use crate::copy::resolve::{file_type, proc_name};
 use crate::sys::{Errno, Fail, OrFail, Result, umask};
 
@@ -28,7 +29,7 @@ const OPEN: usize = 16;
 /// Files of one directory that are handed over at once.
 const BATCH: usize = 32;
 /// Bytes of one getdents(2).
-const LISTING: usize = 32 << 10;
+pub(super) const LISTING: usize = 32 << 10;
 
 /// One walk through one source.
 pub(super) struct Walk<'a> {
@@ -92,6 +93,9 @@ impl<'a> Walk<'a> {
                 Ok(None) => self.ascend(),
                 Err(fail) => {
                     self.failed(OsStr::new(""), fail);
+                    if let Some(level) = self.stack.last() {
+                        level.folder.fall_short();
+                    }
                     self.ascend();
                 }
             }
@@ -187,7 +191,6 @@ impl<'a> Walk<'a> {
         )?;
         if self.job.order.options.one_file_system && id(&stat).0 != self.device {
             self.job.leave(&entered);
-            self.job.order.progress.file_done();
             return Ok(None);
         }
         Ok(Some(entered))
@@ -227,7 +230,6 @@ impl<'a> Walk<'a> {
             }
         }
         self.job.leave(&open);
-        self.job.order.progress.file_done();
     }
 
     /// Directories whose way is lost are given up, down to one that is open.
@@ -243,6 +245,7 @@ impl<'a> Walk<'a> {
         self.job.stop();
         while let Some(level) = self.stack.pop() {
             if let Some(open) = level.open {
+                open.folder.fall_short();
                 self.job.leave(&open);
             }
         }
@@ -257,7 +260,7 @@ fn reopen(open: &Open, folder: &Arc<Folder>, position: u64) -> Result<Open> {
 }
 
 /// Reads on in a listing: nothing at its end.
-fn list(
+pub(super) fn list(
     directory: BorrowedFd<'_>,
     buffer: &mut [MaybeUninit<u8>],
     entries: &mut VecDeque<(Entry, u64)>,
@@ -346,23 +349,23 @@ impl Job<'_> {
         })
     }
 
-    /// Somebody is done with a directory; the last gives it its attributes.
+    /// Somebody is done with a directory; the last gives it its attributes, and counts it.
     pub(super) fn leave(&self, open: &Open) {
-        if open.folder.leave()
-            && let Err(fail) = self.finish(open)
-        {
-            self.failed(Some(&open.folder), OsStr::new(""), fail);
+        if !open.folder.leave() {
+            return;
+        }
+        match self.finish(open) {
+            Ok(()) if open.folder.falls_short() => {}
+            Ok(()) => self.order.progress.file_done(),
+            Err(fail) => self.failed(Some(&open.folder), OsStr::new(""), fail),
         }
     }
 
     fn finish(&self, open: &Open) -> Result<()> {
         let (options, stat) = (self.order.options, &open.folder.stat);
         let copy = open.copy.as_fd();
-        if options.sync {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let listed = openat(copy, c".", flags, Mode::empty()).or_fail("open")?;
-            fsync(listed).or_fail("fsync")?;
-        }
+        // Opened as long as it may be read.
+        let names = options.sync.then(|| publish::Names::of(copy)).transpose()?;
         attributes::keep_found(open.source.as_fd(), stat, copy, options.preserve)?;
         if open.folder.made && !options.preserve.mode {
             let denied = 0o700 & !(stat.st_mode & !umask::of_thread()?);
@@ -372,7 +375,7 @@ impl Job<'_> {
                 chmodat(CWD, proc_name(copy), mode, AtFlags::empty()).or_fail("fchmodat")?;
             }
         }
-        Ok(())
+        names.map_or(Ok(()), |names| names.sync())
     }
 }
 

@@ -229,6 +229,15 @@ pub(crate) struct Entry {
     pub(crate) data: Vec<(u64, u64)>,
 }
 
+impl Entry {
+    /// A time after this one is when the tree was made, and is the same for all.
+    pub(crate) fn forget_late_times(&mut self, seconds: i64) {
+        if self.modified.0 > seconds {
+            self.modified = (i64::MAX, 0);
+        }
+    }
+}
+
 /// What lies beneath and with a folder, by its name from there.
 pub(crate) type Tree = BTreeMap<PathBuf, Entry>;
 

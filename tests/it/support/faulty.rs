@@ -30,6 +30,8 @@ pub(crate) enum On {
     Write,
     Flush,
     Fsync,
+    /// The same of a directory.
+    Fsyncdir,
     Create,
     Mkdir,
     Unlink,
@@ -71,6 +73,8 @@ struct State {
     spoilt: Option<u64>,
     /// Changes with every healing, and ends the hanging.
     healed: u64,
+    /// Directories, as often as each was synced.
+    synced: Vec<PathBuf>,
 }
 
 /// The commands, shared by the test and the requests.
@@ -132,16 +136,38 @@ impl Faults {
 
     /// No more faults; what hangs goes on.
     pub(crate) fn heal(&self) {
+        self.heal_but(Vec::new());
+    }
+
+    /// What hangs goes on, and from the same moment on requests of that kind hang.
+    pub(crate) fn hang_next(&self, on: On) {
+        let fault = Fault::Hang;
+        self.heal_but(vec![Rule {
+            on,
+            name: None,
+            fault,
+        }]);
+    }
+
+    fn heal_but(&self, rules: Vec<Rule>) {
         let mut state = self.state();
         let healed = state.healed + 1;
         let waiting = std::mem::take(&mut state.waiting);
         *state = State {
             healed,
             waiting,
+            rules,
             ..State::default()
         };
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Which directories were synced since the last healing, each as often as it was.
+    pub(crate) fn synced(&self) -> Vec<PathBuf> {
+        let mut synced = self.state().synced.clone();
+        synced.sort();
+        synced
     }
 
     /// How many requests of that kind hang now.

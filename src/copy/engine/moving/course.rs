@@ -176,6 +176,10 @@ impl<'a> Course<'a> {
         let mut worker = Worker::default();
         let mut stretch = Stretch::begin(self);
         while self.next(&mut worker)? {
+            // Another file of the tree may have let go of some.
+            if asked.is_some() && number > 1 {
+                self.set_workers(scope, number);
+            }
             if measured && let Some(number) = stretch.step(self) {
                 self.set_workers(scope, number);
             }
@@ -189,19 +193,31 @@ impl<'a> Course<'a> {
     }
 
     fn set_workers<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: u16) {
+        let progress = self.pass.progress();
         self.wanted.store(number, Ordering::Relaxed);
-        while self.helpers.load(Ordering::Relaxed) + 1 < number {
+        // What is measured is what was asked for here; a number that was named is that of the job.
+        let most = self
+            .pass
+            .order
+            .options
+            .workers
+            .map_or(u16::MAX, |n| n.get());
+        while self.helpers.load(Ordering::Relaxed) + 1 < number && progress.begin_work_unless(most)
+        {
             // They act as we do: Linux gives a thread the credentials of the one that starts it.
             let helper = Builder::new()
                 .name("copy-worker".into())
                 .stack_size(STACK)
-                .spawn_scoped(scope, || self.help());
+                .spawn_scoped(scope, || {
+                    self.help();
+                    progress.end_work();
+                });
             if helper.is_err() {
+                progress.end_work();
                 break;
             }
             self.helpers.fetch_add(1, Ordering::Relaxed);
         }
-        let progress = self.pass.progress();
         // In a tree there are workers of which this one is one.
         if number > 1 || self.size() >= LARGE || progress.workers() == 0 {
             progress.set_workers(number);

@@ -33,6 +33,7 @@ impl Pass<'_> {
             self.look_for_room(total - there)?;
         }
         self.add_total(total);
+        self.progress().surveyed();
         self.add_done(there);
         Ok(())
     }

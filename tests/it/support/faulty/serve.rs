@@ -486,6 +486,21 @@ impl Filesystem for Server {
         self.answer(On::Fsync, path, reply, |_, _| Ok(()), empty);
     }
 
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _data: bool,
+        reply: ReplyEmpty,
+    ) {
+        let path = self.path(ino);
+        if let Ok(path) = &path {
+            self.0.faults.state().synced.push(path.clone());
+        }
+        self.answer(On::Fsyncdir, path, reply, |_, _| Ok(()), empty);
+    }
+
     fn release(
         &self,
         _req: &Request,
