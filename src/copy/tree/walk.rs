@@ -348,11 +348,13 @@ impl Job<'_> {
 
     /// Somebody is done with a directory; the last gives it its attributes.
     pub(super) fn leave(&self, open: &Open) {
-        if open.folder.leave()
-            && let Err(fail) = self.finish(open)
-        {
+        if !open.folder.leave() {
+            return;
+        }
+        if let Err(fail) = self.finish(open) {
             self.failed(Some(&open.folder), OsStr::new(""), fail);
         }
+        self.names.changed(open.folder.copy, false);
     }
 
     fn finish(&self, open: &Open) -> Result<()> {
