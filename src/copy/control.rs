@@ -3,8 +3,8 @@
 //! No thread waits with a writer: what is left of his lines is taken up again when a copy ends.
 
 use std::collections::VecDeque;
-use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use super::language::{CopyRequest, Request, parse};
 use super::leftovers;
 use super::lines::{Lines, Pass, Step};
 use super::options::Priority;
-use super::resolve::Tree;
+use super::resolve::{Change, Tree};
 use super::tree::copy_all;
 use crate::observe::Metrics;
 use crate::sys::creds::Credentials;
@@ -48,9 +48,9 @@ pub struct JobsOptions {
     pub control_name: Option<OsString>,
 }
 
-/// Called when a file has taken its place, with its directory and name, on a thread that holds no
-/// lock and acts as the one who copies; before the write that asked for it is answered.
-pub type Published = Box<dyn Fn(BorrowedFd<'_>, &OsStr) + Send + Sync>;
+/// Called when a file has taken its place, or was changed in it, on a thread that holds no lock and
+/// acts as the one who copies; before the write that asked for it is answered.
+pub type Tell = Box<dyn Fn(Change<'_>) + Send + Sync>;
 
 type Answer<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
@@ -58,7 +58,7 @@ type Answer<T> = Box<dyn FnOnce(Result<T>) + Send>;
 pub struct Jobs {
     options: JobsOptions,
     metrics: Arc<Metrics>,
-    published: Published,
+    tell: Tell,
     registry: Arc<Registry>,
     clerks: Arc<Clerks>,
     /// The writes and flushes that wait for their answer. A leaf in the order of locks.
@@ -81,7 +81,7 @@ enum Run {
 impl Jobs {
     /// No jobs yet. What copies that were killed have left in the root goes now; elsewhere with the
     /// next job there.
-    pub fn new(options: JobsOptions, metrics: Arc<Metrics>, published: Published) -> Arc<Self> {
+    pub fn new(options: JobsOptions, metrics: Arc<Metrics>, tell: Tell) -> Arc<Self> {
         if !options.read_only {
             leftovers::visit_at_mount(Arc::clone(&options.root));
         }
@@ -90,7 +90,7 @@ impl Jobs {
             options,
             registry: Registry::new(Arc::clone(&metrics)),
             metrics,
-            published,
+            tell,
             clerks: Arc::default(),
             waiting: Mutex::new(Waiting {
                 count: shares(MOST_WAITING),
@@ -111,6 +111,11 @@ impl Jobs {
     /// (the first hundred of `failed`), `errno` and `error` tell how the job failed.
     pub fn status_json(&self, viewer_uid: u32) -> Vec<u8> {
         self.registry.json(viewer_uid).into_bytes()
+    }
+
+    /// Cancels all copies, and takes no more (ECANCELED). Waits for nothing.
+    pub fn close(&self) {
+        self.registry.close();
     }
 
     /// Cancels all copies, takes no more (ECANCELED), and waits until every write is answered: a
@@ -248,7 +253,7 @@ impl Jobs {
             mountpoints: &self.options.mountpoints,
             reserved: self.options.control_name.as_deref(),
             umask,
-            published: &*self.published,
+            told: &*self.tell,
         };
         let order = Order {
             options: &request.options,

@@ -43,7 +43,10 @@ impl World {
         let (sender, published) = channel();
         let (release, held) = channel();
         let (sender, held) = (Mutex::new(sender), Mutex::new(held));
-        let note: Published = Box::new(move |_, name| {
+        let note: Tell = Box::new(move |change| {
+            let Change::Name(_, name) = change else {
+                return;
+            };
             let name = name.to_str().unwrap().to_owned();
             assert!(!name.contains("panic"), "on purpose");
             if name.starts_with("hold") {

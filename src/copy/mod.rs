@@ -24,8 +24,8 @@ mod publish;
 mod resolve;
 pub mod tree;
 
-pub use control::{ControlHandle, Jobs, JobsOptions, Published, Writer};
+pub use control::{ControlHandle, Jobs, JobsOptions, Tell, Writer};
 pub use engine::Order;
 pub use engine::copy_range;
 pub use local::Local;
-pub use resolve::{Target, Tree};
+pub use resolve::{Change, Target, Tree};

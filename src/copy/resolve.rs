@@ -36,8 +36,17 @@ pub struct Tree<'a> {
     pub reserved: Option<&'a OsStr>,
     /// The file creation mask of the one who copies.
     pub umask: u32,
-    /// Told of each name that has come to mean something else.
-    pub published: &'a (dyn Fn(BorrowedFd<'_>, &OsStr) + Sync),
+    /// Told of what has come to be something else.
+    pub told: &'a (dyn Fn(Change<'_>) + Sync),
+}
+
+/// What whoever remembers names and files is to forget.
+#[derive(Clone, Copy, Debug)]
+pub enum Change<'a> {
+    /// What a name of a directory means, and the directory's attributes.
+    Name(BorrowedFd<'a>, &'a OsStr),
+    /// The attributes of a file, by device and inode, and its bytes if that is true.
+    File((u64, u64), bool),
 }
 
 /// A regular file, open for reading.
@@ -132,7 +141,11 @@ impl Names for Tree<'_> {
     }
 
     fn published(&self, directory: BorrowedFd<'_>, name: &OsStr) {
-        (self.published)(directory, name);
+        (self.told)(Change::Name(directory, name));
+    }
+
+    fn changed(&self, file: (u64, u64), bytes: bool) {
+        (self.told)(Change::File(file, bytes));
     }
 }
 

@@ -46,7 +46,7 @@ impl World {
             mountpoints: &self.mountpoints,
             reserved: Some(OsStr::new(".copy")),
             umask: 0o022,
-            published: &|_, _| {},
+            told: &|_| {},
         }
     }
 

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,7 +14,6 @@ use fuser::{ReplyEmpty, ReplyWrite, Request};
 use parking_lot::Mutex;
 
 use super::convert::{self, caller};
-use super::notifier::{Entry, Extent, Notifier};
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
@@ -370,6 +368,10 @@ impl ControlFiles {
         })
     }
 
+    pub(super) fn cancel_copies(&self) {
+        self.jobs.close();
+    }
+
     pub(super) fn shutdown(&self) {
         self.jobs.shutdown();
     }
@@ -379,25 +381,5 @@ fn writer(request: &Request) -> Writer {
     Writer {
         uid: request.uid(),
         pid: request.pid(),
-    }
-}
-
-/// Tells the kernel that a name of a directory means something else now. To be called from a
-/// thread that answers no request and holds no lock: the kernel may be waiting for us.
-pub(super) fn name_changed(
-    mirror: &Mirror,
-    notifier: &Notifier,
-    directory: BorrowedFd<'_>,
-    name: &OsStr,
-) {
-    let seen = mirror.table().see(directory).ok();
-    let Some(directory) = seen.and_then(|seen| mirror.table().find(seen.key)) else {
-        return;
-    };
-    let told = notifier
-        .inval_entry(directory.id, name, Entry::Drop)
-        .and_then(|_| notifier.inval_inode(directory.id, Extent::Attributes));
-    if let Err(fail) = told {
-        log::debug!("{}: {fail}", name.display());
     }
 }

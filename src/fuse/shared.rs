@@ -1,7 +1,6 @@
 //! What the adapter and the session share: the mirror, the control files, the ways to reply.
 
-use std::ffi::OsStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -9,14 +8,14 @@ use std::time::{Duration, Instant};
 use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry};
 
 use super::aside::Aside;
-use super::control::{ControlFiles, name_changed};
+use super::control::ControlFiles;
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
 use super::notifier::{Extent, Notifier};
 use super::passthrough::Passthrough;
 use super::prune::Pruner;
 use super::watching::{self, Stop, Teller};
-use crate::copy::{Jobs, JobsOptions};
+use crate::copy::{Change, Jobs, JobsOptions};
 use crate::mirror::{Attr, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust};
 use crate::observe::{Metrics, Op};
 use crate::sys::{self, OrFail};
@@ -62,12 +61,18 @@ impl Shared {
         )?);
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
         let (of_jobs, known) = (notifier.clone(), Arc::downgrade(&mirror));
-        let published = Box::new(move |directory: BorrowedFd<'_>, name: &OsStr| {
+        let counted = metrics.clone();
+        let tell = Box::new(move |change: Change<'_>| {
             if let (Some(notifier), Some(mirror)) = (of_jobs.get(), known.upgrade()) {
-                name_changed(&mirror, notifier, directory, name);
+                let teller = Teller {
+                    mirror: &mirror,
+                    metrics: &counted,
+                    notifier,
+                };
+                teller.copied(change);
             }
         });
-        let jobs = Jobs::new(jobs_options, metrics.clone(), published);
+        let jobs = Jobs::new(jobs_options, metrics.clone(), tell);
         let config = format!("{config}watched_by={}\n", mirror.watched_by());
         let control = ControlFiles::new(mirror.clone(), metrics.clone(), jobs, config);
         Ok(Self {
@@ -145,6 +150,11 @@ impl Shared {
     /// Housekeeping, once a second.
     pub fn tick(&self) {
         self.mirror.tick();
+    }
+
+    /// Cancels all copies, and takes no more: the mount is about to go.
+    pub fn cancel_copies(&self) {
+        self.control.cancel_copies();
     }
 
     /// Ends what still runs, after the last request.

@@ -7,6 +7,7 @@ use rustix::event::EventfdFlags;
 
 use super::notifier::{Entry, Extent, Notifier};
 use super::shared::Shared;
+use crate::copy::Change;
 use crate::mirror::{Mirror, NodeId, Stale};
 use crate::observe::{Invalidated, Metrics};
 use crate::sys::{Errno, OrFail, Result};
@@ -89,6 +90,38 @@ impl Teller<'_> {
                 self.everything();
             }
         }
+    }
+
+    /// What a copy has changed. The kernel knows nothing of it, and what watches the source leaves
+    /// out what this process does.
+    pub(super) fn copied(&self, change: Change<'_>) {
+        match change {
+            Change::Name(directory, name) => {
+                let Ok(stat) = rustix::fs::fstat(directory) else {
+                    return;
+                };
+                for directory in self.known((stat.st_dev, stat.st_ino)) {
+                    logged(self.notifier.inval_entry(directory, name, Entry::Drop));
+                    logged(self.notifier.inval_inode(directory, Extent::Attributes));
+                }
+            }
+            Change::File(file, bytes) => {
+                let extent = if bytes {
+                    Extent::All
+                } else {
+                    Extent::Attributes
+                };
+                for file in self.known(file) {
+                    self.inode(file, extent);
+                }
+            }
+        }
+    }
+
+    /// What the kernel calls a file, by each mount within the source by which it knows it.
+    fn known(&self, (device, ino): (u64, u64)) -> impl Iterator<Item = NodeId> {
+        let twins = self.mirror.table().twins(device, ino);
+        twins.into_iter().map(|inode| inode.id)
     }
 
     /// An inode that the kernel does not have it may be about to make of an answer that is older

@@ -46,7 +46,7 @@ fn tree(folder: &OwnedFd) -> Tree<'_> {
         mountpoints: &[],
         reserved: None,
         umask: 0o022,
-        published: &|_, _| {},
+        told: &|_| {},
     }
 }
 

@@ -89,7 +89,8 @@ pub fn parse(line: &[u8]) -> Result<Option<Request>> {
 /// EINVAL for one that stands elsewhere, and for one that is glued to the last word: a shell takes
 /// it for its own there, a name may end so.
 fn take_ampersand(words: &mut Vec<Word>) -> Result<Option<usize>> {
-    let lone = |word: &Word| word.ends_plain && word.bytes == b"&";
+    // Not with empty quotes before it, which are a word.
+    let lone = |word: &Word| word.raw == 1 && word.bytes == b"&";
     let last = words.pop_if(|word| lone(word)).map(|word| word.column);
     if let Some(early) = words.iter().find(|word| lone(word)) {
         return Err(early.refuse("the end of a line is the place of an unquoted"));

@@ -354,6 +354,15 @@ fn word() -> impl Strategy<Value = String> {
     prop_oneof![known.prop_map(str::to_owned), "[-=a-z&'\"\\\\ ]{0,8}"]
 }
 
+#[test]
+fn an_ampersand_after_empty_quotes_is_glued_to_a_word() {
+    for line in [r#"a b ""&"#, "a ''&", r#"a b "" ''&"#] {
+        let said = parse(line.as_bytes()).unwrap_err().detail.unwrap();
+        assert!(said.contains("a space belongs before this &"), "{said}");
+    }
+    assert!(copy("a b &").background);
+}
+
 proptest! {
     #[test]
     fn no_line_makes_it_panic(line in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -5,10 +5,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, linkat, openat, renameat, unlinkat};
+use rustix::fs::{
+    AtFlags, Mode, OFlags, RawDir, fstat, linkat, openat, renameat, statat, unlinkat,
+};
 
 use crate::copy::leftovers::hidden_name;
 use crate::copy::options::Backup;
+use crate::sys::creds::acting_uid;
 use crate::sys::{Errno, OrFail, Result};
 
 /// A backup that was made, and how it is taken back when the copy fails.
@@ -63,7 +66,7 @@ pub(super) fn make(
             most => numbered(name, most + 1),
         },
     };
-    if may_link && link(directory, name, &kept)? {
+    if may_link && may_unlink(directory, name)? && link(directory, name, &kept)? {
         return Ok(Some(Made {
             name: kept,
             linked: true,
@@ -74,6 +77,17 @@ pub(super) fn make(
         name: kept,
         linked: false,
     }))
+}
+
+/// Whether a second name of this file could be taken away again: in a sticky directory only the
+/// owner of the one or the other may. Whom a capability allows it goes the other way, too.
+fn may_unlink(directory: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
+    let holder = fstat(directory).or_fail("fstat")?;
+    if holder.st_mode & Mode::SVTX.as_raw_mode() == 0 || holder.st_uid == acting_uid() {
+        return Ok(true);
+    }
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).or_fail("fstatat")?;
+    Ok(stat.st_uid == acting_uid())
 }
 
 /// False where this file can't have two names.

@@ -14,14 +14,14 @@ use rustix::fs::{
 };
 
 use super::exclude::Exclude;
-use super::folder::{Folder, Open, shown};
+use super::folder::{Folder, Open, id, shown};
 use super::links::{Copied, Holder, Links, Turn};
 use super::pool::{Batch, Entry};
 use super::unsynced::Unsynced;
 use super::{Names, backup};
 use crate::copy::engine::small::{self, Small};
 use crate::copy::engine::{self, Order};
-use crate::copy::leftovers::hidden_name;
+use crate::copy::leftovers::{self, hidden_name};
 use crate::copy::resolve::{Source, Target, file_type, same_file};
 use crate::copy::{attributes, options::Backup};
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -163,7 +163,35 @@ impl<'a> Job<'a> {
         }
         let found = openat(&open.source, &entry.name, FIND, Mode::empty()).or_fail("open")?;
         let stat = fstat(&found).or_fail("fstat")?;
+        self.refuse_own_target(&stat, &shown(Some(&open.folder), name), existing.as_ref())?;
         self.found(found, &stat, spot, small)
+    }
+
+    /// A link that takes the place of what it leads to would lead to itself, and that be lost.
+    /// `path` is that of the link, from where names begin.
+    ///
+    /// # Errors
+    /// EINVAL.
+    pub(super) fn refuse_own_target(
+        &self,
+        link: &Stat,
+        path: &[u8],
+        existing: Option<&Stat>,
+    ) -> Result<()> {
+        let options = self.order.options;
+        let Some(existing) = existing.filter(|_| !options.no_clobber && !self.keeps_backups())
+        else {
+            return Ok(());
+        };
+        let kinds = (file_type(link), file_type(existing));
+        if kinds == (FileType::Symlink, FileType::RegularFile)
+            && let Ok(target) = self.names.source(path, true)
+            && same_file(&target.stat, existing)
+        {
+            return Err(Fail::new(Errno::INVAL, "copy")
+                .because("the link leads to the file that it would replace"));
+        }
+        Ok(())
     }
 
     /// Copies what is no directory.
@@ -200,6 +228,7 @@ impl<'a> Job<'a> {
     }
 
     fn bytes(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<()> {
+        self.tidy(spot)?;
         if spot.existing.is_none() && self.small {
             let gives_acl = spot.holder.gives_acl();
             if small.copy(source, spot.directory, spot.name, self.order, gives_acl)? {
@@ -217,12 +246,17 @@ impl<'a> Job<'a> {
             let standing = existing.as_ref().map(file_type);
             if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
                 target.check_writable()?;
-            } else if standing == Some(FileType::Symlink) && self.order.options.inplace {
-                // It is not written through.
-                unlinkat(spot.directory, spot.name, AtFlags::empty()).or_fail("unlinkat")?;
             }
             engine::copy(source, &target, self.order)
         })
+    }
+
+    /// Removes what dead copies have left where this one goes; in a new directory is none.
+    fn tidy(&self, spot: Spot<'_>) -> Result<()> {
+        match spot.holder {
+            Place::Folder(folder) if folder.made => Ok(()),
+            _ => leftovers::visit(spot.directory, self.order.progress).map(drop),
+        }
     }
 
     fn keeps_backups(&self) -> bool {
@@ -297,6 +331,8 @@ impl<'a> Job<'a> {
                     .or_fail("linkat")
             })
         });
+        // It has another name more.
+        self.names.changed(first.id, false);
         match linked {
             // More names than the file system allows, or none (vfat).
             Err(Fail {
@@ -312,6 +348,7 @@ impl<'a> Job<'a> {
         if self.stays(stat, spot)? {
             return Ok(());
         }
+        self.tidy(spot)?;
         self.once(stat, spot, || {
             self.place(spot, |existing| {
                 replace(spot, existing.is_some(), |name| {
@@ -395,6 +432,8 @@ impl<'a> Job<'a> {
             self.names.published(spot.directory, made.name());
         }
         self.names.published(spot.directory, spot.name);
+        // It was written into, or has one name less, or a backup's instead.
+        self.names.changed(id(existing), options.inplace);
         put
     }
 }

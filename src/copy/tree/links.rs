@@ -37,7 +37,7 @@ struct Known {
 pub(super) struct Copied {
     holder: Holder,
     pub(super) name: OsString,
-    id: (u64, u64),
+    pub(super) id: (u64, u64),
 }
 
 /// The directory that holds it.

@@ -63,6 +63,10 @@ pub trait Names: Sync {
     /// with the tree), by any thread at work, under the credentials of the one who copies, with no
     /// lock held; the copy goes on when it returns.
     fn published(&self, directory: BorrowedFd<'_>, name: &OsStr);
+
+    /// A file that stood there, by device and inode, has changed under its name: its attributes,
+    /// and its bytes if `bytes` says so. Called as [`Names::published`] is.
+    fn changed(&self, _file: (u64, u64), _bytes: bool) {}
 }
 
 /// Something to be copied.
@@ -211,6 +215,7 @@ impl Job<'_> {
             existing: existing.as_ref(),
             holder: Place::Directory(&directory),
         };
+        self.refuse_own_target(&found.stat, source, existing.as_ref())?;
         self.found(found.file, &found.stat, spot, small)?;
         self.order.progress.file_done();
         Ok(())

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, OFlags, mknodat, open};
 
 use super::super::options::{CopyOptions, Preserve};
 use super::super::progress::Progress;
-use super::super::resolve::Tree;
+use super::super::resolve::{Change, Tree};
 use super::*;
 use crate::observe::Metrics;
 
@@ -71,8 +71,10 @@ impl World {
     fn try_copy(&self, options: &CopyOptions, sources: &[&str], to: &str) -> Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let root = open(self.folder.path(), flags, Mode::empty()).unwrap();
-        let published = |_: BorrowedFd<'_>, name: &OsStr| {
-            self.published.lock().unwrap().push(name.to_owned());
+        let told = |change: Change<'_>| {
+            if let Change::Name(_, name) = change {
+                self.published.lock().unwrap().push(name.to_owned());
+            }
         };
         let tree = Tree {
             root: root.as_fd(),
@@ -80,7 +82,7 @@ impl World {
             mountpoints: &[],
             reserved: Some(OsStr::new(".copy")),
             umask: 0o027,
-            published: &published,
+            told: &told,
         };
         let order = Order {
             options,

@@ -359,6 +359,7 @@ impl Job<'_> {
             Ok(()) => self.order.progress.file_done(),
             Err(fail) => self.failed(Some(&open.folder), OsStr::new(""), fail),
         }
+        self.names.changed(open.folder.copy, false);
     }
 
     fn finish(&self, open: &Open) -> Result<()> {

@@ -111,7 +111,11 @@ fn attend(mut signals: Signals, ender: &Ender, shared: &Shared) {
                 log::info!("SIGHUP: dropping windows and caches");
                 shared.drop_caches();
             }
-            _ => ender.asked(),
+            _ => {
+                // Who waits for one would keep the mount busy for as long as that takes.
+                shared.cancel_copies();
+                ender.asked();
+            }
         }
     }
 }

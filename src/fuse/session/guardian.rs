@@ -19,12 +19,23 @@ use crate::mirror::EventQueue;
 use crate::sys::creds;
 use crate::sys::process::{self, Side};
 use crate::sys::signals::{Held, SignalFd};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+/// So long a server that says that it has ended may take to be gone: it closes files and unmaps
+/// windows, and a thread may be within a call that nothing interrupts (a request that a FUSE source
+/// has taken and does not answer).
+const PARTING: Duration = Duration::from_secs(3);
+/// How often it is looked whether that has passed.
+const LOOK: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// What both processes have at the moment of their parting.
 struct Parting {
@@ -119,7 +130,7 @@ fn serve_below(
         let above = Above::Guardian(upwards.clone());
         super::serve_device(settings, served, device, above, signals, &in_force)
     };
-    match serve() {
+    let code = match serve() {
         Ok(()) => 0,
         Err(refusal) => {
             let code = refusal.code as i32;
@@ -127,7 +138,9 @@ fn serve_below(
             let _ = upwards.tell(&Told::Failed(refusal));
             code
         }
-    }
+    };
+    let _ = upwards.tell(&Told::Ended);
+    code
 }
 
 /// Answers what the server can't find out itself, from a thread that never touches the mount: the
@@ -192,7 +205,8 @@ impl Guardian {
             if !state.deaf {
                 events.push(PollFd::new(&self.told, PollFlags::IN));
             }
-            match rustix::event::poll(&mut events, None) {
+            let patience = state.ended.map(|_| LOOK);
+            match rustix::event::poll(&mut events, patience.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno)),
             }
@@ -208,6 +222,14 @@ impl Guardian {
                 // What was said last may have come after the look at the line.
                 self.listen(&mut state, None);
                 return self.bury(state);
+            }
+            if state.ended.is_some_and(|at| at.elapsed() > PARTING) {
+                log::warn!(
+                    "{}: a call of the source hangs; process {} ends when that returns",
+                    shown(&self.site().path),
+                    self.server.as_raw_nonzero()
+                );
+                return state.failed.map_or(Ok(()), Err);
             }
         }
     }
@@ -229,6 +251,7 @@ impl Guardian {
                 }
                 Told::Unmount => state.asked |= !self.ending.has_begun(),
                 Told::Failed(refusal) => state.failed = Some(refusal),
+                Told::Ended => state.ended = Some(Instant::now()),
             }
         }
         state.unmount_if_asked(&self.ending);
@@ -249,7 +272,11 @@ impl Guardian {
                 SIGHUP => {
                     let _ = rustix::process::kill_process(self.server, Signal::HUP);
                 }
-                _ => state.asked = true,
+                // Copies are the server's. It will ask for what is asked for already.
+                _ => {
+                    let _ = rustix::process::kill_process(self.server, Signal::TERM);
+                    state.asked = true;
+                }
             }
             state.unmount_if_asked(&self.ending);
         }
@@ -291,6 +318,8 @@ struct State {
     failed: Option<Refusal>,
     /// The server has closed its line.
     deaf: bool,
+    /// When it said that it has ended.
+    ended: Option<Instant>,
 }
 
 impl State {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 const READY: u8 = b'R';
 const UNMOUNT: u8 = b'U';
 const FAILED: u8 = b'F';
+const ENDED: u8 = b'E';
 const YES: u8 = b'y';
 
 /// The longest message, in bytes; longer words are cut.
@@ -39,6 +40,9 @@ pub(super) enum Told {
     Unmount,
     /// Why it ends.
     Failed(Refusal),
+    /// It has ended, as far as it can by itself: a thread that is within a system call of a source
+    /// that hangs goes when that returns, and so does the process.
+    Ended,
 }
 
 /// The server's end.
@@ -58,6 +62,7 @@ impl Upwards {
         let mut message = match what {
             Told::Ready => vec![READY],
             Told::Unmount => vec![UNMOUNT],
+            Told::Ended => vec![ENDED],
             Told::Failed(refusal) => {
                 let mut message = vec![FAILED, refusal.code as u8];
                 message.extend_from_slice(refusal.words.as_bytes());
@@ -89,6 +94,7 @@ impl Downwards {
         match message[..length] {
             [READY] => Some(Told::Ready),
             [UNMOUNT] => Some(Told::Unmount),
+            [ENDED] => Some(Told::Ended),
             [FAILED, code, ref words @ ..] => Some(Told::Failed(Refusal {
                 code: Code::of_number(code),
                 words: String::from_utf8_lossy(words).into_owned(),

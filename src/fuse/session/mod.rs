@@ -204,7 +204,11 @@ fn serve_device(
     } = served;
     let name = shown(source.path());
     // Before the first look at the source, which may hang already.
-    overdue::watch(device.as_fd())
+    let guardian = match &above {
+        Above::Guardian(line) => Some(line.clone()),
+        Above::Nobody(_) => None,
+    };
+    overdue::watch(device.as_fd(), guardian)
         .map_err(|error| Refusal::system(format!("start threads for {name}: {}", said(error))))?;
     let config = settings.config_text(source.path(), &site.path, in_force);
     let mut options = settings.options.clone();

@@ -1,5 +1,6 @@
 //! The end of a daemon whose source hangs: what waits for it must not keep the daemon for ever.
 
+use super::line::{Told, Upwards};
 use crate::sys::OrFail;
 use crate::sys::Result as SysResult;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -15,8 +16,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// (`/dev/fuse`) has ended: an event loop waits for the source then, or a copy does, and neither
 /// may ever come back.
 ///
-/// A process that ends in time takes the thread with it.
-pub(super) fn watch(device: BorrowedFd<'_>) -> io::Result<()> {
+/// A process that ends in time takes the thread with it. The guardian, if there is one, is told:
+/// it would wait for a thread that not even that ends.
+pub(super) fn watch(device: BorrowedFd<'_>, guardian: Option<Upwards>) -> io::Result<()> {
     let device = rustix::io::fcntl_dupfd_cloexec(device, 0)?;
     let body = move || {
         if let Err(fail) = connection_ended(&device) {
@@ -28,6 +30,10 @@ pub(super) fn watch(device: BorrowedFd<'_>) -> io::Result<()> {
             "the mount is gone, and what waits for the source did not end in {} s: left undone",
             GRACE.as_secs()
         );
+        if let Some(guardian) = guardian {
+            // One that is gone needs no telling.
+            let _ = guardian.tell(&Told::Ended);
+        }
         std::process::exit(0);
     };
     Builder::new().name("overdue".into()).spawn(body)?;

@@ -5,21 +5,25 @@ mod attributes;
 mod changing;
 mod crash;
 mod disks;
+mod ends;
 mod errors;
 mod full;
 mod hanging;
 mod methods;
+mod oddities;
 mod options;
 mod phases;
 mod races;
 mod ranges;
 mod resume;
+mod seen;
 mod stored;
+mod storms;
 mod trees;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -84,7 +88,7 @@ fn copy(root: &Path, options: &CopyOptions, sources: &[&str], destination: &str)
         mountpoints: &[],
         reserved: Some(OsStr::new(".copy")),
         umask: 0o022,
-        published: &|_: BorrowedFd<'_>, _: &OsStr| {},
+        told: &|_| {},
     };
     let order = Order {
         options,
