@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -30,6 +31,9 @@ use crate::sys::{Errno, Fail, Result, umask};
 const MOST_WAITING: (usize, usize, usize) = (1024, 2048, 16);
 /// The same for their bytes.
 const MOST_BYTES: (usize, usize, usize) = (16 << 20, 64 << 20, 1 << 20);
+/// Copies that are under way when the mount is to go may end within so long: who waits for one keeps
+/// the mount busy, and a source that hangs would keep it for ever.
+const GRACE: Duration = Duration::from_secs(5);
 /// Lines that are read in one go, before it is another's turn.
 const LINES_A_TURN: usize = 64;
 /// A write of one line up to so many bytes is read by the one who brings it.
@@ -113,9 +117,15 @@ impl Jobs {
         self.registry.json(viewer_uid).into_bytes()
     }
 
-    /// Cancels all copies, and takes no more (ECANCELED). Waits for nothing.
-    pub fn close(&self) {
-        self.registry.close();
+    /// The mount is to go, when its last user does: copies that run or wait now and are still there
+    /// some seconds from now are cancelled (see [`Jobs::tick`]). Others are taken as before.
+    pub fn wind_up(&self) {
+        self.registry.wind_up(Instant::now() + GRACE);
+    }
+
+    /// To be called every second: cancels those whose time is over.
+    pub fn tick(&self) {
+        self.registry.cancel_overdue();
     }
 
     /// Cancels all copies, takes no more (ECANCELED), and waits until every write is answered: a

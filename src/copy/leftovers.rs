@@ -11,7 +11,6 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::UNIX_EPOCH;
@@ -97,8 +96,9 @@ impl Owner {
 
     /// Whether it can be told for sure that the process is no more, from its name alone.
     ///
-    /// Of another process only that its number is free counts: what else /proc knows of a process
-    /// may be withheld while it executes a program, and it may be waiting for us.
+    /// Of another process only that its number is free counts, or that nobody has waited for its
+    /// end: what else /proc knows of a process may be withheld while it executes a program, and it
+    /// may be waiting for us.
     fn is_gone(&self) -> bool {
         let this = Self::this();
         if self.boot.is_empty() || self.boot != this.boot || self.namespace != this.namespace {
@@ -107,8 +107,17 @@ impl Owner {
         if self.pid == this.pid {
             return self.start != this.start;
         }
-        !Path::new("/proc").join(self.pid.to_string()).exists()
+        match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+            Ok(stat) => has_ended(&stat),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        }
     }
+}
+
+/// The third field: a zombie, or less.
+fn has_ended(stat: &str) -> bool {
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    matches!(fields.trim_start().as_bytes().first(), Some(b'Z' | b'X'))
 }
 
 /// The 22nd field; the second, in parentheses, may hold anything.

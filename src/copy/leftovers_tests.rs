@@ -5,6 +5,8 @@ use std::os::unix::fs::symlink;
 
 use rustix::fs::open;
 
+use std::path::Path;
+
 use super::*;
 
 fn folder_of(path: &Path) -> OwnedFd {
@@ -210,4 +212,17 @@ fn a_job_looks_once_at_a_directory_and_remembers_few() {
     }
     assert!(looked(root.path()), "looked again");
     assert_eq!(progress.swept.directories.lock().len(), MOST_SWEPT);
+}
+
+#[test]
+fn who_has_ended_and_is_not_waited_for_is_gone() {
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !has_ended(&fs::read_to_string(&stat).unwrap()) {
+        assert!(std::time::Instant::now() < deadline, "it does not end");
+    }
+    assert!(!has_ended(&fs::read_to_string("/proc/self/stat").unwrap()));
+    assert!(!has_ended("1 (a) Z) R 1") && has_ended("1 (a) R) Z 1"));
+    child.wait().unwrap();
 }

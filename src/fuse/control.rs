@@ -368,8 +368,12 @@ impl ControlFiles {
         })
     }
 
-    pub(super) fn cancel_copies(&self) {
-        self.jobs.close();
+    pub(super) fn wind_up(&self) {
+        self.jobs.wind_up();
+    }
+
+    pub(super) fn tick(&self) {
+        self.jobs.tick();
     }
 
     pub(super) fn shutdown(&self) {

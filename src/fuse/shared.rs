@@ -150,11 +150,12 @@ impl Shared {
     /// Housekeeping, once a second.
     pub fn tick(&self) {
         self.mirror.tick();
+        self.control.tick();
     }
 
-    /// Cancels all copies, and takes no more: the mount is about to go.
-    pub fn cancel_copies(&self) {
-        self.control.cancel_copies();
+    /// The mount is about to go: copies that are under way have a few seconds left.
+    pub fn wind_up(&self) {
+        self.control.wind_up();
     }
 
     /// Ends what still runs, after the last request.

@@ -254,6 +254,34 @@ impl Registry {
         self.over.notify_all();
     }
 
+    /// What is there now and not done at `deadline` is to be cancelled then. A deadline that was set
+    /// before stays.
+    pub(in crate::copy) fn wind_up(&self, deadline: Instant) {
+        let mut table = self.table.lock();
+        let last = table.last_number;
+        table.winding_up.get_or_insert((deadline, last));
+    }
+
+    /// Cancels what [`Registry::wind_up`] has found, when its time has come.
+    pub(in crate::copy) fn cancel_overdue(&self) {
+        let mut table = self.table.lock();
+        let due = table
+            .winding_up
+            .take_if(|(deadline, _)| Instant::now() >= *deadline);
+        let Some((_, last)) = due else {
+            return;
+        };
+        let old: Vec<_> = table
+            .live
+            .range(..=last)
+            .map(|(_, job)| job.clone())
+            .collect();
+        for job in &old {
+            table.stop(job, Cause::Closed);
+        }
+        self.wake(&mut table);
+    }
+
     /// Cancels what is there, and takes no more.
     pub(in crate::copy) fn close(&self) {
         let mut table = self.table.lock();

@@ -48,6 +48,8 @@ pub(super) struct Table {
     /// Those for whom there was no room: how often, and why the last time.
     pub(super) turned_away: HashMap<u32, (u64, Fail)>,
     pub(super) closed: bool,
+    /// When jobs up to this number are to be cancelled.
+    pub(super) winding_up: Option<(Instant, u64)>,
     pub(super) supervised: bool,
     /// Since the supervisor last looked.
     pub(super) stirred: bool,
@@ -79,6 +81,7 @@ impl Table {
             ended_text: 0,
             turned_away: HashMap::new(),
             closed: false,
+            winding_up: None,
             supervised: false,
             stirred: false,
         }

@@ -113,7 +113,7 @@ fn attend(mut signals: Signals, ender: &Ender, shared: &Shared) {
             }
             _ => {
                 // Who waits for one would keep the mount busy for as long as that takes.
-                shared.cancel_copies();
+                shared.wind_up();
                 ender.asked();
             }
         }

@@ -21,28 +21,33 @@ fn a_signal_to_the_daemon_ends_copies_that_are_waited_for() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;
     }
-    for sandbox in ["auto", "off"] {
-        for of_server in [false, true] {
-            let source = Scratch::new();
-            write_content(&source.path().join("f"), 1, 8 << 20);
-            let opt = format!("sandbox={sandbox}");
-            let mut mount = Mount::of(source.path()).opt(opt).start();
-            tell(mount.path(), "--limit 1K f back &").unwrap();
-            let mut writer = waits(mount.path(), "--limit 1K f to");
-            wait_until("both run", PATIENCE, || {
-                let list = fs::read_to_string(mount.path().join(".copy")).unwrap();
-                list.matches(" running").count() >= 2
-            });
-            match of_server {
-                true => mount.signal_server(Signal::TERM),
-                false => mount.signal(Signal::TERM),
-            }
-            // Nobody else has anything open, so it goes when the writer has his answer.
-            let status = mount.wait(PATIENCE).expect("the daemon ends");
-            assert!(status.success(), "{}", mount.log());
-            assert!(!writer.wait().unwrap().success());
-            assert_eq!(names(source.path()), ["f"]);
+    // Each takes the seconds that copies have left.
+    let all = [
+        ("auto", false),
+        ("off", false),
+        ("auto", true),
+        ("off", true),
+    ];
+    for (sandbox, of_server) in all.into_iter().take(soak(4).max(2) as usize) {
+        let source = Scratch::new();
+        write_content(&source.path().join("f"), 1, 8 << 20);
+        let opt = format!("sandbox={sandbox}");
+        let mut mount = Mount::of(source.path()).opt(opt).start();
+        tell(mount.path(), "--limit 1K f back &").unwrap();
+        let mut writer = waits(mount.path(), "--limit 1K f to");
+        wait_until("both run", PATIENCE, || {
+            let list = fs::read_to_string(mount.path().join(".copy")).unwrap();
+            list.matches(" running").count() >= 2
+        });
+        match of_server {
+            true => mount.signal_server(Signal::TERM),
+            false => mount.signal(Signal::TERM),
         }
+        // Nobody else has anything open, so it goes when the writer has his answer.
+        let status = mount.wait(PATIENCE).expect("the daemon ends");
+        assert!(status.success(), "{}", mount.log());
+        assert!(!writer.wait().unwrap().success());
+        assert_eq!(names(source.path()), ["f"]);
     }
 }
 
