@@ -349,7 +349,7 @@ fn the_owner_of_a_mount_may_force_it_too() {
     // By the kernel's own switch, where it is mounted; in a namespace, because it may be
     // mounted once only. What the mount is there for others, its daemon takes away.
     let script = r#"
-        mount -t fusectl none /sys/fs/fuse/connections
+        mountpoint -q /sys/fs/fuse/connections || mount -t fusectl none /sys/fs/fuse/connections
         exec setpriv --reuid "$1" --regid "$2" --clear-groups "$3" umount --force "$4"
     "#;
     let scratch = Scratch::new();
