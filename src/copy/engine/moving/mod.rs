@@ -153,7 +153,7 @@ impl<'a> Pass<'a> {
         let first = ladder.first().copied();
         // A small file with as many blocks as it can use has no hole, or one that costs its source
         // as much. In memory blocks are pages, and to look for holes is to look at each of them: it
-        // took a tenth of the time of a copy on tmpfs.
+        // took 7 % of the time of a copy on tmpfs.
         let solid = options.sparse == Sparse::Never
             || options.sparse == Sparse::Auto
                 && self.allocated == self.size

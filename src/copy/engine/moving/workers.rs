@@ -3,13 +3,12 @@
 //! Writers of one file take turns (ext4, XFS and others lock the inode for a write), but while one
 //! writes another can have the source's bytes brought in. One worker does best from a mapping; of
 //! two each change of the page tables costs the other an interrupt, and reading into a buffer that
-//! the processor's cache holds may win. Measured on two quiet processors, 256 MiB cached, in
-//! milliseconds, `cp --reflink=never` first, then one and two workers with mappings, two with
-//! buffers: ext4 109, 80, 90, 74; XFS 90, 60, 55, 50; btrfs 266, 258, 198, 195; tmpfs 183, 200,
-//! 140, 125.
+//! the processor's cache holds may win. Measured as ratios to `cp --reflink=never`, 512 MiB cached,
+//! two processors, medians of three rounds, one and two workers with mappings, two with buffers:
+//! ext4 1.54, 1.61, 1.85; XFS 1.79, 2.02, 2.30; tmpfs 0.87, 1.14, 1.44; btrfs 0.98, 1.06, 1.22.
 //!
 //! What gains depends on the file systems, the device, the machine and who else is at work, so
-//! large copies are timed in stretches, in each way in turn, and then go on in what was fastest.
+//! large copies are timed in stretches, one worker and more in turn, and then go on in what was fastest.
 //! What was found is remembered for the life of the process, by kind of copy, and looked at again
 //! now and then.
 
