@@ -38,6 +38,8 @@ const FIND: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 pub(super) struct Job<'a> {
     pub(super) names: &'a dyn Names,
     pub(super) order: &'a Order<'a>,
+    /// How the files of a tree are copied: those who copy several at a time have one worker each.
+    pub(super) within: &'a Order<'a>,
     pub(super) exclude: Exclude,
     links: Links,
     /// Small files may go the cheap way.
@@ -84,10 +86,15 @@ impl Place<'_> {
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn new(names: &'a dyn Names, order: &'a Order<'a>) -> Result<Self> {
+    pub(super) fn new(
+        names: &'a dyn Names,
+        order: &'a Order<'a>,
+        within: &'a Order<'a>,
+    ) -> Result<Self> {
         Ok(Self {
             names,
             order,
+            within,
             exclude: Exclude::new(&order.options.exclude)?,
             links: Links::default(),
             small: small::suits(order.options),
@@ -247,7 +254,11 @@ impl<'a> Job<'a> {
             if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
                 target.check_writable()?;
             }
-            engine::copy(source, &target, self.order)
+            let order = match spot.holder {
+                Place::Folder(_) => self.within,
+                Place::Directory(_) => self.order,
+            };
+            engine::copy(source, &target, order)
         })
     }
 

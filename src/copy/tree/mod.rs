@@ -14,6 +14,7 @@ mod unsynced;
 mod walk;
 
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -117,7 +118,15 @@ pub fn copy_all(
         true => 0,
         false => names.umask(),
     })?;
-    let done = Job::new(names, order).and_then(|job| job.all(sources, destination));
+    let mut options = order.options.clone();
+    // The files of a tree share its workers, instead of each having several.
+    let shared = u16::try_from(workers(order)).ok().and_then(NonZeroU16::new);
+    options.workers = shared.or(options.workers);
+    let within = Order {
+        options: &options,
+        ..*order
+    };
+    let done = Job::new(names, order, &within).and_then(|job| job.all(sources, destination));
     umask::set(before)?;
     done
 }
@@ -289,11 +298,7 @@ impl Job<'_> {
             }
         };
         let pool = Pool::default();
-        let workers = self
-            .order
-            .options
-            .workers
-            .map_or_else(auto, |n| n.get().into());
+        let workers = workers(self.order);
         self.order
             .progress
             .set_workers(u16::try_from(workers).unwrap_or(u16::MAX));
@@ -307,8 +312,10 @@ impl Job<'_> {
     }
 }
 
-fn auto() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS))
+/// Threads that copy a tree.
+fn workers(order: &Order<'_>) -> usize {
+    let auto = || std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
+    order.options.workers.map_or_else(auto, |n| n.get().into())
 }
 
 fn named(target: Target) -> Goal {

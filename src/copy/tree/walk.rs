@@ -26,8 +26,11 @@ use crate::sys::{Errno, Fail, OrFail, Result, umask};
 
 /// Levels that are open, besides the top.
 const OPEN: usize = 16;
-/// Files of one directory that are handed over at once.
-const BATCH: usize = 32;
+/// Files of one directory that are handed over at once: mostly all of them, so that two workers are
+/// in different directories. In one, each new name on XFS waits for the same allocation group
+/// (measured: 0.34 s for 10,000 files with one worker, 0.42 s with two in the same directories, a
+/// quarter of it in `xfs_read_agi`).
+const BATCH: usize = 512;
 /// Bytes of one getdents(2).
 pub(super) const LISTING: usize = 32 << 10;
 

@@ -15,7 +15,7 @@ use super::buffered::Aligned;
 use super::direct::Direct;
 use super::mapped::Windows;
 use super::plan::{Plan, Walk};
-use super::workers::{self, Kind, LARGE, STRETCH};
+use super::workers::{self, Kind, LARGE, STRETCH, Way};
 use crate::copy::options::{Method, Sparse};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -55,6 +55,8 @@ pub(super) struct Course<'a> {
     end: AtomicU64,
     /// How many workers there should be, and how many helpers the first one has.
     wanted: AtomicU16,
+    /// What would be written from a mapping goes through a buffer.
+    buffered: AtomicBool,
     helpers: AtomicU16,
     /// Somebody failed: the others stop.
     over: AtomicBool,
@@ -82,11 +84,13 @@ impl<'a> Course<'a> {
                 source: kinds.0,
                 destination: kinds.1,
                 method: ladder.first().copied(),
+                free: pass.order.options.method.is_none(),
                 direct: direct.is_on(),
             },
             moved: AtomicU64::new(0),
             end: AtomicU64::new(u64::MAX),
             wanted: AtomicU16::new(1),
+            buffered: AtomicBool::new(false),
             helpers: AtomicU16::new(0),
             over: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -167,21 +171,21 @@ impl<'a> Course<'a> {
     fn lead<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) -> Result<()> {
         let asked = self.pass.order.options.workers;
         let measured = asked.is_none() && self.worth_measuring();
-        let number = match asked {
-            Some(number) if self.size() > self.unit => number.get(),
+        let way = match asked {
+            Some(number) if self.size() > self.unit => Way::of(number.get()),
             _ if measured => workers::next(self.kind),
-            _ => 1,
+            _ => Way::of(1),
         };
-        self.set_workers(scope, number);
+        self.set_way(scope, way);
         let mut worker = Worker::default();
         let mut stretch = Stretch::begin(self);
         while self.next(&mut worker)? {
             // Another file of the tree may have let go of some.
-            if asked.is_some() && number > 1 {
-                self.set_workers(scope, number);
+            if asked.is_some() && way.workers > 1 {
+                self.set_way(scope, way);
             }
-            if measured && let Some(number) = stretch.step(self) {
-                self.set_workers(scope, number);
+            if measured && let Some(way) = stretch.step(self) {
+                self.set_way(scope, way);
             }
         }
         Ok(())
@@ -192,16 +196,16 @@ impl<'a> Course<'a> {
         self.size() >= LARGE && self.pass.order.options.limit.is_none()
     }
 
-    fn set_workers<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: u16) {
+    fn set_way<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, way: Way) {
         let progress = self.pass.progress();
+        let number = way.workers;
         self.wanted.store(number, Ordering::Relaxed);
+        if self.buffered.swap(way.buffered, Ordering::Relaxed) != way.buffered {
+            self.set_method();
+        }
         // What is measured is what was asked for here; a number that was named is that of the job.
-        let most = self
-            .pass
-            .order
-            .options
-            .workers
-            .map_or(u16::MAX, |n| n.get());
+        let named = self.pass.order.options.workers;
+        let most = named.map_or(u16::MAX, |n| n.get());
         while self.helpers.load(Ordering::Relaxed) + 1 < number && progress.begin_work_unless(most)
         {
             // They act as we do: Linux gives a thread the credentials of the one that starts it.
@@ -280,8 +284,7 @@ impl<'a> Course<'a> {
 
     fn part(&self, worker: &mut Worker, mut part: Range<u64>) -> Result<()> {
         loop {
-            let rung = self.rung.load(Ordering::Relaxed);
-            let method = self.ladder.get(rung).copied().unwrap_or(Method::ReadWrite);
+            let (rung, method) = self.method();
             let outcome = match method {
                 Method::CopyRange => self.copy_range(part.clone()),
                 Method::MapMap => self.map_map(worker, part.clone()),
@@ -300,16 +303,26 @@ impl<'a> Course<'a> {
         }
     }
 
-    fn set_method(&self) {
+    /// The rung of the ladder, and what is done there.
+    fn method(&self) -> (usize, Method) {
         let rung = self.rung.load(Ordering::Relaxed);
-        let method = self.ladder.get(rung).copied().unwrap_or(Method::ReadWrite);
-        self.pass.progress().set_method(method);
+        match self.ladder.get(rung).copied() {
+            Some(Method::MapWrite) if self.buffered.load(Ordering::Relaxed) => {
+                (rung, Method::ReadWrite)
+            }
+            Some(method) => (rung, method),
+            None => (rung, Method::ReadWrite),
+        }
+    }
+
+    fn set_method(&self) {
+        self.pass.progress().set_method(self.method().1);
     }
 }
 
 /// A stretch of the copy, timed.
 struct Stretch {
-    workers: u16,
+    way: Way,
     since: Instant,
     from: u64,
     /// It began with others still at work that it should not have.
@@ -319,15 +332,18 @@ struct Stretch {
 impl Stretch {
     fn begin(course: &Course<'_>) -> Self {
         Self {
-            workers: course.wanted.load(Ordering::Relaxed),
+            way: Way {
+                workers: course.wanted.load(Ordering::Relaxed),
+                buffered: course.buffered.load(Ordering::Relaxed),
+            },
             since: Instant::now(),
             from: course.moved.load(Ordering::Relaxed),
             unsettled: true,
         }
     }
 
-    /// After each part: at the end of a stretch, how many workers the next has.
-    fn step(&mut self, course: &Course<'_>) -> Option<u16> {
+    /// After each part: at the end of a stretch, the way of the next.
+    fn step(&mut self, course: &Course<'_>) -> Option<Way> {
         let moved = course.moved.load(Ordering::Relaxed);
         if std::mem::take(&mut self.unsettled) {
             (self.since, self.from) = (Instant::now(), moved);
@@ -337,18 +353,15 @@ impl Stretch {
             return None;
         }
         let seconds = self.since.elapsed().as_secs_f64().max(1e-9);
-        workers::record(
-            course.kind,
-            self.workers,
-            (moved - self.from) as f64 / seconds,
-        );
-        let number = workers::next(course.kind);
+        let rate = (moved - self.from) as f64 / seconds;
+        workers::record(course.kind, self.way, rate);
+        let way = workers::next(course.kind);
         *self = Self {
-            workers: number,
+            way,
             since: Instant::now(),
             from: moved,
-            unsettled: number != self.workers,
+            unsettled: way != self.way,
         };
-        Some(number)
+        Some(way)
     }
 }

@@ -152,9 +152,12 @@ impl<'a> Pass<'a> {
         let ladder = self.ladder(kinds, direct.is_on());
         let first = ladder.first().copied();
         // A small file with as many blocks as it can use has no hole, or one that costs its source
-        // as much.
+        // as much. In memory blocks are pages, and to look for holes is to look at each of them: it
+        // took 7 % of the time of a copy on tmpfs.
         let solid = options.sparse == Sparse::Never
-            || small && options.sparse == Sparse::Auto && self.allocated == self.size;
+            || options.sparse == Sparse::Auto
+                && self.allocated == self.size
+                && (small || shared::is_memory(kinds.0));
         // How much of it is zeros nobody knows; what the file system shares needs no space; and a
         // single small write finds a full disk by itself.
         let reserve = options.sparse != Sparse::Always

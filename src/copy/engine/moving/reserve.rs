@@ -6,6 +6,7 @@ use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
 use super::Pass;
 use super::plan::overlap;
+use super::shared::{is_memory, kind};
 use crate::copy::extents::{Extents, cut};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -18,7 +19,9 @@ impl Pass<'_> {
         let whole = solid.then(|| Ok(range.clone()));
         let walked = (!solid).then(|| Extents::starting(self.source, range.start, range.end));
         let (mut total, mut there) = (0, 0);
-        let mut possible = reserve;
+        // In memory, pages that are reserved are walked twice (a fifth to a third of the time of
+        // a copy on tmpfs, measured), and what is free there is known to the page.
+        let mut possible = reserve && !is_memory(kind(self.destination));
         for extent in whole.into_iter().chain(walked.into_iter().flatten()) {
             let extent = extent?;
             total += extent.end - extent.start;

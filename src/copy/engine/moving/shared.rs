@@ -52,6 +52,11 @@ pub(super) fn never_shares(kind: u64) -> bool {
     matches!(kind, 0xef53 | 0x0102_1994 | 0xf2f5_2010)
 }
 
+/// File systems whose files are pages of memory and nothing else: tmpfs.
+pub(super) fn is_memory(kind: u64) -> bool {
+    kind == 0x0102_1994
+}
+
 impl Pass<'_> {
     /// Shares the extents of the whole source. How far that was possible: 0 is "not here".
     ///

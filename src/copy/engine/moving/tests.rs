@@ -393,6 +393,7 @@ fn a_large_copy_finds_out_how_many_workers_it_wants() {
         source: shared::kind(from.as_fd()),
         destination: shared::kind(to.as_fd()),
         method: Some(Method::MapWrite),
+        free: true,
         direct: false,
     };
     let options = CopyOptions {
