@@ -128,12 +128,16 @@ impl Count<'_> {
         }
     }
 
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the width differs between machines"
+    )]
     fn add(&mut self, stat: &Stat) {
         let options = self.job.order.options;
         self.files += 1;
         // Each name of a file brings its share: to remember them would take memory.
         let names = match options.preserve.links {
-            true => u64::try_from(stat.st_nlink).unwrap_or(1).max(1),
+            true => (stat.st_nlink as u64).max(1),
             false => 1,
         };
         self.bytes += bytes(stat, options) / names;

@@ -45,8 +45,12 @@ impl Unsynced {
     /// The first of fsync(2): the names stand, but may not survive a crash.
     pub(super) fn sync(&self) -> Result<()> {
         let directories = std::mem::take(&mut *self.directories.lock());
-        let sync = |directory: &OwnedFd| publish::Names::of(directory.as_fd())?.sync();
-        let synced = directories.iter().map(|(_, directory)| sync(directory));
-        synced.fold(Ok(()), |so_far, one| so_far.and(one))
+        let mut outcome = Ok(());
+        // All of them, whatever one says.
+        for (_, directory) in &directories {
+            let synced = publish::Names::of(directory.as_fd()).and_then(|names| names.sync());
+            outcome = outcome.and(synced);
+        }
+        outcome
     }
 }

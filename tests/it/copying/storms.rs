@@ -168,7 +168,10 @@ fn a_tree_that_hangs_can_be_cancelled_and_one_that_can_not_be_read_in_part_goes_
         let mount = Mount::of(source.path()).start();
         // By a signal to the one who waits, and by a line of his.
         for by_line in [false, true] {
-            source.faults().hang(on, None);
+            // Of the tree's directories, not of the root, which a new mount looks through.
+            source
+                .faults()
+                .hang(on, (on == On::Readdir).then_some("from"));
             let mut writer = sh(mount.path(), "echo -r from to > .copy");
             let mut writer = writer.stderr(Stdio::null()).spawn().unwrap();
             // The open of the next .copy must not wait for the listing of the root.
