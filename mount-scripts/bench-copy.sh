@@ -28,10 +28,10 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Bytes that the file systems must hold: the largest file three times, and room to breathe.
+# MiB that the file systems must hold: some copies of a file at once, and what is freed late.
 mib=${CORFS_BENCH_MIB:-1024}
 big=${CORFS_BENCH_BIG_MIB:-8192}
-room=$((mib * 4 + 2048))
+room=$((mib * 8 + 2048))
 roomy=$((room > big * 5 / 2 + 2048 ? room : big * 5 / 2 + 2048))
 
 # A file system of its own on an image: place KIND MIB, then what makes it.
