@@ -5,7 +5,7 @@
 #   mount-scripts/bench-copy.sh [FOLDER]    where the images lie (default: a temporary folder)
 #
 # Root is needed for the file systems; without, the file system of FOLDER is measured alone. FOLDER
-# wants about 30 GiB for all of it, memory 4 GiB. CORFS_BENCH_KINDS names the file systems ("ext4
+# wants about 30 GiB for all of it, memory 8 GiB. CORFS_BENCH_KINDS names the file systems ("ext4
 # xfs btrfs tmpfs"), CORFS_BENCH_ONLY the sections (warm,reflink,sparse,tree,cold,memory,big,cancel),
 # and CORFS_BENCH_MIB, _SPARSE_MIB, _BIG_MIB, _FILES, _ROUNDS the sizes (benches/copy/main.rs).
 set -eu
@@ -60,7 +60,7 @@ if [ "$(id -u)" -eq 0 ]; then
             ext4) place ext4 "$roomy" mkfs.ext4 -qF ;;
             xfs) place xfs "$room" mkfs.xfs -qf -m reflink=1 ;;
             btrfs) place btrfs "$room" mkfs.btrfs -qf ;;
-            tmpfs) place tmpfs "$((mib * 3 + 64))" ;;
+            tmpfs) place tmpfs "$((mib * 6 + 64))" ;;
             *) die "$kind: not one of ext4, xfs, btrfs, tmpfs" ;;
         esac || say "$kind: could not be made, left out"
     done
