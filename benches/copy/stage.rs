@@ -119,9 +119,20 @@ impl Stage {
 
     /// Bytes that are free on the file system.
     pub(crate) fn free(&self) -> u64 {
-        rustix::fs::sync();
-        let found = rustix::fs::statvfs(&self.source).expect("statvfs");
-        found.f_bfree * found.f_frsize
+        let free = || {
+            rustix::fs::sync();
+            let found = rustix::fs::statvfs(&self.source).expect("statvfs");
+            found.f_bfree * found.f_frsize
+        };
+        // XFS and btrfs give back what was removed some time later.
+        let mut before = free();
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            match free() {
+                same if same == before => return same,
+                other => before = other,
+            }
+        }
     }
 
     /// What the mount says of itself under this name.

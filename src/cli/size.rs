@@ -2,23 +2,10 @@
 
 use std::time::Duration;
 
+pub(super) use crate::copy::language::args::bytes;
+
 /// The longest timeout: a year, in seconds.
 const LONGEST: f64 = 31_536_000.0;
-
-/// Bytes: digits, then nothing, K, M, G or T (also KiB, …), powers of 1024.
-pub(super) fn bytes(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit());
-    let (digits, unit) = text.split_at(end.unwrap_or(text.len()));
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
 
 /// Seconds, with decimals and an `s` behind them if one likes; `ms` for thousandths.
 pub(super) fn seconds(text: &str) -> Option<Duration> {

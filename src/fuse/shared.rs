@@ -238,9 +238,10 @@ impl Shared {
         }
     }
 
-    /// Something was set of which the kernel does not know that it changes ctime too: flags, by an
-    /// ioctl (fs/fuse/ioctl.c, fuse_fileattr_set). Attributes alone are dropped without waiting
-    /// for anything, so that a request's thread may do it.
+    /// What the kernel holds of a file's attributes is, or will be, wrong without its knowing: flags
+    /// set by an ioctl change ctime too (fs/fuse/ioctl.c, fuse_fileattr_set), and stores in
+    /// passthrough come unseen. Attributes alone are dropped without waiting for anything, so that a
+    /// request's thread may do it.
     pub(super) fn attributes_changed(&self, id: NodeId) {
         if let Some(notifier) = self.notifier() {
             // What it does not know (ENOENT) or can't hear (ENOTCONN) needs no telling.

@@ -10,10 +10,11 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::ftruncate;
-use rustix::io::{pread, pwrite};
+use rustix::io::pread;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::sys::{Errno, Fail, OrFail, Result};
+use super::write_all;
+use crate::sys::{Errno, OrFail, Result};
 
 const MAGIC: [u8; 16] = *b"corfs-journal\n\x1a\0";
 const VERSION: u64 = 1;
@@ -106,7 +107,7 @@ fn parse(bytes: &[u8], identity: &Identity) -> Option<Vec<Record>> {
 /// Begins a journal anew.
 pub(super) fn begin(file: BorrowedFd<'_>, identity: &Identity) -> Result<()> {
     ftruncate(file, 0).or_fail("ftruncate")?;
-    write(file, &header(identity), 0)
+    write_all(file, &header(identity), 0)
 }
 
 /// Writes the record of that number.
@@ -117,22 +118,7 @@ pub(super) fn put(
     record: &Record,
 ) -> Result<()> {
     let at = HEADER + RECORD * number;
-    write(file, &encode(record, identity), at as u64)
-}
-
-fn write(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> Result<()> {
-    while !bytes.is_empty() {
-        match pwrite(file, bytes, at) {
-            Ok(0) => return Err(Fail::new(Errno::IO, "pwrite")),
-            Ok(count) => {
-                bytes = &bytes[count..];
-                at += count as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno).or_fail("pwrite"),
-        }
-    }
-    Ok(())
+    write_all(file, &encode(record, identity), at as u64)
 }
 
 #[cfg(test)]

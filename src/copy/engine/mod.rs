@@ -13,16 +13,17 @@ pub(super) mod small;
 mod verify;
 mod whole;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::FileType;
+use rustix::io::pwrite;
 
 use super::leftovers;
 use super::options::CopyOptions;
 use super::progress::Progress;
 use super::resolve::{Source, Target, file_type, same_file};
 use crate::observe::Metrics;
-use crate::sys::{Errno, Fail, Result};
+use crate::sys::{Errno, Fail, OrFail, Result};
 
 pub use ranges::copy_range;
 
@@ -80,6 +81,22 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
     whole::copy(source, target, order)?;
     if parts {
         resume::abandon(target);
+    }
+    Ok(())
+}
+
+/// Writes all bytes at `at`, whatever interrupts.
+fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> Result<()> {
+    while !bytes.is_empty() {
+        match pwrite(file, bytes, at) {
+            Ok(0) => return Err(Fail::new(Errno::IO, "pwrite")),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                at += count as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).or_fail("pwrite"),
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use rustix::fs::{FallocateFlags, copy_file_range, fallocate, fstat};
 use rustix::param::page_size;
 
 use super::moving::shared::not_here;
+use super::write_all;
 use crate::copy::extents::{Extents, cut};
 use crate::sys::{Errno, Fail, OrFail, Result};
 use crate::window::Map;
@@ -206,21 +207,6 @@ impl Ranges<'_> {
         }
         (at, None)
     }
-}
-
-fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8], mut at: u64) -> Result<()> {
-    while !bytes.is_empty() {
-        match rustix::io::pwrite(file, bytes, at) {
-            Ok(0) => return Err(Fail::new(Errno::IO, "pwrite")),
-            Ok(count) => {
-                bytes = &bytes[count..];
-                at += count as u64;
-            }
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno).or_fail("pwrite"),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, fstat, linkat, openat};
-use rustix::io::{pread, pwrite};
+use rustix::io::pread;
 
-use super::Order;
 use super::course::unchanged;
+use super::{Order, write_all};
 use crate::copy::attributes;
 use crate::copy::options::{CopyOptions, Method, Reflink, Sparse};
 use crate::copy::resolve::Source;
@@ -60,7 +60,7 @@ impl Small {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => return Ok(false),
             Err(errno) => return Err(Fail::new(errno, "open").because("a temporary file")),
         };
-        write(file.as_fd(), bytes)?;
+        write_all(file.as_fd(), bytes, 0)?;
         if !unchanged(stat, &fstat(&source.file).or_fail("fstat")?) {
             return Ok(false);
         }
@@ -112,19 +112,6 @@ pub(in crate::copy) fn suits(options: &CopyOptions) -> bool {
 /// Blocks of 512 bytes; file systems that keep small files within the inode count none at all.
 fn has_holes(stat: &Stat) -> bool {
     stat.st_blocks > 0 && stat.st_blocks.saturating_mul(512) < stat.st_size
-}
-
-fn write(file: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
-    let mut at = 0;
-    while at < bytes.len() {
-        match pwrite(file, &bytes[at..], at as u64) {
-            Ok(0) => return Err(Fail::new(Errno::IO, "pwrite")),
-            Ok(count) => at += count,
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno).or_fail("pwrite"),
-        }
-    }
-    Ok(())
 }
 
 /// From Linux 6.10 on whoever opened a file may link it by its descriptor; before, that takes a

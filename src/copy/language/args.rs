@@ -438,8 +438,8 @@ fn workers(text: &str) -> Result<Option<NonZeroU16>, String> {
         .ok_or_else(|| format!("workers are auto, or 1 to {MOST_WORKERS}"))
 }
 
-/// Digits, then nothing, K, M, G or T (also KiB, …): powers of 1024.
-fn bytes(text: &str) -> Option<u64> {
+/// Bytes: digits, then nothing, K, M, G or T (also KiB, …), powers of 1024.
+pub fn bytes(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
         "" => 0,

@@ -6,7 +6,7 @@ mod through;
 mod view;
 mod watched;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::refusal::{Code, Refusal};
 use crate::copy::language::{args::Asked, quote, wording::title};
@@ -37,7 +37,8 @@ pub enum Telling {
 }
 
 /// How far a copy is.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 struct Standing {
     /// What moves, or moved, the bytes last; absent as long as nothing has.
     method: Option<String>,
@@ -53,7 +54,8 @@ struct Standing {
 }
 
 /// A file of a tree that could not be copied.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 struct Failed {
     /// What is no UTF-8 in it is replaced by U+FFFD.
     path: String,

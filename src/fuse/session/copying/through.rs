@@ -52,24 +52,10 @@ struct Entry {
     number: u64,
     owner: u32,
     title: String,
-    method: Option<String>,
-    workers: u16,
-    bytes_done: u64,
-    bytes_total: u64,
-    files_done: u64,
-    files_total: u64,
-    totals_known: bool,
-    failed: u64,
-    errors: Vec<EntryError>,
+    #[serde(flatten)]
+    standing: Standing,
+    errors: Vec<Failed>,
     error: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct EntryError {
-    path: String,
-    errno: i32,
-    error: String,
 }
 
 impl Through {
@@ -115,16 +101,14 @@ impl Through {
     pub(super) fn copy(&self, stop: &Stop, view: &mut View) -> Result<Outcome, Refusal> {
         let control = self.open()?;
         let answer = watched(&self.jobs, stop, view, || self.tell(control))?;
-        let mut job = self.jobs.own().unwrap_or_default();
-        let error = job.error.take();
-        let failed = std::mem::take(&mut job.errors).into_iter();
+        let job = self.jobs.own().unwrap_or_default();
         Ok(Outcome {
-            standing: job.standing(),
-            failed: failed.map(EntryError::failed).collect(),
+            standing: job.standing,
+            failed: job.errors,
             end: answer.map_err(|errno| Why {
                 errno,
                 // A list that can't be had, or that forgot us, leaves the kernel's words.
-                words: error.unwrap_or_else(|| said(errno)),
+                words: job.error.unwrap_or_else(|| said(errno)),
             }),
         })
     }
@@ -170,7 +154,7 @@ impl Jobs {
 
 impl Work for Jobs {
     fn standing(&self) -> Option<Standing> {
-        self.own().map(|job| job.standing())
+        self.own().map(|job| job.standing)
     }
 
     /// The mount looks for signals that are pending for the one who writes. One that came before he
@@ -180,31 +164,6 @@ impl Work for Jobs {
         if let Some(signal) = Signal::from_named_raw(signal) {
             // To oneself it does not fail.
             let _ = kill_process(pid, signal);
-        }
-    }
-}
-
-impl Entry {
-    fn standing(&self) -> Standing {
-        Standing {
-            method: self.method.clone().filter(|method| method != "-"),
-            workers: self.workers,
-            bytes_done: self.bytes_done,
-            bytes_total: self.bytes_total,
-            files_done: self.files_done,
-            files_total: self.files_total,
-            totals_known: self.totals_known,
-            failed: self.failed,
-        }
-    }
-}
-
-impl EntryError {
-    fn failed(self) -> Failed {
-        Failed {
-            path: self.path,
-            errno: self.errno,
-            error: self.error,
         }
     }
 }
@@ -339,9 +298,9 @@ mod tests {
 
     #[test]
     fn what_a_list_does_not_say_counts_as_nothing() {
-        let text = r#"[{"number": 3, "owner": 0, "title": "a -> b", "new": [], "method": "-"}]"#;
+        let text = r#"[{"number": 3, "owner": 0, "title": "a -> b", "new": [], "method": null}]"#;
         let list: Vec<Entry> = serde_json::from_str(text).unwrap();
         assert_eq!(list[0].number, 3);
-        assert_eq!(list[0].standing().method, None);
+        assert_eq!(list[0].standing.method, None);
     }
 }
