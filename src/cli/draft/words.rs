@@ -16,6 +16,9 @@ const WINDOW: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
 /// Windows are aligned to, and multiples of, this many bytes.
 const PAGE: usize = 4096;
 
+/// The largest readahead, in bytes.
+const MOST_READAHEAD: usize = 1 << 30;
+
 /// The smallest budget, in bytes.
 const LEAST_BUDGET: usize = 2 << 20;
 
@@ -52,6 +55,12 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         apply: |d, v| {
             choice(v, &[("on", true), ("off", false)], "must be on or off").map(|c| d.clone_fd = c)
         },
+    },
+    Valued {
+        name: "readahead",
+        value: "SIZE",
+        help: "How far the kernel reads ahead on the mount; needs root [default: 1M]",
+        apply: |d, v| readahead(v).map(|size| d.readahead = Some(size)),
     },
     Valued {
         name: "io",
@@ -293,6 +302,13 @@ fn budget(value: &OsStr) -> Result<usize, &'static str> {
         .and_then(|size| usize::try_from(size).ok())
         .filter(|size| *size >= LEAST_BUDGET && isize::try_from(*size).is_ok())
         .ok_or("must be a size of at least 2M (K, M, G and T are powers of 1024)")
+}
+
+fn readahead(value: &OsStr) -> Result<usize, &'static str> {
+    size::bytes(text(value))
+        .and_then(|size| usize::try_from(size).ok())
+        .filter(|size| *size <= MOST_READAHEAD && size.is_multiple_of(PAGE))
+        .ok_or("must be a size that is a multiple of 4096, 0 to 1G")
 }
 
 fn inode_limit(value: &OsStr) -> Result<Option<usize>, &'static str> {

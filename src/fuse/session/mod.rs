@@ -16,6 +16,7 @@ mod mount;
 mod mountinfo;
 mod overdue;
 mod place;
+mod readahead;
 mod refusal;
 mod remount;
 mod sandbox;
@@ -265,6 +266,7 @@ fn run_session(
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
     shared.attach(ours);
+    readahead::set(&site, settings.readahead);
     let ender = tell_ready(&site, above).map_err(|error| failed("tell of the mount", error))?;
     let attendants = Attendants::start(signals, ender, shared)
         .map_err(|error| failed("start threads", error))?;

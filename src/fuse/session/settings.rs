@@ -1,5 +1,6 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
+use super::readahead;
 use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough};
 use crate::sys::sandbox::InForce;
 use std::ffi::{OsStr, OsString};
@@ -25,6 +26,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// A descriptor of `/dev/fuse` for each event loop.
     pub clone_fd: bool,
+    /// How far the kernel reads ahead on this mount, in bytes; `None` is 1 MiB where it may be set.
+    pub readahead: Option<usize>,
     /// The log goes here, instead of to standard error or syslog.
     pub log_file: Option<PathBuf>,
     /// The source that /proc/mounts shows; `None` shows the source's path.
@@ -115,6 +118,7 @@ impl Settings {
         line("auto_unmount", &self.auto_unmount);
         line("threads", &self.threads());
         line("clone_fd", &if self.clone_fd { "on" } else { "off" });
+        line("readahead", &readahead::asked(self.readahead));
         line("io", &word_of_io(o.io));
         line("passthrough", &word_of_passthrough(o.passthrough));
         line("window", &o.window);
