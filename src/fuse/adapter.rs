@@ -16,6 +16,7 @@ use fuser::{
 
 use super::convert::{self, caller, entry_attr};
 use super::lock_waits::Waiter;
+use super::opened::dir_flags;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
 use crate::mirror::{
@@ -476,7 +477,7 @@ impl Filesystem for Adapter {
         }
         let open = || self.shared.mirror.opendir(ino.0, flags.0);
         match self.shared.measured(Op::Opendir, open) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok(opened) => reply.opened(FileHandle(opened.handle), dir_flags(&opened)),
             Err(errno) => reply.error(errno),
         }
     }

@@ -8,7 +8,7 @@ use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
 use super::shared::{GENERATION, Shared};
-use crate::mirror::{Attr, Io, NodeId, Opened};
+use crate::mirror::{Attr, Io, NodeId, Opened, OpenedDir};
 use crate::observe::OpenMode;
 
 impl Shared {
@@ -85,6 +85,14 @@ impl Shared {
 
 fn may_write(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// What the kernel may keep of a directory's listing.
+pub(super) fn dir_flags(opened: &OpenedDir) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache);
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags
 }
 
 fn own_flags(opened: &Opened) -> FopenFlags {

@@ -391,7 +391,7 @@ impl Mirror {
 
 /// Whether the pages that the kernel cached at an earlier open are still right, and remembers
 /// for the next one what they are of.
-fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
+pub(super) fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
     let version = Version::of(stat);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -322,6 +322,15 @@ impl Mirror {
         }
     }
 
+    /// Whether the kernel may keep what it has read of a directory: it looks at the directory's
+    /// mtime before it uses that (fs/fuse/readdir.c, fuse_readdir_cached), which it believes only
+    /// until it is told of a change. Where nobody tells it, a listing with attributes (READDIRPLUS)
+    /// saves more than a kept one, whose names it would ask for one by one.
+    pub(super) fn keeps_listings(&self, id: NodeId) -> bool {
+        let watch = self.watch.as_ref();
+        watch.is_some_and(|watch| watch.covers_names(&self.table, id, None))
+    }
+
     /// How long the kernel may believe attributes.
     pub fn trust_attr(&self, attr: &Attr) -> Duration {
         match &self.watch {
