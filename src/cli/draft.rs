@@ -210,7 +210,7 @@ impl Draft {
             reach: Reach::HandleFirst,
             attr_timeout: self.attr_timeout.unwrap_or(usual),
             entry_timeout: self.entry_timeout.unwrap_or(usual),
-            negative_timeout: self.negative_timeout.unwrap_or_default(),
+            negative_timeout: self.negative_timeout,
             control: self.control,
             control_name: self.control_name,
             // Others must be held to the modes, as on any file system.

@@ -38,7 +38,7 @@ fn options(inode_limit: usize) -> Options {
         reach: Reach::HandleFirst,
         attr_timeout: Duration::from_secs(60),
         entry_timeout: Duration::from_secs(60),
-        negative_timeout: Duration::ZERO,
+        negative_timeout: None,
         control: Control::Off,
         control_name: ".copy".into(),
         default_permissions: false,

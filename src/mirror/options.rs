@@ -36,8 +36,9 @@ pub struct Options {
     pub attr_timeout: Duration,
     /// How long the kernel may keep names that exist.
     pub entry_timeout: Duration,
-    /// How long the kernel may keep names that do not exist.
-    pub negative_timeout: Duration,
+    /// How long the kernel may keep names that do not exist; `None`: where it is told of new ones
+    /// as long as anything else, elsewhere not at all.
+    pub negative_timeout: Option<Duration>,
     /// Whether and how the control files show.
     pub control: Control,
     /// The name of the control file in each directory.

@@ -134,7 +134,10 @@ impl Settings {
         }
         line("attr_timeout", &o.attr_timeout.as_secs_f64());
         line("entry_timeout", &o.entry_timeout.as_secs_f64());
-        line("negative_timeout", &o.negative_timeout.as_secs_f64());
+        line(
+            "negative_timeout",
+            &o.negative_timeout.unwrap_or_default().as_secs_f64(),
+        );
         line("control", &word_of_control(o.control));
         line("control_name", &octal(&o.control_name));
         if let Some(ids) = &o.ids {

@@ -313,9 +313,13 @@ impl Mirror {
 
     /// How long the kernel may believe that a name does not exist.
     pub fn trust_absence(&self, parent: NodeId) -> Duration {
-        let short = self.options.negative_timeout;
+        let said = self.options.negative_timeout;
+        let short = said.unwrap_or_default();
         match &self.watch {
-            Some(watch) if !short.is_zero() && watch.covers_names(&self.table, parent, None) => {
+            Some(watch)
+                if said != Some(Duration::ZERO)
+                    && watch.covers_names(&self.table, parent, None) =>
+            {
                 self.options.watch_timeout
             }
             _ => short,

@@ -1,4 +1,4 @@
-//! Listings that the kernel keeps where the source is watched.
+//! Listings, and names that do not exist, as the kernel keeps them where the source is watched.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -89,4 +89,41 @@ fn so_is_one_that_inotify_watches() {
         .start();
     assert_eq!(watched_by(&mount), "inotify");
     kept_and_never_stale(Way::Inotify, source.path(), &mount);
+}
+
+#[test]
+fn a_missing_name_is_remembered_where_it_is_watched_until_it_is_there() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = source();
+    let count = |mount: &Mount| {
+        let stats = mount.stats();
+        stats.sum("corfs_operations_total", &[("op", "lookup")])
+    };
+    for (options, kept) in [
+        ("coherence=watch", true),
+        ("coherence=watch,negative_timeout=0", false),
+        ("coherence=ttl", false),
+    ] {
+        let mount = Mount::of(source.path()).opt(options).start();
+        let (behind, on) = (
+            source.path().join("dir/none"),
+            mount.path().join("dir/none"),
+        );
+        assert!(!on.exists());
+        let so_far = count(&mount);
+        // Reading the statistics looks names up too.
+        let usual = count(&mount) - so_far;
+        let so_far = count(&mount);
+        for _ in 0..100 {
+            assert!(!on.exists());
+        }
+        let asked = count(&mount) - so_far - usual;
+        assert_eq!(asked < 100.0, kept, "{options}: asked {asked} times");
+        fs::write(&behind, b"x").expect("create");
+        comes_true("created behind", PATIENCE, || on.exists());
+        fs::remove_file(&behind).expect("unlink");
+        comes_true("removed behind", PATIENCE, || !on.exists());
+    }
 }
