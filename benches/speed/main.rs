@@ -180,7 +180,7 @@ impl<'a> Stage<'a> {
             Who::Native => self.timed(row, &self.source, native),
             Who::Corfs => {
                 let mount = Mount::new(&self.source, &point, row.options);
-                let timed = self.timed(row, &mount.at, |at| anonymous(at));
+                let timed = self.timed(row, &mount.at, anonymous);
                 drop(mount);
                 fs::remove_dir(&point).expect("remove the mountpoint");
                 timed
@@ -213,7 +213,11 @@ fn middle(times: &[Duration]) -> f64 {
     let mut times = times.to_vec();
     times.sort();
     let at = times.len() / 2;
-    let low = if times.len() % 2 == 0 { at - 1 } else { at };
+    let low = if times.len().is_multiple_of(2) {
+        at - 1
+    } else {
+        at
+    };
     (times[low] + times[at]).as_secs_f64() / 2.0
 }
 

@@ -20,11 +20,11 @@ fn small(at: &Path, number: u64) -> PathBuf {
     at.join(format!("small/{number:05}"))
 }
 
-/// Positions of pages, without an order and each once, in `count` of `size` bytes.
+/// Positions of `count` pages in `size` bytes, without an order; each once where the number of pages
+/// is a power of two.
 fn pages(size: u64, count: u64, seed: u64) -> impl Iterator<Item = u64> {
     let all = size / SMALL;
-    // A multiplier without a factor in common with any number of pages up to 2^32.
-    let step = 0x9e37_79b1 % all | 1;
+    let step = (0x9e37_79b1 % all) | 1;
     (0..count.min(all)).map(move |at| (seed + at * step) % all * SMALL)
 }
 
