@@ -36,7 +36,7 @@ pub use file::Opened;
 pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
-pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough};
+pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough, Validate};
 pub use prune::Crowd;
 pub use reach::Reach;
 pub use table::{Ceilings, InodeTable, Seen};

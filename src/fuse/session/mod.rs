@@ -27,7 +27,7 @@ pub use copying::{Copying, Telling, run as copy};
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use remount::command as remount;
-pub use settings::{Access, Flags, MAX_THREADS, Sandbox, Settings};
+pub use settings::{Access, Caching, Flags, MAX_THREADS, Sandbox, Settings};
 pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};
 

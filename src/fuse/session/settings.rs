@@ -1,12 +1,14 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
 use super::readahead;
-use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough};
+use crate::cache::{Share, Verify};
+use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough, Validate};
 use crate::sys::sandbox::InForce;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The most event loops.
 pub const MAX_THREADS: usize = 256;
@@ -42,8 +44,29 @@ pub struct Settings {
     pub sandbox: Sandbox,
     /// A mountpoint with something in it will do.
     pub nonempty: bool,
+    /// Where what is read is kept, if it is.
+    pub cache: Option<Caching>,
     /// How the mirror behaves.
     pub options: Options,
+}
+
+/// The cache of a mount.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caching {
+    /// Its directory, as given.
+    pub dir: PathBuf,
+    /// The name of the source in it; `None`: what its file system says.
+    pub id: Option<String>,
+    /// The most that it may take.
+    pub size: Share,
+    /// What is to stay free beside it.
+    pub free: Share,
+    /// Bytes of a block.
+    pub block: u32,
+    /// When stored bytes are held against their checksums.
+    pub verify: Verify,
+    /// Files changed less long ago are not believed to be done with.
+    pub racy: Duration,
 }
 
 /// Who may come in.
@@ -121,6 +144,9 @@ impl Settings {
         line("readahead", &readahead::asked(self.readahead));
         line("io", &word_of_io(o.io));
         line("passthrough", &word_of_passthrough(o.passthrough));
+        if let Some(cache) = &self.cache {
+            cache_lines(cache, o, &mut line);
+        }
         line("window", &o.window);
         line("window_budget", &o.window_budget);
         line("inode_limit", &o.inode_limit.unwrap_or(0));
@@ -155,6 +181,36 @@ impl Settings {
     }
 }
 
+fn cache_lines(
+    cache: &Caching,
+    options: &Options,
+    line: &mut impl FnMut(&str, &dyn std::fmt::Display),
+) {
+    let share = |share: Share| match share {
+        Share::Bytes(bytes) => bytes.to_string(),
+        Share::Percent(percent) => format!("{percent}%"),
+    };
+    line("cache", &octal(cache.dir.as_os_str()));
+    if let Some(id) = &cache.id {
+        line("cache_id", &octal(OsStr::new(id)));
+    }
+    line("cache_size", &share(cache.size));
+    line("cache_free", &share(cache.free));
+    line("block", &cache.block);
+    let verify = match cache.verify {
+        Verify::Unclean => "unclean",
+        Verify::Always => "always",
+    };
+    line("verify", &verify);
+    line("racy", &cache.racy.as_secs_f64());
+    line("prefetch", &options.prefetch);
+    match options.validate {
+        Validate::Open => line("validate", &"open"),
+        Validate::After(time) => line("validate", &format!("ttl:{}", time.as_secs_f64())),
+        Validate::Never => line("validate", &"never"),
+    }
+}
+
 /// Only what is in force.
 fn id_lines(ids: &IdMap, line: &mut impl FnMut(&str, &dyn std::fmt::Display)) {
     for (key, ids) in [("uid", &ids.users), ("gid", &ids.groups)] {
@@ -182,6 +238,7 @@ fn word_of_io(io: Io) -> &'static str {
 fn word_of_passthrough(passthrough: Passthrough) -> &'static str {
     match passthrough {
         Passthrough::Never => "never",
+        Passthrough::Cached => "cached",
         Passthrough::Always => "always",
     }
 }
