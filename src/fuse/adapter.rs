@@ -19,6 +19,7 @@ use super::lock_waits::Waiter;
 use super::opened::dir_flags;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
+use crate::cache::Store;
 use crate::mirror::{
     Attr, Coherence, EventQueue, InodeTable, LockOutcome, MAX_READ, Mirror, Options, SetAttr,
 };
@@ -54,6 +55,7 @@ impl Adapter {
         options: Options,
         config: String,
         events: EventQueue,
+        store: Option<Arc<Store>>,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let shared = Shared::new(
@@ -63,6 +65,7 @@ impl Adapter {
             options,
             config,
             events,
+            store,
             metrics,
         )?;
         Ok(Self {

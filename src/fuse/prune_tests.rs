@@ -28,6 +28,8 @@ fn options(inode_limit: usize) -> Options {
         noatime: false,
         io: Io::Mmap,
         passthrough: Passthrough::Never,
+        validate: crate::mirror::Validate::Open,
+        prefetch: 0,
         coherence: Coherence::Ttl,
         watch_timeout: Duration::ZERO,
         watch_limit: None,

@@ -115,6 +115,7 @@ impl Teller<'_> {
                     Extent::Attributes
                 };
                 for file in self.known(file) {
+                    self.mirror.copied_over(file);
                     self.inode(file, extent);
                 }
             }

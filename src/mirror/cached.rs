@@ -22,8 +22,8 @@ use super::file::{OpenFile, pread_full, with_buffer};
 use super::inode::{Inode, Key, NodeId, ROOT};
 use super::prefetch::{Course, Prefetch};
 use super::{MAX_READ, Mirror, Validate};
-use crate::cache::{Block, Entry, Identity, Ready, Store};
-use crate::observe::{CacheRead, Fallback, ReadMode};
+use crate::cache::{Block, Entry, Identity, Ready, Store, Verify};
+use crate::observe::{Fallback, ReadMode};
 use crate::sys::{Errno, Fail, OrFail, Result};
 use crate::window::Miss;
 
@@ -80,7 +80,7 @@ impl Cached {
     pub(super) fn new(store: Arc<Store>, source: &OwnedFd) -> Self {
         let direct = rustix::fs::fstatfs(source).is_ok_and(|s| s.f_type == FUSE);
         Self {
-            stable: store.keeps_inodes(),
+            stable: store.options().source.stable_inodes,
             direct,
             open: Mutex::default(),
             validated: Mutex::new(LruCache::new(
@@ -211,7 +211,14 @@ impl Mirror {
         }
         let outcome = match self.readiness(entry, &range) {
             Ready::All => self.from_windows(entry, range.clone(), sequential, send),
-            _ => self.from_blocks(file, entry, range.clone(), send),
+            ready => {
+                // Suspect: under verify=always, where it was there.
+                match ready {
+                    Ready::Missing => self.metrics.cache_miss(),
+                    _ => self.metrics.cache_hit(),
+                }
+                self.from_blocks(file, entry, range.clone(), send)
+            }
         };
         if let Some(cached) = &self.cached {
             let policy = self.options.prefetch;
@@ -226,7 +233,7 @@ impl Mirror {
     /// Suspect blocks are held against their checksums here, once.
     fn readiness(&self, entry: &Entry, range: &Range<u64>) -> Ready {
         match entry.ready(range.clone()) {
-            Ready::Suspect if !entry.verifies_always() => {
+            Ready::Suspect if !self.verifies_always() => {
                 if entry.check(range.clone()) {
                     entry.ready(range.clone())
                 } else {
@@ -235,6 +242,11 @@ impl Mirror {
             }
             ready => ready,
         }
+    }
+
+    fn verifies_always(&self) -> bool {
+        let cached = self.cached.as_ref();
+        cached.is_some_and(|cached| cached.store.options().verify == Verify::Always)
     }
 
     fn from_windows<R, F: FnOnce(&[u8]) -> R>(
@@ -257,7 +269,7 @@ impl Mirror {
         match slice {
             Ok(slice) => {
                 self.metrics.read(ReadMode::Mmap, length as u64);
-                self.metrics.cache_read(CacheRead::Hit, length as u64);
+                self.metrics.cache_hit();
                 Outcome::Done(Ok(slice.lend(send)))
             }
             Err(miss) => {
@@ -268,7 +280,7 @@ impl Mirror {
                     match pread_full(&data, buffer, range.start) {
                         Ok(filled) if filled == length => {
                             self.metrics.read(ReadMode::Pread, length as u64);
-                            self.metrics.cache_read(CacheRead::Hit, length as u64);
+                            self.metrics.cache_hit();
                             Outcome::Done(Ok(send(buffer)))
                         }
                         // The cache never fails a reader.
@@ -343,8 +355,6 @@ impl Mirror {
         if self.readiness(entry, &range) != Ready::Missing
             && let Some(block) = entry.verified(number, deadline)
         {
-            self.metrics
-                .cache_read(CacheRead::Hit, block.bytes().len() as u64);
             return Ok(Some(block));
         }
         match self.fetch(file, entry, number, deadline) {
@@ -363,11 +373,7 @@ impl Mirror {
         deadline: Instant,
     ) -> Result<Arc<Block>> {
         let offset = number * entry.block_size();
-        let read = |buffer: &mut [u8]| {
-            let filled = pread_full(&file.fd, buffer, offset)?;
-            self.metrics.cache_read(CacheRead::Source, filled as u64);
-            Ok(filled)
-        };
+        let read = |buffer: &mut [u8]| pread_full(&file.fd, buffer, offset);
         let (fd, identity) = (file.fd.clone(), *entry.identity());
         let stable = self.cached.as_ref().is_some_and(|cached| cached.stable);
         let same = move || {
@@ -391,6 +397,11 @@ impl Mirror {
         }
     }
 
+    /// Bytes were written through the mount; `at_end` by an append, whose place is not known here.
+    pub(super) fn wrote(&self, file: &OpenFile, offset: u64, bytes: &[u8], at_end: bool) {
+        self.outdated(&file.inode, (!at_end).then_some((offset, bytes)));
+    }
+
     /// The file was changed through the mount: `written` at an offset, or in some other way. What
     /// is stored of it is given up; those who have it open by passthrough see the new bytes.
     pub(super) fn outdated(&self, inode: &Inode, written: Option<(u64, &[u8])>) {
@@ -404,6 +415,13 @@ impl Mirror {
                 }
                 None => entry.abandon(),
             }
+        }
+    }
+
+    /// A copy changed the file beneath.
+    pub fn copied_over(&self, id: NodeId) {
+        if let Some(inode) = self.table.peek(id) {
+            self.outdated(&inode, None);
         }
     }
 

@@ -37,7 +37,13 @@ pub(super) struct Course {
 impl Course {
     /// Takes note of a request; returns the range to be fetched ahead, and under which count of
     /// seeks.
-    fn note(&self, range: &Range<u64>, sequential: bool, block: u64, most: u64) -> (Range<u64>, u64) {
+    fn note(
+        &self,
+        range: &Range<u64>,
+        sequential: bool,
+        block: u64,
+        most: u64,
+    ) -> (Range<u64>, u64) {
         if !sequential {
             self.ahead.store(0, Ordering::Relaxed);
             self.asked.store(range.end, Ordering::Relaxed);
@@ -96,7 +102,13 @@ impl Prefetch {
 
     /// A reader asked for `range`; asks for what comes behind it when it reads in sequence, `most`
     /// bytes at most.
-    pub(super) fn note(&self, file: &Arc<OpenFile>, range: &Range<u64>, sequential: bool, most: u64) {
+    pub(super) fn note(
+        &self,
+        file: &Arc<OpenFile>,
+        range: &Range<u64>,
+        sequential: bool,
+        most: u64,
+    ) {
         let Some(reader) = &file.reader else { return };
         let entry = &reader.entry;
         if most == 0 || entry.is_whole() {

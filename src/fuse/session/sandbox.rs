@@ -41,10 +41,20 @@ fn allowed(settings: &Settings, served: &Served) -> std::io::Result<Vec<Allowed>
     let mut allowed = vec![Allowed {
         beneath: source,
         access: match settings.options.passthrough {
-            Passthrough::Never => Access::Mirror,
+            Passthrough::Never | Passthrough::Cached => Access::Mirror,
             Passthrough::Always => Access::Passthrough,
         },
     }];
+    if let Some(store) = &served.store {
+        allowed.push(Allowed {
+            beneath: rustix::io::fcntl_dupfd_cloexec(store.root(), 0)?,
+            access: match settings.options.passthrough {
+                // Programs of the source run from there then.
+                Passthrough::Cached => Access::Passthrough,
+                _ => Access::Mirror,
+            },
+        });
+    }
     let readahead = readahead::folder(&served.site);
     for (path, access) in [
         (Path::new("/proc"), Access::Read),

@@ -243,6 +243,7 @@ impl Mirror {
     /// The lookup of a name, its attributes read after the inode was entered.
     pub(super) fn found(&self, parent: &Inode, name: &OsStr) -> Result<Attr> {
         let (inode, stat) = self.table.lookup(parent, name)?;
+        self.seen(&inode, &stat);
         let again = || self.table.fd(&inode);
         let stat = self.entered(parent.id, name, &inode, stat, again)?;
         Ok(self.attr(inode.id, stat))
