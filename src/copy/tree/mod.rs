@@ -9,6 +9,7 @@ mod exclude;
 mod folder;
 mod job;
 mod links;
+mod nursery;
 mod pool;
 mod unsynced;
 mod walk;
