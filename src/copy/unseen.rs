@@ -56,6 +56,11 @@ impl Unseen {
         Ok(None)
     }
 
+    /// The hidden name.
+    pub(super) fn name(&self) -> &OsStr {
+        &self.0
+    }
+
     /// Gives it its name. False when something stands there.
     ///
     /// # Errors

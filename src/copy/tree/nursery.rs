@@ -6,7 +6,7 @@
 //! files and of free inodes, over which two workers wait for each other.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
@@ -68,6 +68,9 @@ impl Job<'_> {
     pub(super) fn nursery(&self, nursery: Nursery, small: &mut Small) {
         let (above, name) = (Arc::clone(&nursery.above), nursery.name.clone());
         if let Err(fail) = self.raise(nursery, small) {
+            if self.order.progress.is_cancelled() {
+                above.folder.fall_short();
+            }
             self.failed(Some(&above.folder), &name, fail);
         }
         self.leave(&above);
@@ -89,29 +92,46 @@ impl Job<'_> {
         };
         let Some((unseen, copy)) = Unseen::make(holder)? else {
             let open = self.enter((source, stat), (holder, &name, true), folder)?;
-            return Ok(self.openly(open, entries, small));
+            self.openly(open, entries, small);
+            return Ok(());
         };
         let mut open = self
             .open((source, stat), copy, true, folder)
             .inspect_err(|_| unseen.remove(holder))?;
         let mut grown = self.grow(&open, entries, small);
-        let published = unseen.publish(holder, &name);
-        if !matches!(published, Ok(true)) {
-            unseen.remove(holder);
-            self.order.progress.take_back(grown.bytes, grown.bytes);
-            published?;
+        if !self.show(holder, &unseen, &name, &grown)? {
             // Somebody was faster: into what he made.
             open = self.enter((open.source, stat), (holder, &name, true), folder)?;
             grown.later.append(&mut grown.done);
-        } else {
-            self.names.published(holder, &name);
-            self.order.progress.files_are_done(grown.done.len() as u64);
         }
         if grown.falls_short {
             self.stop();
             open.folder.fall_short();
         }
-        Ok(self.openly(open, grown.later, small))
+        self.openly(open, grown.later, small);
+        Ok(())
+    }
+
+    /// Gives it its name, and counts what is in it. False, and it is gone, when the name is taken.
+    fn show(
+        &self,
+        holder: BorrowedFd<'_>,
+        unseen: &Unseen,
+        name: &OsStr,
+        grown: &Grown,
+    ) -> Result<bool> {
+        let progress = self.order.progress;
+        let shown = unseen.publish(holder, name);
+        if matches!(shown, Ok(true)) {
+            self.names.published(holder, name);
+            // Somebody may have looked into it.
+            self.names.published(holder, unseen.name());
+            progress.files_are_done(grown.done.len() as u64);
+        } else {
+            unseen.remove(holder);
+            progress.take_back(grown.bytes, grown.bytes);
+        }
+        shown
     }
 
     /// Copies what can be copied at little cost.
