@@ -216,14 +216,14 @@ impl Mirror {
             return Ok(Ok(send(&[])));
         }
         let outcome = match self.readiness(entry, &range) {
-            Ready::All => self.from_windows(entry, range.clone(), sequential, send),
+            Ready::All => self.by_window(entry, range.clone(), sequential, send),
             ready => {
                 // Suspect: under verify=always, where it was there.
                 match ready {
                     Ready::Missing => self.metrics.cache_miss(),
                     _ => self.metrics.cache_hit(),
                 }
-                self.from_blocks(file, entry, range.clone(), send)
+                self.by_blocks(file, entry, range.clone(), send)
             }
         };
         if let Some(cached) = &self.cached {
@@ -255,7 +255,7 @@ impl Mirror {
         cached.is_some_and(|cached| cached.store.options().verify == Verify::Always)
     }
 
-    fn from_windows<R, F: FnOnce(&[u8]) -> R>(
+    fn by_window<R, F: FnOnce(&[u8]) -> R>(
         &self,
         entry: &Arc<Entry>,
         range: Range<u64>,
@@ -299,7 +299,7 @@ impl Mirror {
     }
 
     /// Puts an answer together of blocks that are there and blocks that are fetched.
-    fn from_blocks<R, F: FnOnce(&[u8]) -> R>(
+    fn by_blocks<R, F: FnOnce(&[u8]) -> R>(
         &self,
         file: &Arc<OpenFile>,
         entry: &Arc<Entry>,
