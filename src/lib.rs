@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! main, cli   words of the command line, wiring
+//! bench       experiments: works done in rounds, statistics, tables, plots; replay of a log
 //! fuse        the only rooms that know FUSE: adapter, session, control files
 //! mirror      the mirrored tree: inodes, names, attributes, open files, callers
 //! copy        the copy engine and the `.copy` language
@@ -13,6 +14,7 @@
 //! observe     counters and histograms, used by every floor
 //! ```
 
+pub mod bench;
 pub mod cli;
 pub mod copy;
 pub mod fuse;

@@ -1,5 +1,6 @@
 //! argv to command to exit code.
 
+use corfs::bench;
 use corfs::cli::{self, Command, table};
 use corfs::fuse::session::{self, Code, Refusal};
 use std::io::Write;
@@ -23,6 +24,8 @@ fn main() -> ExitCode {
             })
         }),
         Ok(Command::Copy(copying)) => session::copy(&copying),
+        Ok(Command::Bench(request)) => measured(bench::run(&request)),
+        Ok(Command::Replay(replay)) => measured(bench::replay::run(&replay)),
         Ok(Command::Print(words)) => print(&words),
         Err(words) => Err(Refusal::usage(words)),
     };
@@ -34,6 +37,16 @@ fn main() -> ExitCode {
             ExitCode::from(code as u8)
         }
     }
+}
+
+/// Prints what was found, or says why there is nothing.
+fn measured(found: Result<String, bench::Failure>) -> Result<(), Refusal> {
+    found
+        .map_err(|failure| Refusal {
+            code: Code::System,
+            words: failure.0,
+        })
+        .and_then(|words| print(&words))
 }
 
 /// Like `println!`, but a reader that has gone away is no panic.

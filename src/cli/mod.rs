@@ -1,11 +1,14 @@
 //! Words of the command line and of `-o`, parsed into plain values. Nothing here touches a file.
 
+mod bench;
 mod draft;
 mod ids;
 mod list;
 mod size;
 pub mod table;
 
+use crate::bench::Request;
+use crate::bench::replay::Replay;
 use crate::copy::language::args;
 use crate::fuse::session::{Copying, KEEPER_OPTION, Manner, Settings, Telling};
 use clap::builder::OsStringValueParser;
@@ -47,6 +50,10 @@ pub enum Command {
     },
     /// `corfs copy SRC... DST`
     Copy(Box<Copying>),
+    /// `corfs bench ...`
+    Bench(Request),
+    /// `corfs replay FILE DIR`
+    Replay(Replay),
     /// `--help`, `--version`: words for standard output.
     Print(String),
 }
@@ -56,7 +63,8 @@ pub enum Command {
 /// # Errors
 /// Words for standard error; the exit code is 1.
 pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-    let matches = match clap().try_get_matches_from(line) {
+    let line: Vec<OsString> = line.into_iter().collect();
+    let matches = match clap().try_get_matches_from(&line) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
             let text = error.render().to_string();
@@ -75,6 +83,8 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
             json: words.get_flag("json"),
         }),
         Some(("copy", words)) => copy(words),
+        Some(("bench", words)) => bench::asked(words, &line),
+        Some(("replay", words)) => Ok(bench::replayed(words)),
         Some((_, words)) => mount(words),
         None => mount(&matches),
     }
@@ -214,13 +224,15 @@ fn clap() -> Clap {
         .override_usage(
             "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
              corfs stat [--json] MOUNTPOINT\n       \
-             corfs copy [OPTIONS] SRC... DST",
+             corfs copy [OPTIONS] SRC... DST\n       \
+             corfs bench copy|read|meta|fault|compare|draw ...\n       \
+             corfs replay [--timed] FILE DIR",
         )
         .after_help(AFTER)
         .args_conflicts_with_subcommands(true)
         .subcommand_negates_reqs(true)
         .disable_help_subcommand(true)
-        .subcommands([mount_words(mount), umount, stat, copy])
+        .subcommands([mount_words(mount), umount, stat, copy, bench::bench(), bench::replay()])
 }
 
 /// The options and names that a mount takes.
@@ -278,7 +290,7 @@ nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.
 
-A SOURCE that is called mount, umount, stat or copy is written ./umount.
+A SOURCE that is called mount, umount, stat, copy, bench or replay is written ./umount.
 Exit codes: 1 usage, 2 system, 32 the mount failed.";
 
 const AFTER_COPY: &str = "\
