@@ -6,6 +6,7 @@ mod ids;
 mod list;
 mod size;
 pub mod table;
+pub mod watch;
 
 use crate::bench::Request;
 use crate::bench::replay::Replay;
@@ -17,6 +18,7 @@ use draft::{Draft, VALUED};
 use list::Word;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +49,8 @@ pub enum Command {
         path: PathBuf,
         /// For programs, not for people.
         json: bool,
+        /// Again and again, so often.
+        watch: Option<Duration>,
     },
     /// `corfs copy SRC... DST`
     Copy(Box<Copying>),
@@ -78,10 +82,7 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
     };
     match matches.subcommand() {
         Some(("umount", words)) => umount(words),
-        Some(("stat", words)) => Ok(Command::Stat {
-            path: path(words, "MOUNTPOINT"),
-            json: words.get_flag("json"),
-        }),
+        Some(("stat", words)) => stat(words),
         Some(("copy", words)) => copy(words),
         Some(("bench", words)) => bench::asked(words, &line),
         Some(("replay", words)) => Ok(bench::replayed(words)),
@@ -99,6 +100,18 @@ fn copy(matches: &ArgMatches) -> Result<Command, String> {
         (false, false) => Telling::Bar,
     };
     Ok(Command::Copy(Box::new(Copying { asked, telling })))
+}
+
+fn stat(matches: &ArgMatches) -> Result<Command, String> {
+    let asked = matches.get_one::<String>("interval").map(String::as_str);
+    let interval = size::seconds(asked.unwrap_or("1"))
+        .filter(|time| !time.is_zero())
+        .ok_or("stat: --interval takes seconds, more than 0")?;
+    Ok(Command::Stat {
+        path: path(matches, "MOUNTPOINT"),
+        json: matches.get_flag("json"),
+        watch: matches.get_flag("watch").then_some(interval),
+    })
 }
 
 fn umount(matches: &ArgMatches) -> Result<Command, String> {
@@ -203,6 +216,18 @@ fn clap() -> Clap {
                 .action(ArgAction::SetTrue)
                 .help("For programs"),
         )
+        .args([
+            flag(
+                "watch",
+                'w',
+                "Show what happens, again and again, until Ctrl-C",
+            ),
+            Arg::new("interval")
+                .long("interval")
+                .value_name("SECONDS")
+                .requires("watch")
+                .help("How often [default: 1]"),
+        ])
         .arg(positional(
             "MOUNTPOINT",
             "Where it is mounted, or any path below",
@@ -223,7 +248,7 @@ fn clap() -> Clap {
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
             "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
-             corfs stat [--json] MOUNTPOINT\n       \
+             corfs stat [--watch] [--json] MOUNTPOINT\n       \
              corfs copy [OPTIONS] SRC... DST\n       \
              corfs bench copy|read|meta|fault|compare|draw ...\n       \
              corfs replay [--timed] FILE DIR",
