@@ -95,7 +95,7 @@ impl Live {
         if fresh {
             place.remount().map_err(|failure| failure.0)?;
         }
-        rustix::fs::sync();
+        place::write_out(place.source());
         for name in &task.reads {
             if !place.is_plain() {
                 below(&place.root().join(name), &mut |path| {

@@ -326,6 +326,14 @@ pub(super) fn drop_pages(path: &Path) {
     }
 }
 
+/// Has the file system of a directory write out what is dirty.
+pub(super) fn write_out(directory: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(directory) = rustix::fs::openat(CWD, directory, flags, Mode::empty()) {
+        let _ = rustix::fs::syncfs(&directory);
+    }
+}
+
 /// Has the kernel drop all caches; whether it may be asked to.
 pub(super) fn drop_caches() -> bool {
     rustix::fs::sync();

@@ -62,7 +62,9 @@ struct View<'a> {
 
 fn sum(samples: &[Sample], name: &str) -> f64 {
     let of = samples.iter().filter(|sample| sample.name == name);
-    of.map(|sample| sample.value).sum()
+    // The sum of nothing is -0.
+    of.map(|sample| sample.value)
+        .fold(0.0, |sum, value| sum + value)
 }
 
 /// Values of a series by its one label, those that are not 0.

@@ -37,10 +37,12 @@ const DEEPEST: usize = 4096;
 pub(super) struct Asked {
     uid: u32,
     pid: u32,
-    node: NodeId,
     name: Option<OsString>,
-    other_node: Option<NodeId>,
-    other: Option<OsString>,
+    new_parent: Option<NodeId>,
+    word: Option<OsString>,
+    /// Where it is, as it was before: a link gives an inode another last name.
+    path: Option<Vec<u8>>,
+    other: Option<Vec<u8>>,
     pub(super) offset: Option<u64>,
     pub(super) size: Option<u64>,
     pub(super) mode: Option<u32>,
@@ -55,13 +57,13 @@ impl Asked {
 
     /// Where a name is to be made, too.
     pub(super) fn new_name(&mut self, parent: INodeNo, name: &OsStr) {
-        self.other_node = Some(parent.0);
-        self.other = Some(name.to_owned());
+        self.new_parent = Some(parent.0);
+        self.word = Some(name.to_owned());
     }
 
     /// A target, or the name of an extended attribute.
     pub(super) fn word(&mut self, word: &OsStr) {
-        self.other = Some(word.to_owned());
+        self.word = Some(word.to_owned());
     }
 
     /// Bytes from there on.
@@ -113,10 +115,14 @@ impl Shared {
         let mut asked = Asked {
             uid: request.uid(),
             pid: request.pid(),
-            node: node.0,
             ..Asked::default()
         };
         more(&mut asked);
+        asked.path = path(&self.mirror, node.0, asked.name.as_deref());
+        asked.other = match (asked.new_parent, &asked.word) {
+            (Some(parent), Some(name)) => path(&self.mirror, parent, Some(name)),
+            (_, word) => word.as_ref().map(|word| word.as_bytes().to_vec()),
+        };
         ASKED.set(Some(asked));
         Some(Noted(()))
     }
@@ -128,23 +134,18 @@ impl Shared {
             && let Some(asked) = ASKED.take()
         {
             let took = started.elapsed();
-            let line = line(&self.mirror, &asked, op, took, errno);
-            self.oplog.push(&line);
+            self.oplog.push(&line(asked, op, took, errno));
         }
     }
 }
 
-fn line(mirror: &Mirror, asked: &Asked, op: Op, took: Duration, errno: i32) -> String {
+fn line(asked: Asked, op: Op, took: Duration, errno: i32) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let other = match (asked.other_node, &asked.other) {
-        (Some(parent), Some(name)) => path(mirror, parent, Some(name)),
-        (_, word) => word.as_ref().map(|word| word.as_bytes().to_vec()),
-    };
     let entry = Entry {
         time: now.unwrap_or_default().saturating_sub(took),
         op,
-        path: path(mirror, asked.node, asked.name.as_deref()),
-        other,
+        path: asked.path,
+        other: asked.other,
         offset: asked.offset,
         size: asked.size,
         mode: asked.mode,

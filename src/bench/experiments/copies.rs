@@ -11,7 +11,7 @@ use crate::bench::probe::Probe;
 use crate::copy::language::quote;
 use crate::copy::options::Method;
 
-/// A run copies so many bytes at least, if the files are small.
+/// A run copies so many bytes at least, if the files are small and the largest is not.
 const LEAST: u64 = 32 << 20;
 /// And so many files at most.
 const MOST_FILES: u64 = 256;
@@ -37,7 +37,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Result<(), Failure> {
     sizes.sort_unstable();
     sizes.dedup();
     for &size in &sizes {
-        planner.make_files(&folder_of(size), files_of(size), size, 0)?;
+        planner.make_files(&folder_of(size), files_of(planner, size), size, 0)?;
         by_every_method(planner, size);
     }
     let mapped = [Method::MapWrite, Method::MapMap];
@@ -76,8 +76,9 @@ fn folder_of(size: u64) -> String {
     format!("files-{size}")
 }
 
-fn files_of(size: u64) -> u64 {
-    LEAST.div_ceil(size).clamp(1, MOST_FILES)
+fn files_of(planner: &Planner<'_>, size: u64) -> u64 {
+    let bytes = LEAST.min(planner.asked.size);
+    bytes.div_ceil(size).clamp(1, MOST_FILES)
 }
 
 fn sweep(name: &str, method: &Method, axis: &str, value: u64) -> Option<Sweep> {
@@ -191,7 +192,7 @@ fn relative(source: &str, to: &str) -> String {
 fn sources(planner: &Planner<'_>, place: usize, size: u64) -> Vec<PathBuf> {
     let folder = planner.places[place].root().join(folder_of(size));
     let name = |number| folder.join(format!("f{number}"));
-    (0..files_of(size)).map(name).collect()
+    (0..files_of(planner, size)).map(name).collect()
 }
 
 fn engine(
@@ -296,7 +297,7 @@ fn add(
     place: usize,
     probe: Box<dyn Fn(&Path) -> Probe>,
 ) {
-    let bytes = size * files_of(size);
+    let bytes = size * files_of(planner, size);
     planner.add(Entry {
         work: work.into(),
         subject: subject.into(),
