@@ -18,6 +18,38 @@ pub(super) fn answers(run: &Run) -> Vec<String> {
     found.into_iter().flatten().collect()
 }
 
+/// Where something else was faster than corfs at its best, and how much.
+pub(super) fn losses(run: &Run) -> Vec<String> {
+    let is_copy = run.experiment == "copy";
+    // Of copies the one that nobody chose a method for stands for corfs.
+    let is_ours = |series: &&Series| match is_copy {
+        true => series.about.subject == "auto",
+        false => series.about.command.starts_with("corfs "),
+    };
+    let mut found = Vec::new();
+    for work in run.works() {
+        let best = run
+            .of_work(work)
+            .filter(is_ours)
+            .filter(|s| !s.samples.is_empty());
+        let Some(best) = best.max_by(|a, b| rate(a).total_cmp(&rate(b))) else {
+            continue;
+        };
+        let faster: Vec<String> = run
+            .of_work(work)
+            .filter(|series| !is_ours(series))
+            .filter_map(|series| Some((series, paired(series, best)?)))
+            .filter(|(_, ratio)| ratio.verdict() == Verdict::Faster)
+            .map(|(series, ratio)| format!("{} {:.2} times", series.about.subject, ratio.value))
+            .collect();
+        if !faster.is_empty() {
+            let (who, faster) = (&best.about.subject, faster.join(", "));
+            found.push(format!("{work}: {faster} as fast as {who}"));
+        }
+    }
+    found
+}
+
 /// The series of a line of a sweep over one thing, by growing value.
 fn line<'a>(run: &'a Run, axis: &str, line: &str) -> Vec<(f64, &'a Series)> {
     let of = |series: &'a Series| {
@@ -288,6 +320,20 @@ mod tests {
         run.experiment = "fault".into();
         let said = answers(&run);
         assert!(said[0].contains("about 2.00 microseconds"), "{said:?}");
+    }
+
+    #[test]
+    fn who_was_faster_is_named() {
+        let mut ours = series("w", "io=mmap", false, &[1.0, 1.01, 0.99]);
+        ours.about.command = "corfs -f -o io=mmap a b".into();
+        let mut worse = series("w", "io=pread", false, &[4.0, 4.1, 3.9]);
+        worse.about.command = "corfs -f -o io=pread a b".into();
+        let native = series("w", "native", true, &[0.5, 0.5, 0.5]);
+        let slower = series("w", "bindfs", false, &[2.0, 2.0, 2.0]);
+        let mut run = run(vec![native, ours, worse, slower]);
+        assert_eq!(losses(&run), ["w: native 2.00 times as fast as io=mmap"]);
+        run.experiment = "copy".into();
+        assert_eq!(losses(&run), [""; 0], "nobody is called auto");
     }
 
     #[test]

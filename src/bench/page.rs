@@ -31,6 +31,7 @@ pub(super) fn page(run: &Run) -> Result<String, Failure> {
     );
     out.push_str(&head(run));
     out.push_str(&list("Answers", "", &answers::answers(run)));
+    out.push_str(&list("Where corfs loses", "", &answers::losses(run)));
     out.push_str(&list("Warnings", "warn", &statistics::warnings(run)));
     out.push_str(&sweeps(run)?);
     for work in run.works() {

@@ -44,8 +44,11 @@ fn failed<E: std::fmt::Display>(error: E) -> Failure {
     Failure(format!("draw: {error}"))
 }
 
-/// Bars from 0 on, with what they are counted in below.
+/// Bars from 0 on, with what they are counted in below; nothing for none.
 pub(super) fn bars(bars: &[Bar<'_>], unit: &str) -> Result<String, Failure> {
+    if bars.is_empty() {
+        return Ok(String::new());
+    }
     let mut out = String::new();
     {
         let height = AROUND + BAR * bars.len() as u32;
@@ -57,7 +60,8 @@ pub(super) fn bars(bars: &[Bar<'_>], unit: &str) -> Result<String, Failure> {
             .margin_top(6)
             .x_label_area_size(44)
             .y_label_area_size(NAMES)
-            .build_cartesian_2d(0.0..most.max(1e-9) * 1.05, (0..count).into_segmented())
+            // Segments go up to the last number itself.
+            .build_cartesian_2d(0.0..most.max(1e-9) * 1.05, (0..count - 1).into_segmented())
             .map_err(failed)?;
         // The first one stands at the top.
         let at = |row: usize| count - 1 - row as i32;
@@ -110,9 +114,11 @@ pub(super) fn lines(lines: &[Line], axis: &str, unit: &str) -> Result<String, Fa
         (least.min(x.log2()), most.max(x.log2()))
     });
     let highest = points().map(|(_, y)| *y).fold(0.0, f64::max);
-    if !least.is_finite() {
+    if !least.is_finite() || lines.is_empty() {
         return Ok(String::new());
     }
+    // The names stand beside the lines, not on them.
+    let right = most + 0.4 + (most - least) * 0.4;
     let mut out = String::new();
     {
         let area = SVGBackend::with_string(&mut out, (WIDTH, HEIGHT)).into_drawing_area();
@@ -120,13 +126,18 @@ pub(super) fn lines(lines: &[Line], axis: &str, unit: &str) -> Result<String, Fa
             .margin(10)
             .x_label_area_size(44)
             .y_label_area_size(80)
-            .build_cartesian_2d(least - 0.2..most + 0.2, 0.0..highest.max(1e-9) * 1.1)
+            .build_cartesian_2d(least - 0.2..right, 0.0..highest.max(1e-9) * 1.1)
             .map_err(failed)?;
         let of_size = axis != "workers";
         chart
             .configure_mesh()
+            .disable_x_mesh()
             .light_line_style(TRANSPARENT)
+            .x_labels(40)
             .x_label_formatter(&|x| {
+                if (x - x.round()).abs() > 0.01 || *x > most + 0.1 {
+                    return String::new();
+                }
                 let value = x.exp2().round() as u64;
                 if of_size {
                     shown(value)
@@ -159,7 +170,7 @@ pub(super) fn lines(lines: &[Line], axis: &str, unit: &str) -> Result<String, Fa
             .configure_series_labels()
             .background_style(WHITE.mix(0.85))
             .label_font(("sans-serif", 13))
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::UpperRight)
             .draw()
             .map_err(failed)?;
         area.present().map_err(failed)?;
@@ -172,7 +183,7 @@ pub(super) fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 100.0 => format!("{value:.0}"),
         middle if middle >= 10.0 => format!("{value:.1}"),
-        zero if zero == 0.0 => "0".into(),
+        0.0 => "0".into(),
         _ => format!("{value:.2}"),
     }
 }
@@ -194,6 +205,7 @@ mod tests {
         assert!(svg.contains("native") && svg.contains("MiB/s"), "{svg}");
         assert!(svg.contains("a &lt;b&gt; &amp; c"), "{svg}");
         bars(&[bar("nothing", 0.0)], "MiB/s").unwrap();
+        assert_eq!(bars(&[], "MiB/s").unwrap(), "");
     }
 
     #[test]

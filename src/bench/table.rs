@@ -36,6 +36,13 @@ pub(super) fn table(run: &Run) -> String {
     for line in said {
         let _ = writeln!(out, "  {line}");
     }
+    let lost = answers::losses(run);
+    if !lost.is_empty() {
+        out.push_str("\nWhere corfs loses\n");
+    }
+    for line in lost {
+        let _ = writeln!(out, "  {line}");
+    }
     for line in &run.notes {
         let _ = writeln!(out, "note: {line}");
     }

@@ -215,7 +215,7 @@ pub(super) fn shown(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
     let mut number = bytes;
-    while number >= 1024 && number % 1024 == 0 && unit + 1 < units.len() {
+    while number >= 1024 && number.is_multiple_of(1024) && unit + 1 < units.len() {
         number /= 1024;
         unit += 1;
     }
