@@ -251,7 +251,9 @@ fn state_in_words(asked: &Measure) -> String {
         "Before each run dirty pages are written out, the source's files are read once, so that \
          they are in the page cache, the pages that a mount holds of them are dropped \
          (POSIX_FADV_DONTNEED), and as much memory as the run fills is touched and freed. Works \
-         called \"fresh mount\" or small files: mounted anew just before. \"Again\": the same work \
+         called \"fresh mount\" or small files: mounted anew just before. O_DIRECT in the directory \
+         itself, and in passthrough, goes to the disk (not on tmpfs); through other mounts it goes past \
+         the mount's page cache to the source's. \"Again\": the same work \
          was done just before, on the same mount.{cold} Each run is a process of its own; its \
          start is not in the time. Memory is sampled in a run of its own."
     )

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::Failure;
 use super::answers;
 use super::experiments::shown as size;
-use super::outcome::{Run, Unit};
+use super::outcome::{Memory, Run, Series, Unit};
 use super::plot::{self, Bar, Line};
 use super::statistics::{self, median, paired, summary};
 use super::table::{self, scale};
@@ -17,6 +17,13 @@ font-size:13px}td,th{padding:2px 9px;text-align:right;border-bottom:1px solid #d
 td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}\
 code{font-size:12px;overflow-wrap:anywhere}.warn{background:#fff3cd;padding:.5em 1em}\
 .wide{overflow-x:auto}dt{font-weight:600}dd{margin:0 0 .4em}";
+
+/// What is drawn of memory.
+type Kind = (&'static str, fn(&Memory) -> u64);
+const MEMORY: [Kind; 2] = [
+    ("anonymous", |memory| memory.anonymous),
+    ("of files", |memory| memory.file),
+];
 
 /// The page.
 ///
@@ -110,52 +117,41 @@ fn sweeps(run: &Run) -> Result<String, Failure> {
     let mut out = String::new();
     for (name, axis, unit) in names {
         let (words, divisor) = scale(unit);
-        let rates = lines(run, name, |series| {
-            let rate = median(&series.rates())? / divisor;
-            Some(vec![("", rate)])
-        });
+        let rates = lines(run, name, |series| Some(median(&series.rates())? / divisor));
         let _ = write!(
             out,
             "<h2>{}</h2>\n{}\n",
             escaped(name),
             plot::lines(&rates, axis, words)?
         );
-        let held = lines(run, name, |series| {
-            let memory = series.memory.as_ref()?;
-            let mebibytes = |bytes: u64| bytes as f64 / 1048576.0;
-            Some(vec![
-                (", anonymous", mebibytes(memory.anonymous)),
-                (", file", mebibytes(memory.file)),
-            ])
-        });
-        if !held.is_empty() {
-            let _ = writeln!(out, "{}", plot::lines(&held, axis, "MiB resident at most")?);
+        for (kind, of) in MEMORY {
+            let held = lines(run, name, |series| {
+                Some(of(series.memory.as_ref()?) as f64 / 1048576.0)
+            });
+            let unit = format!("MiB {kind} at most");
+            let _ = writeln!(out, "{}", plot::lines(&held, axis, &unit)?);
         }
     }
     Ok(out)
 }
 
-/// The lines of a sweep; `values` gives what is drawn of a series, with an ending of its name.
-fn lines(
-    run: &Run,
-    name: &str,
-    values: impl Fn(&super::outcome::Series) -> Option<Vec<(&'static str, f64)>>,
-) -> Vec<Line> {
+/// The lines of a sweep; `value` gives what is drawn of a series.
+fn lines(run: &Run, name: &str, value: impl Fn(&Series) -> Option<f64>) -> Vec<Line> {
     let mut found: Vec<Line> = Vec::new();
     for series in &run.series {
         let Some(sweep) = series.about.sweep.as_ref().filter(|s| s.name == name) else {
             continue;
         };
-        for (ending, value) in values(series).unwrap_or_default() {
-            let name = format!("{}{ending}", sweep.line);
-            let point = (sweep.value, value);
-            match found.iter_mut().find(|line| line.name == name) {
-                Some(line) => line.points.push(point),
-                None => found.push(Line {
-                    name,
-                    points: vec![point],
-                }),
-            }
+        let Some(value) = value(series) else {
+            continue;
+        };
+        let point = (sweep.value, value);
+        match found.iter_mut().find(|line| line.name == sweep.line) {
+            Some(line) => line.points.push(point),
+            None => found.push(Line {
+                name: sweep.line.clone(),
+                points: vec![point],
+            }),
         }
     }
     for line in &mut found {

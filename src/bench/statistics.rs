@@ -6,6 +6,8 @@ use super::outcome::{Run, Series};
 pub(crate) const NO_DIFFERENCE: f64 = 0.85;
 /// How many times the rounds are drawn again.
 const DRAWS: usize = 2000;
+/// Fewer rounds than these can't be drawn again in enough ways.
+const ENOUGH: usize = 5;
 /// The interval holds this share of the draws.
 const SHARE: f64 = 0.95;
 
@@ -126,6 +128,13 @@ impl Ratio {
 /// from the baseline.
 pub(crate) fn warnings(run: &Run) -> Vec<String> {
     let mut found = Vec::new();
+    if run.rounds < ENOUGH {
+        found.push(format!(
+            "an interval of {} rounds says little; --rounds {ENOUGH} or more",
+            run.rounds
+        ));
+    }
+    let few = found.len();
     for work in run.works() {
         let Some(baseline) = run.baseline(work) else {
             continue;
@@ -145,14 +154,14 @@ pub(crate) fn warnings(run: &Run) -> Vec<String> {
             ));
         }
     }
-    if !found.is_empty() {
+    if found.len() > few {
         let [before, after] = run.machine.load;
         let processors = run.machine.processors.max(1);
         found.push(format!(
             "what helps: more rounds (--rounds {}), more work in each (--size, --files), a machine \
              that does nothing else (its load was {before:.1} before and {after:.1} after, on \
              {processors} processors)",
-            run.rounds * 3
+            (run.rounds * 3).max(ENOUGH)
         ));
     }
     found
@@ -223,9 +232,17 @@ mod tests {
         let native = series("w", "native", true, &[1.0, 4.0, 2.0]);
         let noisy = series("w", "noisy", false, &[4.0, 1.0, 2.0]);
         let clear = series("w", "clear", false, &[10.0, 41.0, 20.0]);
-        let warned = warnings(&run(vec![native.clone(), noisy, clear.clone()]));
-        assert_eq!(warned[0], "w: too noisy to tell noisy from native");
-        assert!(warned[1].contains("--rounds 9"), "{}", warned[1]);
-        assert!(warnings(&run(vec![native, clear])).is_empty());
+        let warned = |series: Vec<Series>, rounds| {
+            let mut run = run(series);
+            run.rounds = rounds;
+            warnings(&run)
+        };
+        let all = vec![native.clone(), noisy, clear.clone()];
+        let noise = warned(all.clone(), 5);
+        assert_eq!(noise[0], "w: too noisy to tell noisy from native");
+        assert!(noise[1].contains("--rounds 15"), "{}", noise[1]);
+        assert!(warned(all, 1)[0].contains("of 1 rounds says little"));
+        assert_eq!(warned(vec![native.clone(), clear.clone()], 3).len(), 1);
+        assert!(warned(vec![native, clear], 5).is_empty());
     }
 }
