@@ -168,36 +168,12 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
             "--cold takes root: the kernel is to drop its caches".into(),
         ));
     }
-    let (_, directory) = (asked.directories.first()).ok_or(Failure("no directory".into()))?;
-    let home = Stage::new(directory)?;
-    let privileged = rustix::process::geteuid().is_root();
-    let mut places = Vec::new();
-    for (number, subject) in experiments::subjects(asked, privileged)
-        .into_iter()
-        .enumerate()
-    {
-        places.push(Place::new(subject, &home, number)?);
-    }
-    let plan = experiments::plan(asked, &places)?;
-    let mut run = Run {
-        version: VERSION,
-        experiment: asked.experiment.name().into(),
-        began: now(),
-        machine: machine::describe(directory),
-        command: asked.command.clone(),
-        rounds: asked.rounds,
-        warmups: asked.warmups,
-        seed: asked.seed.unwrap_or_else(now),
-        state: state_in_words(asked),
-        notes: Vec::new(),
-        complete: false,
-        series: plan.series,
-    };
-    let mut live = Live::new(home, places, plan.tasks);
+    let stop = progress::catch_signals()?;
+    let (mut live, mut run) = set_up(asked)?;
     if !asked.no_look {
         look(asked, &mut live, &mut run);
     }
-    let mut progress = Progress::new(&run, asked.files_out.clone())?;
+    let mut progress = Progress::new(&run, asked.files_out.clone(), stop);
     conduct::conduct(&mut run, &mut live, &mut progress);
     progress.end();
     drop(live);
@@ -216,6 +192,35 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
     Err(Failure(format!(
         "stopped; of what was measured until then:\n{table}"
     )))
+}
+
+/// Mounts everybody, makes the files, and plans the works.
+fn set_up(asked: &Measure) -> Result<(Live, Run), Failure> {
+    let (_, directory) = (asked.directories.first()).ok_or(Failure("no directory".into()))?;
+    let home = Stage::new(directory)?;
+    let privileged = rustix::process::geteuid().is_root();
+    // On an early return places go before what they lie in.
+    let mut places = Vec::new();
+    let subjects = experiments::subjects(asked, privileged);
+    for (number, subject) in subjects.into_iter().enumerate() {
+        places.push(Place::new(subject, &home, number)?);
+    }
+    let plan = experiments::plan(asked, &places)?;
+    let run = Run {
+        version: VERSION,
+        experiment: asked.experiment.name().into(),
+        began: now(),
+        machine: machine::describe(directory),
+        command: asked.command.clone(),
+        rounds: asked.rounds,
+        warmups: asked.warmups,
+        seed: asked.seed.unwrap_or_else(now),
+        state: state_in_words(asked),
+        notes: Vec::new(),
+        complete: false,
+        series: plan.series,
+    };
+    Ok((Live::new(home, places, plan.tasks), run))
 }
 
 /// What is looked at beside the time.

@@ -128,23 +128,12 @@ pub(super) fn lines(lines: &[Line], axis: &str, unit: &str) -> Result<String, Fa
             .y_label_area_size(80)
             .build_cartesian_2d(least - 0.2..right, 0.0..highest.max(1e-9) * 1.1)
             .map_err(failed)?;
-        let of_size = axis != "workers";
         chart
             .configure_mesh()
             .disable_x_mesh()
             .light_line_style(TRANSPARENT)
             .x_labels(40)
-            .x_label_formatter(&|x| {
-                if (x - x.round()).abs() > 0.01 || *x > most + 0.1 {
-                    return String::new();
-                }
-                let value = x.exp2().round() as u64;
-                if of_size {
-                    shown(value)
-                } else {
-                    value.to_string()
-                }
-            })
+            .x_label_formatter(&|x| mark(*x, most, axis))
             .y_label_formatter(&|y| number(*y))
             .x_desc(axis)
             .y_desc(unit)
@@ -176,6 +165,18 @@ pub(super) fn lines(lines: &[Line], axis: &str, unit: &str) -> Result<String, Fa
         area.present().map_err(failed)?;
     }
     Ok(out)
+}
+
+/// What stands below a power of two of the abscissa; nothing elsewhere, and beside the lines.
+fn mark(x: f64, most: f64, axis: &str) -> String {
+    if (x - x.round()).abs() > 0.01 || x > most + 0.1 {
+        return String::new();
+    }
+    let value = x.exp2().round() as u64;
+    match axis {
+        "workers" => value.to_string(),
+        _ => shown(value),
+    }
 }
 
 /// Three digits, and no more than that says.

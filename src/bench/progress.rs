@@ -44,26 +44,31 @@ pub(super) struct Progress {
     pub(super) unsaved: Option<Failure>,
 }
 
+/// From here on Ctrl-C, TERM and HUP set this and no longer end the process: what is mounted must go
+/// first.
+pub(super) fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, stop.clone())
+            .map_err(|error| Failure(format!("catch signals: {error}")))?;
+    }
+    Ok(stop)
+}
+
 impl Progress {
-    /// From here on Ctrl-C, TERM and HUP no longer end the process: what is mounted must go first.
-    pub(super) fn new(run: &Run, files: Files) -> Result<Self, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, stop.clone())
-                .map_err(|error| Failure(format!("catch signals: {error}")))?;
-        }
+    pub(super) fn new(run: &Run, files: Files, stop: Arc<AtomicBool>) -> Self {
         let turns = (run.warmups + run.rounds + 1) * run.series.len();
         let bar = ProgressBar::new(turns as u64);
         let form = "{bar:24} {percent:>3} %, {eta} left  {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(form) {
             bar.set_style(style);
         }
-        Ok(Self {
+        Self {
             bar,
             files,
             stop,
             unsaved: None,
-        })
+        }
     }
 
     pub(super) fn end(&self) {

@@ -93,14 +93,8 @@ fn sweep(name: &str, method: &Method, axis: &str, value: u64) -> Option<Sweep> {
 fn by_every_method(planner: &mut Planner<'_>, size: u64) {
     let work = work_of(size);
     for method in Method::ALL {
-        engine(
-            planner,
-            &work,
-            method,
-            &[],
-            sweep(SIZES, &method, "size", size),
-            size,
-        );
+        let sweep = sweep(SIZES, &method, "size", size);
+        engine(planner, &work, method, &[], sweep, size);
     }
     let at_size = |line: &str| {
         Some(Sweep {
@@ -112,71 +106,42 @@ fn by_every_method(planner: &mut Planner<'_>, size: u64) {
     };
     let auto = vec!["--reflink=never".to_owned()];
     engine_with(planner, &work, "auto", auto, at_size("auto"), size);
-    command(
-        planner,
-        &work,
-        "cp",
-        at_size("cp"),
-        size,
-        0,
-        &|sources, to| {
-            let words = ["cp".to_owned(), "--reflink=never".to_owned()];
-            words
-                .into_iter()
-                .chain(sources.to_vec())
-                .chain([to.to_owned()])
-                .collect()
-        },
-    );
+    let cp = |sources: &[String], to: &str| cp(&["--reflink=never"], sources, to);
+    command(planner, &work, "cp", at_size("cp"), size, 0, &cp);
     for place in 1..planner.places.len() {
-        let at = &planner.places[place];
-        let (name, is_corfs) = (
-            at.subject.name.clone(),
-            matches!(at.subject.kind, Kind::Corfs(_)),
-        );
-        let subject = format!("cp in {name}");
-        command(
-            planner,
-            &work,
-            &subject,
-            None,
-            size,
-            place,
-            &|sources, to| {
-                let words = ["cp".to_owned()];
-                words
-                    .into_iter()
-                    .chain(sources.to_vec())
-                    .chain([to.to_owned()])
-                    .collect()
-            },
-        );
-        if is_corfs {
-            let subject = format!(".copy in {name}");
-            command(
-                planner,
-                &work,
-                &subject,
-                None,
-                size,
-                place,
-                &|sources, to| {
-                    let script = "printf '%s\\n' \"$1\" >\"$2/.copy\"";
-                    let line = format!(
-                        "--reflink=never {} .",
-                        sources
-                            .iter()
-                            .map(|s| relative(s, to))
-                            .collect::<Vec<_>>()
-                            .join(" ")
-                    );
-                    ["sh", "-c", script, "sh", &line, to]
-                        .map(str::to_owned)
-                        .to_vec()
-                },
-            );
-        }
+        through_a_mount(planner, &work, size, place);
     }
+}
+
+/// As a user of the mount, or of another directory, would copy there.
+fn through_a_mount(planner: &mut Planner<'_>, work: &str, size: u64, place: usize) {
+    let subject = &planner.places[place].subject;
+    let (name, kind) = (subject.name.clone(), subject.kind.clone());
+    let cp = |sources: &[String], to: &str| cp(&[], sources, to);
+    let who = format!("cp in {name}");
+    command(planner, work, &who, None, size, place, &cp);
+    if matches!(kind, Kind::Corfs(_)) {
+        let who = format!(".copy in {name}");
+        command(planner, work, &who, None, size, place, &control);
+    }
+}
+
+fn cp(options: &[&str], sources: &[String], to: &str) -> Vec<String> {
+    let mut words = vec!["cp".to_owned()];
+    words.extend(options.iter().map(|&option| option.to_owned()));
+    words.extend_from_slice(sources);
+    words.push(to.to_owned());
+    words
+}
+
+/// A line for the `.copy` of the folder `to`.
+fn control(sources: &[String], to: &str) -> Vec<String> {
+    let script = "printf '%s\\n' \"$1\" >\"$2/.copy\"";
+    let names: Vec<String> = sources.iter().map(|source| relative(source, to)).collect();
+    let line = format!("--reflink=never {} .", names.join(" "));
+    ["sh", "-c", script, "sh", &line, to]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// A source as the folder of the copy names it: both lie next to each other in the root.

@@ -83,115 +83,67 @@ fn is_swept(planner: &Planner<'_>, place: usize) -> bool {
         || budgets.iter().any(|&b| *name == budget_name(b))
 }
 
+/// Patterns of one reader: name, pattern, bytes a request, O_DIRECT, state.
+#[rustfmt::skip]
+const ALONE: [(&str, Pattern, u64, bool, State); 7] = [
+    ("sequential 1 MiB, buffered", Pattern::Sequential, MIB, false, State::Warm),
+    ("sequential 1 MiB, O_DIRECT", Pattern::Sequential, MIB, true, State::Warm),
+    ("sequential 1 MiB, read again", Pattern::Sequential, MIB, false, State::Again),
+    ("strided, 64 KiB of each 512", Pattern::Strided, PART, false, State::Warm),
+    ("mmap by the reader, sequential", Pattern::MappedSequential, PART, false, State::Warm),
+    ("mmap by the reader, random 4 KiB", Pattern::MappedRandom, PAGE, false, State::Warm),
+    ("small files of 4 KiB", Pattern::SmallFiles, PAGE, false, State::Fresh),
+];
+
+/// The same, where cold caches are asked for.
+#[rustfmt::skip]
+const COLD: [(&str, Pattern, u64, bool, State); 3] = [
+    ("cold: sequential 1 MiB, buffered", Pattern::Sequential, MIB, false, State::Cold),
+    ("cold: random 4 KiB, buffered", Pattern::Random, PAGE, false, State::Cold),
+    ("cold: small files of 4 KiB", Pattern::SmallFiles, PAGE, false, State::Cold),
+];
+
 fn works(asked: &Measure) -> Vec<Work> {
-    let work = |name: &str, pattern, block, direct, readers, state| Work {
+    let alone = |&(name, pattern, block, direct, state): &(&str, _, _, _, _)| Work {
         name: name.into(),
         pattern,
         block,
         direct,
-        readers,
+        readers: 1,
         state,
     };
-    use Pattern::{MappedRandom, MappedSequential, Random, Sequential, SmallFiles, Strided};
-    let mut works = vec![
-        work(
-            "sequential 1 MiB, buffered",
-            Sequential,
-            MIB,
-            false,
-            1,
-            State::Warm,
-        ),
-        work(
-            "sequential 1 MiB, O_DIRECT",
-            Sequential,
-            MIB,
-            true,
-            1,
-            State::Warm,
-        ),
-        work(
-            "sequential 1 MiB, read again",
-            Sequential,
-            MIB,
-            false,
-            1,
-            State::Again,
-        ),
-        work(
-            "strided, 64 KiB of each 512",
-            Strided,
-            PART,
-            false,
-            1,
-            State::Warm,
-        ),
-        work(
-            "mmap by the reader, sequential",
-            MappedSequential,
-            PART,
-            false,
-            1,
-            State::Warm,
-        ),
-        work(
-            "mmap by the reader, random 4 KiB",
-            MappedRandom,
-            PAGE,
-            false,
-            1,
-            State::Warm,
-        ),
-        work(
-            "small files of 4 KiB",
-            SmallFiles,
-            PAGE,
-            false,
-            1,
-            State::Fresh,
-        ),
-    ];
+    let mut works: Vec<Work> = ALONE.iter().map(alone).collect();
     for &readers in &asked.readers {
-        let many = match readers {
-            1 => "1 reader".to_owned(),
-            more => format!("{more} readers"),
-        };
-        for (direct, how) in [(false, "buffered"), (true, "O_DIRECT")] {
-            let name = format!("random 4 KiB, {how}, {many}");
-            works.push(work(&name, Random, PAGE, direct, readers, State::Warm));
-        }
-        if readers > 1 {
-            let name = format!("sequential 1 MiB, buffered, {many}");
-            works.push(work(&name, Sequential, MIB, false, readers, State::Warm));
-        }
+        works.extend(together(readers));
     }
     if asked.cold {
-        works.extend([
-            work(
-                "cold: sequential 1 MiB, buffered",
-                Sequential,
-                MIB,
-                false,
-                1,
-                State::Cold,
-            ),
-            work(
-                "cold: random 4 KiB, buffered",
-                Random,
-                PAGE,
-                false,
-                1,
-                State::Cold,
-            ),
-            work(
-                "cold: small files of 4 KiB",
-                SmallFiles,
-                PAGE,
-                false,
-                1,
-                State::Cold,
-            ),
-        ]);
+        works.extend(COLD.iter().map(alone));
+    }
+    works
+}
+
+/// What several readers do at once, and one beside them.
+fn together(readers: usize) -> Vec<Work> {
+    let many = match readers {
+        1 => "1 reader".to_owned(),
+        more => format!("{more} readers"),
+    };
+    let work = |what: &str, pattern, block, direct| Work {
+        name: format!("{what}, {many}"),
+        pattern,
+        block,
+        direct,
+        readers,
+        state: State::Warm,
+    };
+    let mut works = vec![
+        work("random 4 KiB, buffered", Pattern::Random, PAGE, false),
+        work("random 4 KiB, O_DIRECT", Pattern::Random, PAGE, true),
+    ];
+    // One alone reads so anyway.
+    if readers > 1 {
+        let name = "sequential 1 MiB, buffered";
+        works.push(work(name, Pattern::Sequential, MIB, false));
     }
     works
 }
