@@ -116,6 +116,8 @@ impl Live {
         place::ready_memory(task.fills);
         if task.state == State::Cold {
             place::drop_caches();
+            // The program itself is not to be read from the disk while it is measured.
+            finish(start(&Probe::Nothing)?)?;
         }
         Ok(folder)
     }

@@ -28,7 +28,10 @@ pub(super) fn table(run: &Run) -> String {
     if matches!(run.experiment.as_str(), "copy" | "fault") {
         let _ = write!(out, "\nWhat each cost (medians)\n{}", costs(run));
     }
-    let _ = write!(out, "\n{}", memory(run));
+    let memory = memory(run);
+    if !memory.is_empty() {
+        let _ = write!(out, "\n{memory}");
+    }
     let said = answers::answers(run);
     if !said.is_empty() {
         out.push_str("\nAnswers\n");
