@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! main, cli   words of the command line, wiring
+//! bench       experiments: works done in rounds, statistics, tables, plots; replay of a log
 //! fuse        the only rooms that know FUSE: adapter, session, control files
 //! mirror      the mirrored tree: inodes, names, attributes, open files, callers
 //! cache       the copy-on-read store: blocks of the source on local disk
@@ -14,6 +15,7 @@
 //! observe     counters and histograms, used by every floor
 //! ```
 
+pub mod bench;
 pub mod cache;
 pub mod cli;
 pub mod copy;

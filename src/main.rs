@@ -1,9 +1,12 @@
 //! argv to command to exit code.
 
-use corfs::cli::{self, Command, table};
+use corfs::bench;
+use corfs::cli::{self, Command, table, watch};
 use corfs::fuse::session::{self, Code, Refusal};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
     let end = match cli::parse(std::env::args_os()) {
@@ -15,7 +18,12 @@ fn main() -> ExitCode {
             device,
             mount,
         }) => session::keep(mountpoint, device, mount),
-        Ok(Command::Stat { path, json }) => session::read_stats(&path).and_then(|text| {
+        Ok(Command::Stat {
+            path,
+            json,
+            watch: Some(interval),
+        }) => watch(&path, interval, json),
+        Ok(Command::Stat { path, json, .. }) => session::read_stats(&path).and_then(|text| {
             print(&if json {
                 table::json(&text) + "\n"
             } else {
@@ -23,6 +31,8 @@ fn main() -> ExitCode {
             })
         }),
         Ok(Command::Copy(copying)) => session::copy(&copying),
+        Ok(Command::Bench(request)) => measured(bench::run(&request)),
+        Ok(Command::Replay(replay)) => measured(bench::replay::run(&replay)),
         Ok(Command::Print(words)) => print(&words),
         Err(words) => Err(Refusal::usage(words)),
     };
@@ -34,6 +44,39 @@ fn main() -> ExitCode {
             ExitCode::from(code as u8)
         }
     }
+}
+
+/// Shows what happens on a mount, until it goes or nobody looks any more.
+fn watch(path: &Path, interval: Duration, json: bool) -> Result<(), Refusal> {
+    // What stood on the screen goes; what is no screen gets one view after the other.
+    let before = match std::io::stdout().is_terminal() {
+        true => "\x1b[H\x1b[2J",
+        false => "",
+    };
+    let (mut old, mut looked) = (session::read_stats(path)?, Instant::now());
+    loop {
+        std::thread::sleep(interval);
+        let new = session::read_stats(path)?;
+        let now = Instant::now();
+        print(&if json {
+            table::json(&new) + "\n"
+        } else {
+            let passed = now.duration_since(looked).as_secs_f64();
+            let frame = watch::frame(&old, &new, passed);
+            format!("{before}corfs on {}\n\n{frame}\n", path.display())
+        })?;
+        (old, looked) = (new, now);
+    }
+}
+
+/// Prints what was found, or says why there is nothing.
+fn measured(found: Result<String, bench::Failure>) -> Result<(), Refusal> {
+    found
+        .map_err(|failure| Refusal {
+            code: Code::System,
+            words: failure.0,
+        })
+        .and_then(|words| print(&words))
 }
 
 /// Like `println!`, but a reader that has gone away is no panic.

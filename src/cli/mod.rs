@@ -1,11 +1,15 @@
 //! Words of the command line and of `-o`, parsed into plain values. Nothing here touches a file.
 
+mod bench;
 mod draft;
 mod ids;
 mod list;
 mod size;
 pub mod table;
+pub mod watch;
 
+use crate::bench::Request;
+use crate::bench::replay::Replay;
 use crate::copy::language::args;
 use crate::fuse::session::{Copying, KEEPER_OPTION, Manner, Settings, Telling};
 use clap::builder::OsStringValueParser;
@@ -14,6 +18,7 @@ use draft::{Draft, VALUED};
 use list::Word;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,9 +49,15 @@ pub enum Command {
         path: PathBuf,
         /// For programs, not for people.
         json: bool,
+        /// Again and again, so often.
+        watch: Option<Duration>,
     },
     /// `corfs copy SRC... DST`
     Copy(Box<Copying>),
+    /// `corfs bench ...`
+    Bench(Request),
+    /// `corfs replay FILE DIR`
+    Replay(Replay),
     /// `--help`, `--version`: words for standard output.
     Print(String),
 }
@@ -56,7 +67,8 @@ pub enum Command {
 /// # Errors
 /// Words for standard error; the exit code is 1.
 pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
-    let matches = match clap().try_get_matches_from(line) {
+    let line: Vec<OsString> = line.into_iter().collect();
+    let matches = match clap().try_get_matches_from(&line) {
         Ok(matches) => matches,
         Err(error) if error.use_stderr() => {
             let text = error.render().to_string();
@@ -70,11 +82,10 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
     };
     match matches.subcommand() {
         Some(("umount", words)) => umount(words),
-        Some(("stat", words)) => Ok(Command::Stat {
-            path: path(words, "MOUNTPOINT"),
-            json: words.get_flag("json"),
-        }),
+        Some(("stat", words)) => stat(words),
         Some(("copy", words)) => copy(words),
+        Some(("bench", words)) => bench::asked(words, &line),
+        Some(("replay", words)) => Ok(bench::replayed(words)),
         Some((_, words)) => mount(words),
         None => mount(&matches),
     }
@@ -89,6 +100,18 @@ fn copy(matches: &ArgMatches) -> Result<Command, String> {
         (false, false) => Telling::Bar,
     };
     Ok(Command::Copy(Box::new(Copying { asked, telling })))
+}
+
+fn stat(matches: &ArgMatches) -> Result<Command, String> {
+    let asked = matches.get_one::<String>("interval").map(String::as_str);
+    let interval = size::seconds(asked.unwrap_or("1"))
+        .filter(|time| !time.is_zero())
+        .ok_or("stat: --interval takes seconds, more than 0")?;
+    Ok(Command::Stat {
+        path: path(matches, "MOUNTPOINT"),
+        json: matches.get_flag("json"),
+        watch: matches.get_flag("watch").then_some(interval),
+    })
 }
 
 fn umount(matches: &ArgMatches) -> Result<Command, String> {
@@ -193,6 +216,18 @@ fn clap() -> Clap {
                 .action(ArgAction::SetTrue)
                 .help("For programs"),
         )
+        .args([
+            flag(
+                "watch",
+                'w',
+                "Show what happens, again and again, until Ctrl-C",
+            ),
+            Arg::new("interval")
+                .long("interval")
+                .value_name("SECONDS")
+                .requires("watch")
+                .help("How often [default: 1]"),
+        ])
         .arg(positional(
             "MOUNTPOINT",
             "Where it is mounted, or any path below",
@@ -213,14 +248,16 @@ fn clap() -> Clap {
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .override_usage(
             "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
-             corfs stat [--json] MOUNTPOINT\n       \
-             corfs copy [OPTIONS] SRC... DST",
+             corfs stat [--watch] [--json] MOUNTPOINT\n       \
+             corfs copy [OPTIONS] SRC... DST\n       \
+             corfs bench copy|read|meta|fault|compare|draw ...\n       \
+             corfs replay [--timed] FILE DIR",
         )
         .after_help(AFTER)
         .args_conflicts_with_subcommands(true)
         .subcommand_negates_reqs(true)
         .disable_help_subcommand(true)
-        .subcommands([mount_words(mount), umount, stat, copy])
+        .subcommands([mount_words(mount), umount, stat, copy, bench::bench(), bench::replay()])
 }
 
 /// The options and names that a mount takes.
@@ -278,7 +315,7 @@ nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.
 
-A SOURCE that is called mount, umount, stat or copy is written ./umount.
+A SOURCE that is called mount, umount, stat, copy, bench or replay is written ./umount.
 Exit codes: 1 usage, 2 system, 32 the mount failed.";
 
 const AFTER_COPY: &str = "\

@@ -8,19 +8,19 @@ use std::fmt::Write as _;
 
 /// What one kind of operation cost.
 #[derive(Debug, PartialEq, Serialize)]
-struct Operation {
-    count: f64,
-    errors: f64,
+pub(super) struct Operation {
+    pub(super) count: f64,
+    pub(super) errors: f64,
     /// Seconds; `None` where nothing was measured. So are the next two, which are read off the
     /// histogram: true to the width of a bucket.
     mean_seconds: Option<f64>,
-    p50_seconds: Option<f64>,
-    p99_seconds: Option<f64>,
+    pub(super) p50_seconds: Option<f64>,
+    pub(super) p99_seconds: Option<f64>,
 }
 
 /// Every other series, as it stands in the text.
 #[derive(Debug, PartialEq, Serialize)]
-struct Series {
+pub(super) struct Series {
     name: String,
     labels: BTreeMap<String, String>,
     value: f64,
@@ -28,14 +28,17 @@ struct Series {
 
 /// All of it.
 #[derive(Debug, PartialEq, Serialize)]
-struct Statistics {
-    operations: BTreeMap<String, Operation>,
+pub(super) struct Statistics {
+    pub(super) operations: BTreeMap<String, Operation>,
     series: Vec<Series>,
 }
 
 impl Statistics {
     fn of(text: &str) -> Self {
-        let samples = parse(text);
+        Self::of_samples(parse(text))
+    }
+
+    pub(super) fn of_samples(samples: Vec<Sample>) -> Self {
         let (of_operations, rest): (Vec<_>, Vec<_>) =
             samples.into_iter().partition(|s| label(s, "op").is_some());
         let mut by_name: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
@@ -171,7 +174,7 @@ fn amount(series: &Series) -> String {
     series.value.to_string()
 }
 
-fn size(bytes: f64) -> String {
+pub(super) fn size(bytes: f64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut amount = bytes;
     let mut unit = 0;
@@ -183,7 +186,7 @@ fn size(bytes: f64) -> String {
     format!("{amount:.decimals$} {}", UNITS[unit])
 }
 
-fn duration(seconds: Option<f64>) -> String {
+pub(super) fn duration(seconds: Option<f64>) -> String {
     match seconds {
         None => "-".to_owned(),
         Some(s) if s < 1e-3 => format!("{:.1} us", s * 1e6),

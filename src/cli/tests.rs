@@ -342,12 +342,21 @@ fn umount_and_stat_have_their_own_words() {
         assert_eq!(line(&["umount", &option, "--", "/m"]), Ok(keep));
     }
     assert!(refused(&["umount", "--when-abandoned=x", "/m"]).contains("MAJOR:MINOR"));
-    let stat = |json| Command::Stat {
+    let stat = |json, watch| Command::Stat {
         path: "/m".into(),
         json,
+        watch,
     };
-    assert_eq!(line(&["stat", "/m"]), Ok(stat(false)));
-    assert_eq!(line(&["stat", "--json", "/m"]), Ok(stat(true)));
+    let seconds = |seconds| Some(Duration::from_secs_f64(seconds));
+    assert_eq!(line(&["stat", "/m"]), Ok(stat(false, None)));
+    assert_eq!(line(&["stat", "--json", "/m"]), Ok(stat(true, None)));
+    assert_eq!(line(&["stat", "-w", "/m"]), Ok(stat(false, seconds(1.0))));
+    assert_eq!(
+        line(&["stat", "--watch", "--json", "--interval=0.5", "/m"]),
+        Ok(stat(true, seconds(0.5)))
+    );
+    assert!(refused(&["stat", "--watch", "--interval=0", "/m"]).contains("more than 0"));
+    assert!(refused(&["stat", "--interval=1", "/m"]).contains("--watch"));
 }
 
 #[test]

@@ -124,7 +124,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _noted = self.shared.note(req, parent, |asked| asked.name(name));
         let shared = &self.shared;
         let found = shared.measured(Op::Lookup, || {
             match shared.control.lookup(parent.0, name)? {
@@ -156,7 +157,8 @@ impl Filesystem for Adapter {
     // batch_forget stays the library's own, which calls `forget` for each: its argument's type is
     // not public in fuser 0.18.
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _noted = self.shared.note(req, ino, |_| ());
         let shared = &self.shared;
         let found = shared.measured(Op::Getattr, || {
             if virtual_file(ino) {
@@ -169,7 +171,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -185,6 +187,9 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| (asked.size, asked.mode) = (size, mode));
         let shared = &self.shared;
         let set = SetAttr {
             mode,
@@ -207,7 +212,8 @@ impl Filesystem for Adapter {
         shared.reply_attr(reply, found, |mirror, _| mirror.trust_set());
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _noted = self.shared.note(req, ino, |_| ());
         let read = || self.shared.mirror.readlink(ino.0);
         match self.shared.measured(Op::Readlink, read) {
             Ok(target) => reply.data(&target),
@@ -225,6 +231,10 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _noted = self.shared.note(req, parent, |asked| {
+            asked.name(name);
+            asked.mode = Some(mode);
+        });
         let shared = &self.shared;
         let made = shared.measured(Op::Mknod, || {
             shared.control.refuse_new(parent.0, name)?;
@@ -243,6 +253,10 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _noted = self.shared.note(req, parent, |asked| {
+            asked.name(name);
+            asked.mode = Some(mode);
+        });
         let shared = &self.shared;
         let made = shared.measured(Op::Mkdir, || {
             shared.control.refuse_new(parent.0, name)?;
@@ -252,7 +266,8 @@ impl Filesystem for Adapter {
         shared.reply_made(reply, parent.0, made);
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _noted = self.shared.note(req, parent, |asked| asked.name(name));
         let shared = &self.shared;
         shared.reply_empty(Op::Unlink, reply, || {
             shared.control.refuse_change(parent.0, name)?;
@@ -260,7 +275,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _noted = self.shared.note(req, parent, |asked| asked.name(name));
         let shared = &self.shared;
         shared.reply_empty(Op::Rmdir, reply, || {
             shared.control.refuse_change(parent.0, name)?;
@@ -276,6 +292,10 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _noted = self.shared.note(req, parent, |asked| {
+            asked.name(link_name);
+            asked.word(target.as_os_str());
+        });
         let shared = &self.shared;
         let made = shared.measured(Op::Symlink, || {
             shared.control.refuse_new(parent.0, link_name)?;
@@ -295,6 +315,11 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, parent, |asked| {
+            asked.name(name);
+            asked.new_name(newparent, newname);
+            asked.flags = Some(flags.bits());
+        });
         let shared = &self.shared;
         shared.reply_empty(Op::Rename, reply, || {
             shared.control.refuse_change(parent.0, name)?;
@@ -313,6 +338,9 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.new_name(newparent, newname));
         let shared = &self.shared;
         let made = shared.measured(Op::Link, || {
             if virtual_file(ino) {
@@ -326,11 +354,14 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.flags = Some(flags.0 as u32));
         let shared = &self.shared;
         if virtual_file(ino) {
             let open = || shared.control.open(req, ino.0, flags.0);
             return match shared.measured(Op::Open, open) {
-                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
+                Ok(handle) => reply.opened(FileHandle(handle), shared.control.open_flags(ino.0)),
                 Err(errno) => reply.error(errno),
             };
         }
@@ -352,6 +383,10 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _noted = self.shared.note(req, parent, |asked| {
+            asked.name(name);
+            (asked.mode, asked.flags) = (Some(mode), Some(flags as u32));
+        });
         let shared = &self.shared;
         let created = shared.measured(Op::Create, || {
             shared.control.refuse_new(parent.0, name)?;
@@ -366,7 +401,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -375,7 +410,13 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.range(offset, size.into()));
         let shared = &self.shared;
+        if shared.control.is_oplog(ino.0) {
+            return shared.oplog.read(req, fh.0, size as usize, reply);
+        }
         let mut reply = Some(reply);
         let mut send = |bytes: &[u8]| {
             if let Some(reply) = reply.take() {
@@ -406,6 +447,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.range(offset, data.len() as u64));
         let shared = &self.shared;
         if virtual_file(ino) {
             return shared.control.write(req, fh.0, data, reply);
@@ -426,6 +470,7 @@ impl Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |_| ());
         let shared = &self.shared;
         if virtual_file(ino) {
             return shared.control.flush(req, fh.0, reply);
@@ -436,7 +481,7 @@ impl Filesystem for Adapter {
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         flags: OpenFlags,
@@ -444,6 +489,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |_| ());
         let shared = &self.shared;
         shared.reply_empty(Op::Release, reply, || {
             if virtual_file(ino) {
@@ -458,12 +504,13 @@ impl Filesystem for Adapter {
 
     fn fsync(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -474,7 +521,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.flags = Some(flags.0 as u32));
         if virtual_file(ino) {
             return reply.opened(FileHandle(0), FopenFlags::empty());
         }
@@ -487,12 +537,15 @@ impl Filesystem for Adapter {
 
     fn readdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.offset = Some(offset));
         let shared = &self.shared;
         let mut emit = |entry: &crate::mirror::Entry| {
             let kind = convert::file_type(entry.kind);
@@ -519,12 +572,15 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.offset = Some(offset));
         let shared = &self.shared;
         let mut emit = |entry: &crate::mirror::Entry, attr: Option<&Attr>| {
             let (attr, ttl) = match attr {
@@ -565,12 +621,13 @@ impl Filesystem for Adapter {
 
     fn releasedir(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |_| ());
         self.shared.reply_empty(Op::Releasedir, reply, || {
             self.shared.mirror.releasedir(fh.0);
             Ok(())
@@ -579,12 +636,13 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -595,7 +653,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _noted = self.shared.note(req, ino, |_| ());
         let shared = &self.shared;
         let ino = if virtual_file(ino) { 1 } else { ino.0 };
         match shared.measured(Op::Statfs, || shared.mirror.statfs(ino)) {
@@ -623,6 +682,10 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |asked| {
+            asked.word(name);
+            asked.size = Some(value.len() as u64);
+        });
         self.shared.reply_empty(Op::Setxattr, reply, || {
             if virtual_file(ino) {
                 return Err(refused("setxattr on a control file"));
@@ -632,7 +695,11 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _noted = self.shared.note(req, ino, |asked| {
+            asked.word(name);
+            asked.size = Some(size.into());
+        });
         let mirror = &self.shared.mirror;
         if virtual_file(ino) {
             return reply.error(Errno::ENODATA);
@@ -651,7 +718,10 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.size = Some(size.into()));
         let mirror = &self.shared.mirror;
         if virtual_file(ino) {
             return if size == 0 {
@@ -674,7 +744,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _noted = self.shared.note(req, ino, |asked| asked.word(name));
         self.shared.reply_empty(Op::Removexattr, reply, || {
             if virtual_file(ino) {
                 return Err(refused("removexattr on a control file"));
@@ -683,7 +754,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn access(&self, _req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.flags = Some(mask.bits() as u32));
         self.shared.reply_empty(Op::Access, reply, || {
             if virtual_file(ino) {
                 return Ok(());
@@ -694,7 +768,7 @@ impl Filesystem for Adapter {
 
     fn getlk(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
@@ -704,6 +778,9 @@ impl Filesystem for Adapter {
         pid: u32,
         reply: ReplyLock,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.offset = Some(start));
         // Handles of control files are numbered by themselves, and would name another's file.
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
@@ -730,6 +807,9 @@ impl Filesystem for Adapter {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.offset = Some(start));
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
         }
@@ -766,6 +846,7 @@ impl Filesystem for Adapter {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let _noted = self.shared.note(req, ino, |asked| asked.flags = Some(cmd));
         let answer = self.shared.measured(Op::Ioctl, || {
             if virtual_file(ino) {
                 return Err(Fail::new(sys::Errno::NOTTY, "ioctl"));
@@ -806,7 +887,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -814,6 +895,10 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _noted = self.shared.note(req, ino, |asked| {
+            asked.range(offset, length);
+            asked.flags = Some(mode as u32);
+        });
         if virtual_file(ino) {
             return reply.error(Errno::EOPNOTSUPP);
         }
@@ -826,13 +911,16 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino, |asked| asked.offset = Some(offset as u64));
         if virtual_file(ino) {
             return reply.error(Errno::EINVAL);
         }
@@ -845,7 +933,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
@@ -856,6 +944,9 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _noted = self
+            .shared
+            .note(req, ino_in, |asked| asked.range(offset_in, len));
         if virtual_file(ino_in) || virtual_file(ino_out) {
             return reply.error(Errno::EOPNOTSUPP);
         }

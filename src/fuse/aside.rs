@@ -20,6 +20,7 @@ impl Aside {
     /// Runs `job` on a thread of its own; on this one when there are too many, or none is to be
     /// had.
     pub(super) fn run(&self, name: &str, job: impl FnOnce() + Send + 'static) {
+        let job = super::oplog::carried(job);
         let slot: Arc<Mutex<Option<Job>>> = Arc::new(Mutex::new(Some(Box::new(job))));
         if self.running.fetch_add(1, Ordering::Relaxed) < MOST {
             let (theirs, running) = (slot.clone(), self.running.clone());

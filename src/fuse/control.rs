@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use fuser::{ReplyEmpty, ReplyWrite, Request};
+use fuser::{FopenFlags, ReplyEmpty, ReplyWrite, Request};
 use parking_lot::Mutex;
 
 use super::convert::{self, caller};
+use super::oplog::OpLog;
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
@@ -33,6 +34,8 @@ enum Node {
     Config,
     /// The list of jobs for programs.
     Jobs,
+    /// The log of operations, for those who read it now.
+    OpLog,
 }
 
 /// One open of a virtual file.
@@ -55,6 +58,8 @@ pub(super) struct ControlFiles {
     stats: NodeId,
     settings: NodeId,
     list: NodeId,
+    log: NodeId,
+    oplog: Arc<OpLog>,
     copies: Mutex<HashMap<NodeId, (Arc<Inode>, u64)>>,
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -66,6 +71,7 @@ impl ControlFiles {
         mirror: Arc<Mirror>,
         metrics: Arc<Metrics>,
         jobs: Arc<Jobs>,
+        oplog: Arc<OpLog>,
         config: String,
     ) -> Self {
         let table = mirror.table();
@@ -74,6 +80,8 @@ impl ControlFiles {
             stats: table.virtual_id(),
             settings: table.virtual_id(),
             list: table.virtual_id(),
+            log: table.virtual_id(),
+            oplog,
             mirror,
             metrics,
             jobs,
@@ -145,6 +153,7 @@ impl ControlFiles {
                 b"stats" => self.stats,
                 b"config" => self.settings,
                 b"jobs.json" => self.list,
+                b"oplog" => self.log,
                 _ => return Err(Fail::new(Errno::NOENT, "lookup")),
             };
             return self.getattr(id).map(Some);
@@ -185,6 +194,9 @@ impl ControlFiles {
         if id == self.list {
             return Ok(Node::Jobs);
         }
+        if id == self.log {
+            return Ok(Node::OpLog);
+        }
         let copies = self.copies.lock();
         match copies.get(&id) {
             Some((directory, _)) => Ok(Node::Copy(directory.clone())),
@@ -207,7 +219,8 @@ impl ControlFiles {
             Node::Copy(_) => libc::S_IFREG | 0o600,
             Node::Folder => libc::S_IFDIR | 0o555,
             Node::Stats | Node::Jobs => libc::S_IFREG | 0o444,
-            Node::Config => libc::S_IFREG | 0o400,
+            // They name files and callers.
+            Node::Config | Node::OpLog => libc::S_IFREG | 0o400,
         };
         if !matches!(node, Node::Copy(_)) {
             (stat.st_uid, stat.st_gid) = self.owner;
@@ -241,12 +254,15 @@ impl ControlFiles {
                     umask_of(request.pid()).unwrap_or(0o022),
                 ))
             }
-            Node::Stats | Node::Config | Node::Jobs if writes => {
+            Node::Stats | Node::Config | Node::Jobs | Node::OpLog if writes => {
                 return Err(Fail::new(Errno::ACCESS, "open for writing"));
             }
             _ => None,
         };
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        if self.is_oplog(id) {
+            self.oplog.open(handle, flags)?;
+        }
         let open = Handle {
             opener: request.uid(),
             text: Mutex::new(Arc::from([])),
@@ -280,6 +296,8 @@ impl ControlFiles {
                 Node::Stats => self.metrics.open_metrics().into_bytes().into(),
                 Node::Config => self.config.clone(),
                 Node::Jobs => self.jobs.status_json(handle.opener).into(),
+                // A stream, which the log itself answers.
+                Node::OpLog => Arc::from([]),
                 Node::Folder => return Err(Fail::new(Errno::ISDIR, "read")),
             };
             *handle.text.lock() = fresh;
@@ -325,7 +343,21 @@ impl ControlFiles {
             .ok_or(Fail::new(Errno::BADF, "write to a control file"))
     }
 
+    /// Whether it is the log of operations, which answers reads by itself.
+    pub(super) fn is_oplog(&self, id: NodeId) -> bool {
+        id == self.log
+    }
+
+    /// How the kernel is to read an open control file: past its cache, and the log as a stream.
+    pub(super) fn open_flags(&self, id: NodeId) -> FopenFlags {
+        if self.is_oplog(id) {
+            return FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_STREAM;
+        }
+        FopenFlags::FOPEN_DIRECT_IO
+    }
+
     pub(super) fn release(&self, handle: u64) {
+        self.oplog.release(handle);
         let gone = self.handles.lock().remove(&handle);
         if let Some(copy) = gone.and_then(|gone| gone.copy.clone()) {
             copy.closed();
@@ -341,6 +373,7 @@ impl ControlFiles {
             (self.stats, RegularFile, "stats"),
             (self.settings, RegularFile, "config"),
             (self.list, RegularFile, "jobs.json"),
+            (self.log, RegularFile, "oplog"),
         ];
         let numbered = entries.into_iter().zip(1u64..);
         numbered

@@ -7,6 +7,7 @@ mod convert;
 mod lock_waits;
 mod notifier;
 mod opened;
+mod oplog;
 mod passthrough;
 mod prune;
 pub mod session;

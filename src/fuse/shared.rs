@@ -12,6 +12,7 @@ use super::control::ControlFiles;
 use super::convert::{self, entry_attr, shown_attr};
 use super::lock_waits::LockWaits;
 use super::notifier::{Extent, Notifier};
+use super::oplog::OpLog;
 use super::passthrough::Passthrough;
 use super::prune::Pruner;
 use super::watching::{self, Stop, Teller};
@@ -34,6 +35,7 @@ pub struct Shared {
     pub(super) aside: Aside,
     pub(super) lock_waits: LockWaits,
     pub(super) passthrough: Passthrough,
+    pub(super) oplog: Arc<OpLog>,
 }
 
 impl Shared {
@@ -78,8 +80,11 @@ impl Shared {
         });
         let jobs = Jobs::new(jobs_options, metrics.clone(), tell);
         let config = format!("{config}watched_by={}\n", mirror.watched_by());
-        let control = ControlFiles::new(mirror.clone(), metrics.clone(), jobs, config);
+        let oplog: Arc<OpLog> = Arc::default();
+        let (of_control, counted) = (oplog.clone(), metrics.clone());
+        let control = ControlFiles::new(mirror.clone(), counted, jobs, of_control, config);
         Ok(Self {
+            oplog,
             mirror,
             control,
             passthrough: Passthrough::new(asked, metrics.clone()),
@@ -160,8 +165,10 @@ impl Shared {
         self.control.tick();
     }
 
-    /// The mount is about to go: copies that are under way have a few seconds left.
+    /// The mount is about to go: copies that are under way have a few seconds left, and the readers
+    /// of the log find its end.
     pub fn wind_up(&self) {
+        self.oplog.end();
         self.control.wind_up();
     }
 
@@ -175,6 +182,7 @@ impl Shared {
 
     /// Ends what still runs, after the last request.
     pub fn shutdown(&self) {
+        self.oplog.end();
         self.control.shutdown();
         self.mirror.close();
     }
@@ -187,6 +195,7 @@ impl Shared {
         let started = Instant::now();
         let done = work();
         self.metrics.operation(op, started, done.is_err());
+        self.tell(op, started, done.as_ref().err().map_or(0, number));
         done.map_err(|fail| {
             if fail.errno == sys::Errno::IO {
                 log::warn!("{op:?}: {fail}");
@@ -275,6 +284,11 @@ impl Shared {
         }
         trust
     }
+}
+
+/// The errno that the caller gets.
+fn number(fail: &sys::Fail) -> i32 {
+    convert::errno(fail).into()
 }
 
 /// A name that does not exist, as a reply that the kernel remembers: node id 0.

@@ -1,8 +1,10 @@
-//! Counters, gauges and latency histograms, as OpenMetrics text. Every floor counts here.
+//! Counters, gauges and latency histograms, as OpenMetrics text, and the lines of the operation log.
+//! Every floor counts here.
 
 mod metrics;
 pub mod names;
 mod op;
+pub mod oplog;
 pub mod text;
 
 pub use metrics::Metrics;

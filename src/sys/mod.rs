@@ -19,6 +19,7 @@ pub mod signals;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod umask;
+pub mod usage;
 pub mod watch;
 
 pub use fail::{Errno, Fail, OrFail, Result};

@@ -35,7 +35,7 @@ fn the_folder_is_hidden_and_read_only() {
         .map(|e| e.unwrap().file_name())
         .collect();
     listed.sort();
-    assert_eq!(listed, ["config", "jobs.json", "stats"]);
+    assert_eq!(listed, ["config", "jobs.json", "oplog", "stats"]);
     // At the root only.
     assert!(!mount.path().join("sub/.corfs").exists());
     assert!(!folder.join("none").exists());

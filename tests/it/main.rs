@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod bench;
 mod callers;
 mod ceilings;
 mod children;
@@ -22,6 +23,7 @@ mod inspect;
 mod life;
 mod limits;
 mod mirror;
+mod oplog;
 mod passthrough;
 mod posix;
 mod programs;

@@ -1,0 +1,347 @@
+//! What the numbers say to the questions of the mmap tradition (APUE 3rd ed., 14.8): when does
+//! mmap win over read and write, and what does it cost?
+
+use super::experiments::shown;
+use super::outcome::{Run, Sample, Series};
+use super::plot::number;
+use super::statistics::{Verdict, median, paired};
+
+const MIB: f64 = 1048576.0;
+
+/// Sentences; none for an experiment of which nothing is asked.
+pub(super) fn answers(run: &Run) -> Vec<String> {
+    let found = match run.experiment.as_str() {
+        "copy" => vec![wins(run), faults(run), chunks(run), memory(run)],
+        "fault" => vec![a_fault(run), windows(run), reuse(run)],
+        _ => Vec::new(),
+    };
+    found.into_iter().flatten().collect()
+}
+
+/// Where something else was faster than corfs at its best, and how much.
+pub(super) fn losses(run: &Run) -> Vec<String> {
+    let is_copy = run.experiment == "copy";
+    // Of copies the one that nobody chose a method for stands for corfs.
+    let is_ours = |series: &&Series| match is_copy {
+        true => series.about.subject == "auto",
+        false => series.about.command.starts_with("corfs "),
+    };
+    let mut found = Vec::new();
+    for work in run.works() {
+        let best = run
+            .of_work(work)
+            .filter(is_ours)
+            .filter(|s| !s.samples.is_empty());
+        let Some(best) = best.max_by(|a, b| rate(a).total_cmp(&rate(b))) else {
+            continue;
+        };
+        let faster: Vec<String> = run
+            .of_work(work)
+            .filter(|series| !is_ours(series))
+            .filter_map(|series| Some((series, paired(series, best)?)))
+            .filter(|(_, ratio)| ratio.verdict() == Verdict::Faster)
+            .map(|(series, ratio)| format!("{} {:.2} times", series.about.subject, ratio.value))
+            .collect();
+        if !faster.is_empty() {
+            let (who, faster) = (&best.about.subject, faster.join(", "));
+            found.push(format!("{work}: {faster} as fast as {who}"));
+        }
+    }
+    found
+}
+
+/// The series of a line of a sweep over one thing, by growing value.
+fn line<'a>(run: &'a Run, axis: &str, line: &str) -> Vec<(f64, &'a Series)> {
+    let of = |series: &'a Series| {
+        let sweep = series.about.sweep.as_ref()?;
+        let fits = sweep.axis == axis && sweep.line == line && !series.samples.is_empty();
+        fits.then_some((sweep.value, series))
+    };
+    let mut found: Vec<_> = run.series.iter().filter_map(of).collect();
+    found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    found
+}
+
+fn rate(series: &Series) -> f64 {
+    median(&series.rates()).unwrap_or(0.0)
+}
+
+fn of(series: &Series, value: fn(&Sample) -> f64) -> f64 {
+    let all: Vec<f64> = series.samples.iter().map(value).collect();
+    median(&all).unwrap_or(0.0)
+}
+
+/// From what size on the mapped methods win.
+fn wins(run: &Run) -> Vec<String> {
+    let mapped = ["map-write", "map-map"];
+    mapped
+        .iter()
+        .filter_map(|method| wins_from(run, method))
+        .collect()
+}
+
+fn wins_from(run: &Run, method: &str) -> Option<String> {
+    let sizes = line(run, "size", method);
+    let ratios: Vec<_> = sizes
+        .iter()
+        .filter_map(|(size, series)| {
+            let baseline = run.baseline(&series.about.work)?;
+            Some((*size as u64, paired(series, baseline)?))
+        })
+        .collect();
+    let (largest, last) = ratios.last()?;
+    // The longest run of wins that reaches the largest size.
+    let first_win = ratios
+        .iter()
+        .rev()
+        .take_while(|(_, ratio)| ratio.verdict() == Verdict::Faster)
+        .last();
+    Some(match first_win {
+        Some((size, ratio)) => format!(
+            "{method} wins over read and write from {} on ({:.2} times as fast there, {:.2} at {}).",
+            shown(*size),
+            ratio.value,
+            last.value,
+            shown(*largest)
+        ),
+        None => {
+            let best = ratios
+                .iter()
+                .max_by(|a, b| a.1.value.total_cmp(&b.1.value))?;
+            format!(
+                "{method} does not win over read and write at the largest size measured, {} ({:.2} \
+                 [{:.2}..{:.2}] times as fast); its best is {:.2} at {}.",
+                shown(*largest),
+                last.value,
+                last.low,
+                last.high,
+                best.1.value,
+                shown(best.0)
+            )
+        }
+    })
+}
+
+/// Page faults of each method at the largest size.
+fn faults(run: &Run) -> Vec<String> {
+    let methods = ["read-write", "map-write", "map-map", "copy-range"];
+    let each: Vec<String> = methods
+        .iter()
+        .filter_map(|method| {
+            let (_, series) = *line(run, "size", method).last()?;
+            let minor = of(series, |s| s.minor as f64) / (series.about.amount / MIB);
+            let major = of(series, |s| s.major as f64);
+            Some(format!(
+                "{method} {} (and {major:.0} with I/O)",
+                number(minor)
+            ))
+        })
+        .collect();
+    sentence("Page faults a MiB at the largest size", &each)
+        .into_iter()
+        .collect()
+}
+
+/// What the wrong chunk costs.
+fn chunks(run: &Run) -> Vec<String> {
+    let of_method = |method: &&str| {
+        let chunks = line(run, "chunk", method);
+        let best = chunks
+            .iter()
+            .max_by(|a, b| rate(a.1).total_cmp(&rate(b.1)))?;
+        let worst = chunks
+            .iter()
+            .min_by(|a, b| rate(a.1).total_cmp(&rate(b.1)))?;
+        (chunks.len() > 1).then(|| {
+            format!(
+                "By chunk, {method} was fastest with {} ({} MiB/s) and slowest with {} ({} MiB/s).",
+                shown(best.0 as u64),
+                number(rate(best.1) / MIB),
+                shown(worst.0 as u64),
+                number(rate(worst.1) / MIB)
+            )
+        })
+    };
+    ["map-write", "map-map"]
+        .iter()
+        .filter_map(of_method)
+        .collect()
+}
+
+/// What each holds at the largest size.
+fn memory(run: &Run) -> Vec<String> {
+    let methods = ["read-write", "map-write", "map-map", "copy-range", "cp"];
+    let each: Vec<String> = methods
+        .iter()
+        .filter_map(|method| {
+            let (_, series) = *line(run, "size", method).last()?;
+            let memory = series.memory.as_ref()?;
+            let [anonymous, file] =
+                [memory.anonymous, memory.file].map(|bytes| number(bytes as f64 / MIB));
+            Some(format!(
+                "{method} {anonymous} anonymous and {file} of files"
+            ))
+        })
+        .collect();
+    let name = "Memory held at most at the largest size, in MiB, the program's own text among it";
+    sentence(name, &each).into_iter().collect()
+}
+
+fn sentence(name: &str, each: &[String]) -> Option<String> {
+    (!each.is_empty()).then(|| format!("{name}: {}.", each.join(", ")))
+}
+
+/// The price of a fault: what touching takes longer than populating, by the faults it takes more.
+fn a_fault(run: &Run) -> Vec<String> {
+    let touched = line(run, "window", "map, touch");
+    let populated = line(run, "window", "map, populate");
+    let Some((window, touch)) = touched.last() else {
+        return Vec::new();
+    };
+    let Some((_, populate)) = populated.iter().find(|(value, _)| value == window) else {
+        return Vec::new();
+    };
+    let seconds = of(touch, |s| s.seconds) - of(populate, |s| s.seconds);
+    let faults = of(touch, |s| s.minor as f64) - of(populate, |s| s.minor as f64);
+    let window = shown(*window as u64);
+    vec![if faults >= 1.0 && seconds > 0.0 {
+        format!(
+            "A page fault costs about {} microseconds: with windows of {window}, touching took {} \
+             faults and {} ms more than populating (each brings in up to 64 KiB, fault-around).",
+            number(seconds / faults * 1e6),
+            number(faults),
+            number(seconds * 1e3)
+        )
+    } else {
+        format!("With windows of {window}, touching took no longer than populating.")
+    }]
+}
+
+/// Which window is best, and from where on mapping beats reading.
+fn windows(run: &Run) -> Vec<String> {
+    let populated = line(run, "window", "map, populate");
+    let Some(best) = populated
+        .iter()
+        .max_by(|a, b| rate(a.1).total_cmp(&rate(b.1)))
+    else {
+        return Vec::new();
+    };
+    let against = run
+        .baseline(&best.1.about.work)
+        .and_then(|b| paired(best.1, b));
+    let against = against.map_or(String::new(), |ratio| {
+        format!(
+            ", {:.2} times as fast as pread of as many bytes",
+            ratio.value
+        )
+    });
+    vec![format!(
+        "Populated windows of {} are the fastest of those measured ({} MiB/s{against}).",
+        shown(best.0 as u64),
+        number(rate(best.1) / MIB)
+    )]
+}
+
+/// Keeping a mapping against making one each time.
+fn reuse(run: &Run) -> Vec<String> {
+    let small = super::experiments::SMALL;
+    let Some(baseline) = run.baseline(small) else {
+        return Vec::new();
+    };
+    let times = |subject: &str| {
+        let series = run.find(small, subject)?;
+        paired(series, baseline).map(|ratio| ratio.value)
+    };
+    let (Some(reused), Some(each)) = (times("one mapping, populated"), times("a mapping each"))
+    else {
+        return Vec::new();
+    };
+    vec![format!(
+        "Small reads from a mapping that is kept are {reused:.2} times as fast as pread, from a \
+         mapping made for each {each:.2} times."
+    )]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::outcome::Sweep;
+    use super::super::outcome::testing::{run, series};
+    use super::*;
+
+    fn at(axis: &str, value: f64, who: &str, seconds: f64) -> Series {
+        let all = [seconds, seconds * 1.01, seconds * 0.99];
+        let baseline = ["read-write", "pread"].contains(&who);
+        let mut one = series(&format!("{axis} {value}"), who, baseline, &all);
+        one.about.amount = value;
+        one.about.sweep = Some(Sweep {
+            name: axis.into(),
+            line: who.into(),
+            axis: axis.into(),
+            value,
+        });
+        one
+    }
+
+    #[test]
+    fn the_size_from_which_mmap_wins_is_told() {
+        let sizes = |times: [f64; 3]| {
+            let values = [65536.0, 1048576.0, 16777216.0];
+            let mut all = Vec::new();
+            for (value, time) in values.into_iter().zip(times) {
+                all.push(at("size", value, "read-write", 1.0));
+                all.push(at("size", value, "map-write", time));
+            }
+            let mut run = run(all);
+            run.experiment = "copy".into();
+            answers(&run)[0].clone()
+        };
+        let said = sizes([2.0, 0.5, 0.4]);
+        assert!(
+            said.starts_with("map-write wins over read and write from 1 MiB on"),
+            "{said}"
+        );
+        let said = sizes([0.5, 2.0, 0.4]);
+        assert!(said.contains("from 16 MiB on (2.50 times"), "{said}");
+        let said = sizes([0.5, 1.0, 1.0]);
+        assert!(
+            said.contains("does not win") && said.contains("2.00 at 64 KiB"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn the_price_of_a_fault_is_what_touching_adds() {
+        let mut touch = at("window", 4194304.0, "map, touch", 0.003);
+        for sample in &mut touch.samples {
+            sample.minor = 1000;
+        }
+        let populate = at("window", 4194304.0, "map, populate", 0.001);
+        let mut run = run(vec![touch, populate]);
+        run.experiment = "fault".into();
+        let said = answers(&run);
+        assert!(said[0].contains("about 2.00 microseconds"), "{said:?}");
+    }
+
+    #[test]
+    fn who_was_faster_is_named() {
+        let mut ours = series("w", "io=mmap", false, &[1.0, 1.01, 0.99]);
+        ours.about.command = "corfs -f -o io=mmap a b".into();
+        let mut worse = series("w", "io=pread", false, &[4.0, 4.1, 3.9]);
+        worse.about.command = "corfs -f -o io=pread a b".into();
+        let native = series("w", "native", true, &[0.5, 0.5, 0.5]);
+        let slower = series("w", "bindfs", false, &[2.0, 2.0, 2.0]);
+        let mut run = run(vec![native, ours, worse, slower]);
+        assert_eq!(losses(&run), ["w: native 2.00 times as fast as io=mmap"]);
+        run.experiment = "copy".into();
+        assert_eq!(losses(&run), [""; 0], "nobody is called auto");
+    }
+
+    #[test]
+    fn nothing_measured_is_nothing_said() {
+        for experiment in ["copy", "fault", "read", "meta"] {
+            let mut run = run(Vec::new());
+            run.experiment = experiment.into();
+            assert_eq!(answers(&run), [""; 0]);
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! `corfs bench copy`: every method against size, chunk and workers.
+
+use std::path::{Path, PathBuf};
+
+use super::{Entry, Planner, shown};
+use crate::bench::Failure;
+use crate::bench::live::State;
+use crate::bench::outcome::{Sweep, Unit};
+use crate::bench::place::Kind;
+use crate::bench::probe::Probe;
+use crate::copy::language::quote;
+use crate::copy::options::Method;
+
+/// A run copies so many bytes at least, if the files are small and the largest is not.
+const LEAST: u64 = 32 << 20;
+/// And so many files at most.
+const MOST_FILES: u64 = 256;
+
+/// The names of the sweeps.
+const SIZES: &str = "every method, by size";
+const CHUNKS: &str = "mapped copies, by chunk";
+const WORKERS: &str = "mapped copies, by workers";
+
+/// The work at one size, by every method.
+fn work_of(size: u64) -> String {
+    format!("copy {}", shown(size))
+}
+
+/// The one that all others are compared with: what mcopy2 was compared with.
+const BASELINE: Method = Method::ReadWrite;
+
+pub(super) fn plan(planner: &mut Planner<'_>) -> Result<(), Failure> {
+    let asked = planner.asked;
+    let mut sizes = asked.sizes.clone();
+    sizes.retain(|&size| size < asked.size);
+    sizes.push(asked.size);
+    sizes.sort_unstable();
+    sizes.dedup();
+    for &size in &sizes {
+        planner.make_files(&folder_of(size), files_of(planner, size), size, 0)?;
+        by_every_method(planner, size);
+    }
+    let mapped = [Method::MapWrite, Method::MapMap];
+    for &chunk in asked.chunks.iter().filter(|&&chunk| chunk <= asked.size) {
+        for method in [BASELINE].iter().chain(&mapped) {
+            let words = [format!("--chunk={chunk}"), "--workers=1".into()];
+            let work = format!("copy {}, chunk {}", shown(asked.size), shown(chunk));
+            engine(
+                planner,
+                &work,
+                *method,
+                &words,
+                sweep(CHUNKS, method, "chunk", chunk),
+                asked.size,
+            );
+        }
+    }
+    for &workers in &asked.workers {
+        for method in [BASELINE].iter().chain(&mapped) {
+            let words = [format!("--workers={workers}")];
+            let work = format!("copy {}, workers {workers}", shown(asked.size));
+            engine(
+                planner,
+                &work,
+                *method,
+                &words,
+                sweep(WORKERS, method, "workers", workers),
+                asked.size,
+            );
+        }
+    }
+    Ok(())
+}
+
+fn folder_of(size: u64) -> String {
+    format!("files-{size}")
+}
+
+fn files_of(planner: &Planner<'_>, size: u64) -> u64 {
+    let bytes = LEAST.min(planner.asked.size);
+    bytes.div_ceil(size).clamp(1, MOST_FILES)
+}
+
+fn sweep(name: &str, method: &Method, axis: &str, value: u64) -> Option<Sweep> {
+    Some(Sweep {
+        name: name.into(),
+        line: method.name().into(),
+        axis: axis.into(),
+        value: value as f64,
+    })
+}
+
+fn by_every_method(planner: &mut Planner<'_>, size: u64) {
+    let work = work_of(size);
+    for method in Method::ALL {
+        let sweep = sweep(SIZES, &method, "size", size);
+        engine(planner, &work, method, &[], sweep, size);
+    }
+    let at_size = |line: &str| {
+        Some(Sweep {
+            name: SIZES.into(),
+            line: line.into(),
+            axis: "size".into(),
+            value: size as f64,
+        })
+    };
+    let auto = vec!["--reflink=never".to_owned()];
+    engine_with(planner, &work, "auto", auto, at_size("auto"), size);
+    let cp = |sources: &[String], to: &str| cp(&["--reflink=never"], sources, to);
+    command(planner, &work, "cp", at_size("cp"), size, 0, &cp);
+    for place in 1..planner.places.len() {
+        through_a_mount(planner, &work, size, place);
+    }
+}
+
+/// As a user of the mount, or of another directory, would copy there.
+fn through_a_mount(planner: &mut Planner<'_>, work: &str, size: u64, place: usize) {
+    let subject = &planner.places[place].subject;
+    let (name, kind) = (subject.name.clone(), subject.kind.clone());
+    let cp = |sources: &[String], to: &str| cp(&[], sources, to);
+    let who = format!("cp in {name}");
+    command(planner, work, &who, None, size, place, &cp);
+    if matches!(kind, Kind::Corfs(_)) {
+        let who = format!(".copy in {name}");
+        command(planner, work, &who, None, size, place, &control);
+    }
+}
+
+fn cp(options: &[&str], sources: &[String], to: &str) -> Vec<String> {
+    let mut words = vec!["cp".to_owned()];
+    words.extend(options.iter().map(|&option| option.to_owned()));
+    words.extend_from_slice(sources);
+    words.push(to.to_owned());
+    words
+}
+
+/// A line for the `.copy` of the folder `to`.
+fn control(sources: &[String], to: &str) -> Vec<String> {
+    let script = "printf '%s\\n' \"$1\" >\"$2/.copy\"";
+    let names: Vec<String> = sources.iter().map(|source| relative(source, to)).collect();
+    let line = format!("--reflink=never {} .", names.join(" "));
+    ["sh", "-c", script, "sh", &line, to]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+/// A source as the folder of the copy names it: both lie next to each other in the root.
+fn relative(source: &str, to: &str) -> String {
+    let root = Path::new(to).parent().unwrap_or(Path::new("/"));
+    let below = Path::new(source)
+        .strip_prefix(root)
+        .unwrap_or(Path::new(source));
+    let name = Path::new("..").join(below);
+    quote(name.to_string_lossy().as_bytes())
+}
+
+fn sources(planner: &Planner<'_>, place: usize, size: u64) -> Vec<PathBuf> {
+    let folder = planner.places[place].root().join(folder_of(size));
+    let name = |number| folder.join(format!("f{number}"));
+    (0..files_of(planner, size)).map(name).collect()
+}
+
+fn engine(
+    planner: &mut Planner<'_>,
+    work: &str,
+    method: Method,
+    more: &[String],
+    sweep: Option<Sweep>,
+    size: u64,
+) {
+    let reflink = match method {
+        Method::Reflink => "--reflink=always",
+        _ => "--reflink=never",
+    };
+    let mut words = vec![format!("--method={}", method.name()), reflink.to_owned()];
+    words.extend_from_slice(more);
+    engine_with(planner, work, method.name(), words, sweep, size);
+}
+
+fn engine_with(
+    planner: &mut Planner<'_>,
+    work: &str,
+    subject: &str,
+    words: Vec<String>,
+    sweep: Option<Sweep>,
+    size: u64,
+) {
+    let sources = sources(planner, 0, size);
+    let command = format!("corfs copy {} SRC... DIR", words.join(" "));
+    let probe = move |to: &Path| Probe::Copy {
+        words: words.clone(),
+        sources: sources.clone(),
+        to: to.to_owned(),
+    };
+    add(
+        planner,
+        work,
+        subject,
+        command,
+        sweep,
+        size,
+        0,
+        Box::new(probe),
+    );
+}
+
+fn command(
+    planner: &mut Planner<'_>,
+    work: &str,
+    subject: &str,
+    sweep: Option<Sweep>,
+    size: u64,
+    place: usize,
+    words: &dyn Fn(&[String], &str) -> Vec<String>,
+) {
+    let sources: Vec<String> = sources(planner, place, size)
+        .iter()
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    // The folder of each run has another name, of which nothing else depends.
+    let root = planner.places[place].root().to_string_lossy().into_owned();
+    let pattern = format!("{root}/@@");
+    let template = words(&sources, &pattern);
+    let typed = match place {
+        0 => format!(
+            "{} SRC... DIR",
+            template
+                .iter()
+                .take_while(|w| !w.starts_with('/'))
+                .cloned()
+                .collect::<Vec<_>>()
+                .join(" ")
+        ),
+        _ => format!("{subject}: {}", planner.places[place].command()),
+    };
+    let probe = move |to: &Path| {
+        let to = to.to_string_lossy();
+        let word = |word: &String| word.replace(&pattern, &to);
+        Probe::Command {
+            words: template.iter().map(word).collect(),
+        }
+    };
+    add(
+        planner,
+        work,
+        subject,
+        typed,
+        sweep,
+        size,
+        place,
+        Box::new(probe),
+    );
+}
+
+fn add(
+    planner: &mut Planner<'_>,
+    work: &str,
+    subject: &str,
+    command: String,
+    sweep: Option<Sweep>,
+    size: u64,
+    place: usize,
+    probe: Box<dyn Fn(&Path) -> Probe>,
+) {
+    let bytes = size * files_of(planner, size);
+    planner.add(Entry {
+        work: work.into(),
+        subject: subject.into(),
+        baseline: subject == BASELINE.name(),
+        amount: bytes as f64,
+        unit: Unit::Bytes,
+        sweep,
+        command,
+        place,
+        state: State::Warm,
+        reads: &[&folder_of(size)],
+        folder: Some(0),
+        fills: bytes,
+        probe,
+    });
+}

@@ -1,0 +1,378 @@
+//! Where a work is done: a directory, a corfs mount, a peer's mount; each cleaned up when it goes.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Advice, CWD, Mode, OFlags};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
+
+use super::Failure;
+
+/// How long a mount may take to come, and its daemon to go.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One who is measured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+}
+
+/// How one gets to what it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The directory itself.
+    Native,
+    /// A corfs mount of it, with these words for `-o`.
+    Corfs(String),
+    /// What this shell command mounts of it, with `{SRC}` and `{MNT}` filled in.
+    Peer(String),
+    /// Another directory altogether, which gets a source of its own.
+    Elsewhere(PathBuf),
+}
+
+/// A folder of ours in the directory to be measured, with the source and the mountpoints; removed
+/// with everything in it when it goes.
+#[derive(Debug)]
+pub(super) struct Stage {
+    folder: PathBuf,
+    /// Removing it was not possible, or is not to be: something may still be mounted in it.
+    keep: bool,
+}
+
+impl Stage {
+    pub(super) fn new(directory: &Path) -> Result<Self, Failure> {
+        let directory = directory
+            .canonicalize()
+            .map_err(|e| Failure(format!("{}: {e}", directory.display())))?;
+        let pid = std::process::id();
+        for number in 0.. {
+            let folder = directory.join(format!("corfs-bench-{pid}-{number}"));
+            match fs::create_dir(&folder) {
+                Ok(()) => {
+                    let stage = Self {
+                        folder,
+                        keep: false,
+                    };
+                    make_dir(&stage.source())?;
+                    return Ok(stage);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(Failure(format!("make {}: {error}", folder.display()))),
+            }
+        }
+        Err(Failure("no name is left".into()))
+    }
+
+    /// What is measured natively, and mirrored.
+    pub(super) fn source(&self) -> PathBuf {
+        self.folder.join("source")
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // Removing through what is still mounted would be no harm, but no use either.
+        if !self.keep && !has_mounts(&self.folder) {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+fn has_mounts(folder: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|stat| stat.dev()).ok();
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let own = device(folder);
+    entries
+        .map(|entry| entry.path())
+        .any(|path| device(&path) != own)
+}
+
+fn make_dir(path: &Path) -> Result<(), Failure> {
+    fs::create_dir(path).map_err(|e| Failure(format!("make {}: {e}", path.display())))
+}
+
+/// One who is measured, at work.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) subject: Subject,
+    source: PathBuf,
+    mounted: Option<Mounted>,
+    stage: Option<Stage>,
+    point: PathBuf,
+}
+
+#[derive(Debug)]
+struct Mounted {
+    point: PathBuf,
+    child: Child,
+    kind: Kind,
+}
+
+impl Place {
+    /// Mounts what is to be mounted; `number` is no other place's.
+    pub(super) fn new(subject: Subject, home: &Stage, number: usize) -> Result<Self, Failure> {
+        let stage = match &subject.kind {
+            Kind::Elsewhere(path) => Some(Stage::new(path)?),
+            _ => None,
+        };
+        let source = stage.as_ref().unwrap_or(home).source();
+        let point = home.folder.join(format!("mnt-{number}"));
+        let mut place = Self {
+            subject,
+            source,
+            mounted: None,
+            stage,
+            point,
+        };
+        if !place.is_plain() {
+            make_dir(&place.point)?;
+            place.mount()?;
+        }
+        Ok(place)
+    }
+
+    /// Nothing is mounted for it.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.subject.kind, Kind::Native | Kind::Elsewhere(_))
+    }
+
+    /// It has files of its own, not those of the stage.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.stage.is_some()
+    }
+
+    /// Where its work is done.
+    pub(super) fn root(&self) -> &Path {
+        if self.is_plain() {
+            &self.source
+        } else {
+            &self.point
+        }
+    }
+
+    /// What it shows, on its own file system.
+    pub(super) fn source(&self) -> &Path {
+        &self.source
+    }
+
+    /// The command that mounts it.
+    pub(super) fn command(&self) -> String {
+        let (source, point) = (self.source.display(), self.point.display());
+        match &self.subject.kind {
+            Kind::Native | Kind::Elsewhere(_) => format!("in {source}"),
+            Kind::Corfs(options) => format!("corfs -f -o {options} {source} {point}"),
+            Kind::Peer(command) => filled(command, &self.source, &self.point),
+        }
+    }
+
+    /// The process whose memory is the mount's.
+    pub(super) fn server(&self) -> Option<u32> {
+        let mounted = self.mounted.as_ref()?;
+        if let Kind::Corfs(_) = self.subject.kind {
+            let config = fs::read_to_string(self.point.join(".corfs/config")).ok()?;
+            let pid = |line: &str| line.strip_prefix("server_pid=")?.parse().ok();
+            return config.lines().find_map(pid);
+        }
+        last_of_line(mounted.child.id())
+    }
+
+    /// Unmounts and mounts anew: what the kernel and the daemon remembered is gone.
+    pub(super) fn remount(&mut self) -> Result<(), Failure> {
+        if self.is_plain() {
+            return Ok(());
+        }
+        self.mounted = None;
+        self.mount()
+    }
+
+    fn mount(&mut self) -> Result<(), Failure> {
+        let name = &self.subject.name;
+        let failed = |error: &dyn std::fmt::Display| Failure(format!("{name}: {error}"));
+        let mut command = match &self.subject.kind {
+            Kind::Native | Kind::Elsewhere(_) => return Ok(()),
+            Kind::Corfs(options) => {
+                let mut command =
+                    Command::new(std::env::current_exe().map_err(|error| failed(&error))?);
+                command.arg("-f").args([&self.source, &self.point]);
+                if !options.is_empty() {
+                    command.args(["-o", options]);
+                }
+                command
+            }
+            Kind::Peer(words) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &filled(words, &self.source, &self.point)]);
+                command
+            }
+        };
+        let before = fs::metadata(&self.point).map_err(|error| failed(&error))?;
+        let log = self.point.with_extension("log");
+        let said = fs::File::create(&log).map_err(|error| failed(&error))?;
+        // A group of its own: Ctrl-C is for us, who then unmount.
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(said)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        let mounted = self.mounted.insert(Mounted {
+            point: self.point.clone(),
+            child,
+            kind: self.subject.kind.clone(),
+        });
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if fs::metadata(&self.point).is_ok_and(|now| now.dev() != before.dev()) {
+                return Ok(());
+            }
+            // A peer may go to the background: its command then ends well.
+            if let Ok(Some(status)) = mounted.child.try_wait()
+                && !status.success()
+            {
+                let said = fs::read_to_string(&log).unwrap_or_default();
+                let last = said.lines().last().unwrap_or("it said nothing");
+                return Err(failed(&format_args!("{status}; {last}")));
+            }
+            if Instant::now() > deadline {
+                return Err(failed(&"nothing was mounted within 30 s"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// The child of the child, and so on: where a shell has started the daemon.
+fn last_of_line(mut pid: u32) -> Option<u32> {
+    loop {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        match children.split_whitespace().next() {
+            Some(child) => pid = child.parse().ok()?,
+            None => return Some(pid),
+        }
+    }
+}
+
+fn filled(command: &str, source: &Path, point: &Path) -> String {
+    command
+        .replace("{SRC}", &shell_word(source))
+        .replace("{MNT}", &shell_word(point))
+}
+
+/// A path as one word of a shell.
+fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    if text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if matches!(self.kind, Kind::Corfs(_)) {
+            // It unmounts by itself, lazily if it must.
+            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        } else {
+            unmount(&self.point);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+            if Instant::now() > deadline {
+                let _ =
+                    rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+                unmount(&self.point);
+                let _ = self.child.wait();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// Unmounts, lazily, as root or by the setuid helper.
+fn unmount(point: &Path) {
+    if rustix::mount::unmount(point, UnmountFlags::empty()).is_ok()
+        || rustix::mount::unmount(point, UnmountFlags::DETACH).is_ok()
+    {
+        return;
+    }
+    let _ = Command::new("fusermount3")
+        .args(["-uzq", "--"])
+        .arg(point)
+        .status();
+}
+
+/// Reads a file, so that its pages are in the page cache.
+pub(super) fn warm(path: &Path) -> io::Result<()> {
+    let mut file = fs::File::open(path)?;
+    io::copy(&mut file, &mut io::sink())?;
+    Ok(())
+}
+
+/// Has the kernel drop what it caches of one file, as far as nobody maps it or has written to it.
+pub(super) fn drop_pages(path: &Path) {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    if let Ok(file) = rustix::fs::openat(CWD, path, flags, Mode::empty()) {
+        let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
+    }
+}
+
+/// Has the file system of a directory write out what is dirty.
+pub(super) fn write_out(directory: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(directory) = rustix::fs::openat(CWD, directory, flags, Mode::empty()) {
+        let _ = rustix::fs::syncfs(&directory);
+    }
+}
+
+/// Has the kernel drop all caches; whether it may be asked to.
+pub(super) fn drop_caches() -> bool {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
+/// Takes as much memory as a run will need, and gives it back: a virtual machine returns idle
+/// memory to its host, and whoever comes first would fetch it again.
+pub(super) fn ready_memory(bytes: u64) {
+    let bytes = bytes.min(super::machine::meminfo("MemAvailable") / 2);
+    let mut memory = vec![0u8; bytes as usize];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&memory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_filled_in_with_words_of_a_shell() {
+        let (source, point) = (Path::new("/a b/it's"), Path::new("/mnt"));
+        assert_eq!(
+            filled("x -f {SRC} {MNT}", source, point),
+            "x -f '/a b/it'\\''s' /mnt"
+        );
+    }
+
+    #[test]
+    fn a_stage_goes_with_what_is_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let stage = Stage::new(folder.path()).unwrap();
+        let second = Stage::new(folder.path()).unwrap();
+        assert_ne!(stage.source(), second.source());
+        fs::write(stage.source().join("file"), "x").unwrap();
+        drop((stage, second));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(Stage::new(Path::new("/nonexistent")).is_err());
+    }
+}

@@ -1,0 +1,187 @@
+//! `corfs replay`: a log of operations, played back against a directory.
+//!
+//! One operation after the other, as the one who calls it, by names alone: handles, locks, and who
+//! asked are not played back.
+
+mod actor;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::Failure;
+use super::statistics::median;
+use crate::observe::oplog::{Entry, HEADER, LOST};
+use actor::{Actor, Played};
+
+/// What to play back, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replay {
+    /// The log; `-` is standard input.
+    pub log: PathBuf,
+    /// The directory; nothing outside of it is touched.
+    pub directory: PathBuf,
+    /// At the pace of the log.
+    pub timed: bool,
+}
+
+/// What came of one kind of operation.
+#[derive(Debug, Default)]
+struct Outcome {
+    then: Vec<f64>,
+    now: Vec<f64>,
+    /// Other errnos than in the log.
+    otherwise: u64,
+    /// Of these the first: what the log says, and what came.
+    first: Option<(i32, i32)>,
+    left_out: u64,
+}
+
+/// What came of all.
+#[derive(Debug, Default)]
+struct Account {
+    operations: BTreeMap<&'static str, Outcome>,
+    lost: u64,
+    unread: u64,
+}
+
+/// Plays it back, and returns words for standard output.
+///
+/// # Errors
+/// When the log can't be read or is none, or the directory can't be opened. What an operation of
+/// the log ends with is told in the words, and is no error.
+pub fn run(replay: &Replay) -> Result<String, Failure> {
+    let directory = &replay.directory;
+    let mut actor = Actor::new(directory)
+        .map_err(|fail| Failure(format!("replay in {}: {fail}", directory.display())))?;
+    let mut log = open(&replay.log)?;
+    let failed = |error| Failure(format!("read {}: {error}", replay.log.display()));
+    let mut account = Account::default();
+    let (began, mut first) = (Instant::now(), None);
+    let mut line = Vec::new();
+    let mut is_log = false;
+    loop {
+        line.clear();
+        if log.read_until(b'\n', &mut line).map_err(failed)? == 0 {
+            break;
+        }
+        let text = String::from_utf8_lossy(&line);
+        let text = text.trim_end_matches('\n');
+        is_log |= HEADER.lines().next() == Some(text);
+        let Some(entry) = Entry::parse(text) else {
+            account.is_no_operation(text);
+            continue;
+        };
+        is_log = true;
+        if replay.timed {
+            let first = *first.get_or_insert(entry.time);
+            let due = began + entry.time.saturating_sub(first);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        }
+        account.play(&mut actor, &entry);
+    }
+    if !is_log {
+        let shown = replay.log.display();
+        return Err(Failure(format!(
+            "{shown} is no log of operations (.corfs/oplog)"
+        )));
+    }
+    Ok(account.words())
+}
+
+fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
+    if path == Path::new("-") {
+        return Ok(Box::new(BufReader::new(std::io::stdin())));
+    }
+    let file = File::open(path).map_err(|e| Failure(format!("read {}: {e}", path.display())))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+impl Account {
+    fn is_no_operation(&mut self, line: &str) {
+        if let Some(lost) = line.strip_prefix(LOST) {
+            self.lost += lost.trim().parse().unwrap_or(0);
+        } else if !line.starts_with('#') && !line.is_empty() {
+            self.unread += 1;
+        }
+    }
+
+    fn play(&mut self, actor: &mut Actor, entry: &Entry) {
+        let began = Instant::now();
+        let played = actor.play(entry);
+        let took = began.elapsed();
+        let outcome = self.operations.entry(entry.op.label()).or_default();
+        match played {
+            Played::LeftOut => outcome.left_out += 1,
+            Played::Ended(errno) => {
+                outcome.then.push(entry.took.as_secs_f64());
+                outcome.now.push(took.as_secs_f64());
+                if errno != entry.errno {
+                    outcome.otherwise += 1;
+                    outcome.first.get_or_insert((entry.errno, errno));
+                }
+            }
+        }
+    }
+
+    fn words(&self) -> String {
+        let mut out = format!(
+            "{:<16} {:>9} {:>10} {:>10} {:>9} {:>9}\n",
+            "operation", "played", "p50 then", "p50 now", "otherwise", "left out"
+        );
+        // Writing to a String cannot fail.
+        for (name, o) in &self.operations {
+            let [then, now] = [&o.then, &o.now].map(|all| micros(median(all)));
+            let _ = write!(
+                out,
+                "{name:<16} {:>9} {then:>10} {now:>10} {:>9} {:>9}",
+                o.now.len(),
+                o.otherwise,
+                o.left_out
+            );
+            let _ = match o.first {
+                Some((then, now)) => {
+                    writeln!(out, "  first: {} then, {} now", errno(then), errno(now))
+                }
+                None => writeln!(out),
+            };
+        }
+        if self.lost > 0 {
+            let _ = writeln!(
+                out,
+                "{} operations were lost when the log was read",
+                self.lost
+            );
+        }
+        if self.unread > 0 {
+            let _ = writeln!(
+                out,
+                "{} lines are no operations and were left out",
+                self.unread
+            );
+        }
+        out
+    }
+}
+
+fn micros(seconds: Option<f64>) -> String {
+    seconds.map_or("-".into(), |seconds| {
+        format!(
+            "{:.1} us",
+            Duration::from_secs_f64(seconds).as_secs_f64() * 1e6
+        )
+    })
+}
+
+fn errno(number: i32) -> String {
+    match number {
+        0 => "well".into(),
+        number => std::io::Error::from_raw_os_error(number).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

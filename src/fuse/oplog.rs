@@ -1,0 +1,338 @@
+//! `.corfs/oplog`: a line for each operation, for those who read it now.
+//!
+//! While nobody does, an operation costs two relaxed loads and nothing else. A reader that finds
+//! nothing waits without a thread: its reply is parked, and one thread, which lives as long as there
+//! are readers, answers it when there are lines, when it is told to stop, or at the end.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fuser::{Errno, INodeNo, ReplyData, Request};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::shared::Shared;
+use crate::mirror::{InodeTable, Mirror, NodeId, ROOT};
+use crate::observe::Op;
+use crate::observe::oplog::{Entry, Stream};
+use crate::sys::watch::CallerWatch;
+use crate::sys::{self, Fail};
+
+/// How many may read the log of one mount at once.
+const MOST_READERS: usize = 16;
+/// How often it is seen whether a waiting reader was told to stop.
+const LOOK: Duration = Duration::from_millis(50);
+/// The deepest path that is told whole; a name may be moved while its path is found.
+const DEEPEST: usize = 4096;
+
+// ---------------------------------------------------------------------------------------------
+// What is noted of an operation
+
+/// What was asked for, as far as the log tells it.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    uid: u32,
+    pid: u32,
+    name: Option<OsString>,
+    new_parent: Option<NodeId>,
+    word: Option<OsString>,
+    /// Where it is, as it was before: a link gives an inode another last name.
+    path: Option<Vec<u8>>,
+    other: Option<Vec<u8>>,
+    pub(super) offset: Option<u64>,
+    pub(super) size: Option<u64>,
+    pub(super) mode: Option<u32>,
+    pub(super) flags: Option<u32>,
+}
+
+impl Asked {
+    /// It is about a name of the inode, not the inode.
+    pub(super) fn name(&mut self, name: &OsStr) {
+        self.name = Some(name.to_owned());
+    }
+
+    /// Where a name is to be made, too.
+    pub(super) fn new_name(&mut self, parent: INodeNo, name: &OsStr) {
+        self.new_parent = Some(parent.0);
+        self.word = Some(name.to_owned());
+    }
+
+    /// A target, or the name of an extended attribute.
+    pub(super) fn word(&mut self, word: &OsStr) {
+        self.word = Some(word.to_owned());
+    }
+
+    /// Bytes from there on.
+    pub(super) fn range(&mut self, offset: u64, size: u64) {
+        (self.offset, self.size) = (Some(offset), Some(size));
+    }
+}
+
+thread_local! {
+    /// The operation that this thread works on; `None` while nobody reads the log.
+    static ASKED: RefCell<Option<Asked>> = const { RefCell::new(None) };
+}
+
+/// Until it goes, this thread works on an operation that is noted.
+#[derive(Debug)]
+pub(super) struct Noted(());
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        ASKED.take();
+    }
+}
+
+/// Takes along what this thread works on, for another thread that will end it.
+pub(super) fn carried<T>(job: impl FnOnce() -> T) -> impl FnOnce() -> T {
+    let asked = ASKED.take();
+    move || {
+        let _noted = asked.map(|asked| {
+            ASKED.set(Some(asked));
+            Noted(())
+        });
+        job()
+    }
+}
+
+impl Shared {
+    /// Notes what is asked for, while somebody reads the log; `more` adds to who and on what.
+    /// Control files are not told of: the log would tell of its own readers.
+    #[inline]
+    pub(super) fn note(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        more: impl FnOnce(&mut Asked),
+    ) -> Option<Noted> {
+        if !self.oplog.is_read() || InodeTable::is_virtual(node.0) {
+            return None;
+        }
+        let mut asked = Asked {
+            uid: request.uid(),
+            pid: request.pid(),
+            ..Asked::default()
+        };
+        more(&mut asked);
+        asked.path = path(&self.mirror, node.0, asked.name.as_deref());
+        asked.other = match (asked.new_parent, &asked.word) {
+            (Some(parent), Some(name)) => path(&self.mirror, parent, Some(name)),
+            (_, word) => word.as_ref().map(|word| word.as_bytes().to_vec()),
+        };
+        ASKED.set(Some(asked));
+        Some(Noted(()))
+    }
+
+    /// The operation of this thread has ended: its line, if it was noted.
+    #[inline]
+    pub(super) fn tell(&self, op: Op, started: Instant, errno: i32) {
+        if self.oplog.is_read()
+            && let Some(asked) = ASKED.take()
+        {
+            let took = started.elapsed();
+            self.oplog.push(&line(asked, op, took, errno));
+        }
+    }
+}
+
+fn line(asked: Asked, op: Op, took: Duration, errno: i32) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let entry = Entry {
+        time: now.unwrap_or_default().saturating_sub(took),
+        op,
+        path: asked.path,
+        other: asked.other,
+        offset: asked.offset,
+        size: asked.size,
+        mode: asked.mode,
+        flags: asked.flags,
+        errno,
+        took,
+        uid: asked.uid,
+        pid: asked.pid,
+    };
+    entry.line()
+}
+
+/// Where an inode, or a name in it, was last seen, from the root of the mount.
+fn path(mirror: &Mirror, mut node: NodeId, name: Option<&OsStr>) -> Option<Vec<u8>> {
+    let mut names: Vec<OsString> = name.map(OsStr::to_owned).into_iter().collect();
+    while node != ROOT {
+        let (parent, name) = mirror.table().last_seen(node)?;
+        names.push(name);
+        node = parent;
+        if names.len() > DEEPEST {
+            return None;
+        }
+    }
+    names.reverse();
+    let parts: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+    Some(parts.join(&b'/'))
+}
+
+// ---------------------------------------------------------------------------------------------
+// Those who read
+
+/// The readers of the log, and what they wait for.
+#[derive(Debug, Default)]
+pub(super) struct OpLog {
+    read: AtomicBool,
+    /// A leaf.
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    readers: HashMap<u64, Reader>,
+    /// The mount is to go: nobody waits any more.
+    ended: bool,
+    /// There is a thread that answers.
+    served: bool,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    stream: Stream,
+    waiting: Option<Waiting>,
+    patient: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    reply: ReplyData,
+    most: usize,
+    watch: CallerWatch,
+}
+
+impl OpLog {
+    /// Whether anybody reads.
+    #[inline]
+    fn is_read(&self) -> bool {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// A new reader, by the number of its handle.
+    ///
+    /// # Errors
+    /// EBUSY when there are too many; EAGAIN when no thread is to be had.
+    pub(super) fn open(self: &Arc<Self>, handle: u64, flags: i32) -> sys::Result<()> {
+        let mut table = self.table.lock();
+        if table.readers.len() >= MOST_READERS {
+            return Err(Fail::new(sys::Errno::BUSY, "open the log of operations"));
+        }
+        if !table.served {
+            let own = self.clone();
+            std::thread::Builder::new()
+                .name("oplog".into())
+                .stack_size(256 << 10)
+                .spawn(move || own.serve())
+                .map_err(|_| Fail::new(sys::Errno::AGAIN, "start a thread for the log"))?;
+            table.served = true;
+        }
+        let reader = Reader {
+            patient: flags & libc::O_NONBLOCK == 0,
+            ..Reader::default()
+        };
+        table.readers.insert(handle, reader);
+        self.read.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Answers a read, now or later; never by waiting.
+    pub(super) fn read(&self, request: &Request, handle: u64, most: usize, reply: ReplyData) {
+        let watch = CallerWatch::new(request.pid());
+        let mut table = self.table.lock();
+        let ended = table.ended;
+        let Some(reader) = table.readers.get_mut(&handle) else {
+            drop(table);
+            return reply.error(Errno::EBADF);
+        };
+        if !reader.stream.is_empty() || ended {
+            let text = reader.stream.take(most);
+            drop(table);
+            return reply.data(&text);
+        }
+        if reader.waiting.is_some() || !reader.patient {
+            // One reader waits once; whoever shares its descriptor may ask again.
+            drop(table);
+            return reply.error(Errno::EAGAIN);
+        }
+        reader.waiting = Some(Waiting { reply, most, watch });
+    }
+
+    /// A reader has gone.
+    pub(super) fn release(&self, handle: u64) {
+        let mut table = self.table.lock();
+        if table.readers.remove(&handle).is_some() {
+            self.read
+                .store(!table.readers.is_empty(), Ordering::Relaxed);
+            self.changed.notify_one();
+        }
+    }
+
+    /// From now on readers find the end where they would wait.
+    pub(super) fn end(&self) {
+        self.table.lock().ended = true;
+        self.changed.notify_one();
+    }
+
+    fn push(&self, line: &str) {
+        let mut table = self.table.lock();
+        let mut awaited = false;
+        for reader in table.readers.values_mut() {
+            reader.stream.push(line);
+            awaited |= reader.waiting.is_some();
+        }
+        if awaited {
+            self.changed.notify_one();
+        }
+    }
+
+    /// The thread that answers those who wait, as long as there are readers.
+    fn serve(&self) {
+        let mut table = self.table.lock();
+        let mut looked = Instant::now();
+        while !table.readers.is_empty() {
+            self.changed.wait_for(&mut table, LOOK);
+            let look = looked.elapsed() >= LOOK;
+            if look {
+                looked = Instant::now();
+            }
+            let due = table.due(look);
+            // The kernel copies the answer, and a look into /proc may wait: not under the lock.
+            MutexGuard::unlocked(&mut table, || {
+                for (waiting, text) in due {
+                    match text {
+                        Some(text) => waiting.reply.data(&text),
+                        None => waiting.reply.error(Errno::EINTR),
+                    }
+                }
+            });
+        }
+        table.served = false;
+    }
+}
+
+impl Table {
+    /// Those who are to be answered, with the text that they get; without any, they were told to
+    /// stop.
+    fn due(&mut self, look: bool) -> Vec<(Waiting, Option<Vec<u8>>)> {
+        let ended = self.ended;
+        let mut due = Vec::new();
+        for reader in self.readers.values_mut() {
+            let text = !reader.stream.is_empty() || ended;
+            let told =
+                |waiting: &mut Waiting| text || look && waiting.watch.interrupted().is_some();
+            if let Some(waiting) = reader.waiting.take_if(told) {
+                let text = text.then(|| reader.stream.take(waiting.most));
+                due.push((waiting, text));
+            }
+        }
+        due
+    }
+}

@@ -1,0 +1,299 @@
+//! `corfs bench` from its words to its files, with sizes that measure nothing: what it says must be
+//! whole, and what it made must be gone.
+
+mod browser;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::support::{Need, Scratch, corfs, output, read_file, require, run, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A folder to measure in, and one for what is found.
+struct Bench {
+    place: Scratch,
+    found: Scratch,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            place: Scratch::new(),
+            found: Scratch::new(),
+        }
+    }
+
+    fn json(&self) -> PathBuf {
+        self.found.path().join("run.json")
+    }
+
+    fn command(&self, words: &str) -> Command {
+        let mut command = corfs();
+        command.arg("bench").args(words.split(' '));
+        command.arg("--dir").arg(self.place.path());
+        for form in ["json", "csv", "html"] {
+            let file = self.found.path().join(format!("run.{form}"));
+            command.arg(format!("--{form}")).arg(file);
+        }
+        command
+    }
+
+    /// Runs it to its end, and returns what it printed and saved.
+    #[track_caller]
+    fn measure(&self, words: &str) -> (String, Value) {
+        let table = run(&mut self.command(words));
+        let run = saved(&self.json());
+        assert_eq!(run["complete"], true);
+        self.is_clean();
+        let csv = read_file(&self.found.path().join("run.csv"));
+        let samples: usize = all(&run)
+            .map(|s| s["samples"].as_array().unwrap().len())
+            .sum();
+        assert_eq!(String::from_utf8_lossy(&csv).lines().count(), samples + 1);
+        (table, run)
+    }
+
+    /// Nothing is left of it, mounted or not.
+    #[track_caller]
+    fn is_clean(&self) {
+        let left: Vec<_> = fs::read_dir(self.place.path()).unwrap().collect();
+        assert!(left.is_empty(), "{left:?}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let ours = self.place.path().to_str().unwrap();
+        assert!(!mounts.contains(ours), "{mounts}");
+    }
+}
+
+fn saved(path: &Path) -> Value {
+    serde_json::from_slice(&read_file(path)).expect("JSON")
+}
+
+fn all(run: &Value) -> impl Iterator<Item = &Value> {
+    run["series"].as_array().expect("series").iter()
+}
+
+fn named<'a>(run: &'a Value, work: &str, subject: &str) -> &'a Value {
+    all(run)
+        .find(|s| s["work"] == work && s["subject"] == subject)
+        .unwrap_or_else(|| panic!("no {work}, {subject}: {run:#}"))
+}
+
+#[track_caller]
+fn samples(series: &Value) -> usize {
+    assert_eq!(series["failed"], Value::Null, "{series:#}");
+    series["samples"].as_array().expect("samples").len()
+}
+
+#[test]
+fn copies_are_measured_by_every_method() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (table, run) = bench.measure(
+        "copy --size=2M --sizes=1M --chunks=1M --workers=2 --rounds=2 --warmup=0 --seed=1",
+    );
+    for size in ["copy 1 MiB", "copy 2 MiB"] {
+        for subject in [
+            "map-write",
+            "map-map",
+            "read-write",
+            "auto",
+            "cp",
+            "cp in corfs",
+            ".copy in corfs",
+        ] {
+            assert_eq!(samples(named(&run, size, subject)), 2, "{size}, {subject}");
+        }
+    }
+    for work in ["copy 2 MiB, chunk 1 MiB", "copy 2 MiB, workers 2"] {
+        assert_eq!(samples(named(&run, work, "map-map")), 2);
+    }
+    // Both sides mapped: at least a fault each 64 KiB of each.
+    let mapped = &named(&run, "copy 2 MiB", "map-map")["samples"][0];
+    assert!(mapped["minor"].as_u64().unwrap() >= 32, "{mapped}");
+    assert!(table.contains("What each cost"), "{table}");
+    assert!(table.contains("over read and write"), "{table}");
+    assert!(table.contains("System calls: "), "{table}");
+}
+
+#[test]
+fn reads_are_measured_on_mounts_and_their_peers() {
+    if !require(&[Need::Fuse, Need::Root, Need::Tool("bindfs")]) {
+        return;
+    }
+    let bench = Bench::new();
+    let other = Scratch::new();
+    let (_, run) = bench.measure(&format!(
+        "read --size=1M --files=5 --rounds=1 --warmup=0 --readers=2 --windows=64K --budgets=4M \
+         --dir=other={} --corfs=strict=coherence=strict --peer=bindfs=bindfs\t-f\t{{SRC}}\t{{MNT}}",
+        other.path().display()
+    ));
+    let works: std::collections::BTreeSet<_> =
+        all(&run).map(|s| s["work"].as_str().unwrap()).collect();
+    assert!(works.len() >= 10, "{works:?}");
+    for work in works.iter().filter(|work| !work.contains(':')) {
+        // The place that was named first is the baseline.
+        for subject in ["other", "strict", "bindfs"] {
+            assert_eq!(samples(named(&run, work, subject)), 1, "{work}, {subject}");
+        }
+    }
+    let swept = named(&run, "windows: sequential 1 MiB, O_DIRECT", "window 64 KiB");
+    assert_eq!(samples(swept), 1);
+    assert_eq!(swept["sweep"]["value"], 65536.0);
+    assert_eq!(swept["memory"]["whose"], "the daemon");
+    assert!(swept["memory"]["anonymous"].as_u64().unwrap() > 0);
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_are_measured_fresh_and_again() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (_, run) =
+        bench.measure("meta --files=3 --rounds=1 --warmup=0 --no-look --corfs=plain=io=pread");
+    for work in [
+        "stat, fresh mount",
+        "stat, again",
+        "stat, again after 2 s",
+        "open, close, again",
+        "readdir, fresh mount",
+        "walk a tree, again",
+        "grep a tree, fresh mount",
+        "create",
+        "rename",
+        "unlink",
+    ] {
+        for subject in ["native", "plain"] {
+            assert_eq!(samples(named(&run, work, subject)), 1, "{work}, {subject}");
+        }
+    }
+    assert!(all(&run).all(|series| series["memory"].is_null()));
+}
+
+#[test]
+fn faults_are_measured_and_saved_runs_shown_again() {
+    let bench = Bench::new();
+    let (table, run) = bench.measure("fault --size=1M --windows=64K,1M --rounds=3 --seed=5");
+    assert_eq!(run["seed"], 5);
+    assert_eq!(samples(named(&run, "4 KiB anywhere", "a mapping each")), 3);
+    assert_eq!(
+        samples(named(&run, "every page once, window 64 KiB", "map, touch")),
+        3
+    );
+    let each = &named(&run, "4 KiB anywhere", "a mapping each")["samples"][0];
+    assert!(
+        each["minor"].as_u64().unwrap() >= 20_000,
+        "a fault each: {each}"
+    );
+    let drawn = bench.found.path().join("drawn.html");
+    let words = |words: &[&str]| {
+        let mut command = corfs();
+        command.arg("bench").args(words);
+        command
+    };
+    let json = bench.json();
+    let json = json.to_str().unwrap();
+    let again = run_of(&mut words(&[
+        "draw",
+        json,
+        "--html",
+        drawn.to_str().unwrap(),
+    ]));
+    assert_eq!(again, table, "the same run, the same table");
+    let page = read_file(&bench.found.path().join("run.html"));
+    assert_eq!(read_file(&drawn), page);
+    assert!(String::from_utf8_lossy(&page).contains("<svg"));
+    let compared = run_of(&mut words(&["compare", json, json]));
+    assert!(compared.contains("1.00 ["), "{compared}");
+    assert!(!compared.contains("only "), "{compared}");
+}
+
+fn run_of(command: &mut Command) -> String {
+    run(command)
+}
+
+#[test]
+fn who_can_not_be_mounted_or_measured_is_named() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let fails = |words: &str, why: &str| {
+        let out = output(&mut bench.command(words));
+        assert_eq!(out.status.code(), Some(2), "{out:?}");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(said.contains(why), "{why}: {said}");
+        bench.is_clean();
+    };
+    fails("read --size=1M --corfs=odd=io=odd", "odd: ");
+    fails(
+        "read --size=1M --peer=gone=no-such-program\t{SRC}\t{MNT}",
+        "gone: ",
+    );
+    fails("meta --only=nothing", "nothing to measure");
+    let nowhere = output(corfs().args(["bench", "meta", "--dir", "/nonexistent"]));
+    assert_eq!(nowhere.status.code(), Some(2));
+}
+
+/// Ctrl-C reaches all of the group, the process that is measured among them.
+#[test]
+fn who_stops_it_keeps_the_rounds_that_are_done() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let bench = Bench::new();
+    let mut child = bench
+        .command("read --size=1M --files=2 --rounds=100000 --warmup=0 --only=small --no-look")
+        .process_group(0)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start");
+    wait_until("a round is saved", PATIENCE, || bench.json().exists());
+    rustix::process::kill_process_group(Pid::from_child(&child), Signal::INT).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    let out = child.wait_with_output().expect("wait");
+    assert_eq!(out.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        said.contains("stopped") && said.contains("NOT COMPLETE"),
+        "{said}"
+    );
+    let run = saved(&bench.json());
+    assert_eq!(run["complete"], false);
+    assert!(all(&run).all(|series| samples(series) >= 1), "{run:#}");
+    bench.is_clean();
+}
+
+/// As who is told by another does.
+#[test]
+fn term_ends_it_too() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let mut child = bench
+        .command("meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    wait_until("a round is saved", PATIENCE, || bench.json().exists());
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    bench.is_clean();
+}

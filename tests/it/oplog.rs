@@ -1,0 +1,311 @@
+//! `.corfs/oplog`, `corfs replay`, `corfs stat --watch`: what happens on a mount, told and played
+//! back.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::{
+    Mount, Need, OTHER, Scratch, corfs, output, read_file, require, run, wait_until, write_file,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A `cat` of the log into a file, killed with the test.
+struct Reader {
+    child: Child,
+    file: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Reader {
+    /// Returns when the log has begun.
+    #[track_caller]
+    fn of(mount: &Mount) -> Self {
+        let scratch = Scratch::new();
+        let file = scratch.path().join("log");
+        let child = Command::new("cat")
+            .arg(mount.path().join(".corfs/oplog"))
+            .stdout(File::create(&file).expect("a file"))
+            .spawn()
+            .expect("cat");
+        let reader = Self {
+            child,
+            file,
+            _scratch: scratch,
+        };
+        reader.await_line("# time\t");
+        reader
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(read_file(&self.file)).expect("a log is ASCII")
+    }
+
+    /// The fields of the first line that begins or goes on like this.
+    #[track_caller]
+    fn await_line(&self, part: &str) -> Vec<String> {
+        wait_until(part, PATIENCE, || self.find(part).is_some());
+        self.find(part).expect("found")
+    }
+
+    fn find(&self, part: &str) -> Option<Vec<String>> {
+        let text = self.text();
+        // The last line may have come in part only.
+        let whole = &text[..text.rfind('\n')? + 1];
+        let line = whole.lines().find(|line| line.contains(part))?;
+        Some(line.split('\t').map(str::to_owned).collect())
+    }
+
+    #[track_caller]
+    fn ends(&mut self) -> std::process::ExitStatus {
+        let child = &mut self.child;
+        wait_until("the reader ends", PATIENCE, || {
+            child.try_wait().expect("wait").is_some()
+        });
+        child.wait().expect("wait")
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn each_operation_is_a_line_with_its_caller() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    write_file(&mount.path().join("before"), b"nobody reads the log yet");
+    let reader = Reader::of(&mount);
+    let at = |name: &str| mount.path().join(name);
+    fs::create_dir(at("dir")).unwrap();
+    write_file(&at("dir/a b"), b"content");
+    fs::rename(at("dir/a b"), at("dir/c")).unwrap();
+    assert_eq!(read_file(&at("dir/c")), b"content");
+    fs::remove_file(at("none")).unwrap_err();
+    fs::remove_file(at("dir/c")).unwrap();
+
+    let made = reader.await_line("\tcreate\tdir/a\\040b\t");
+    let own = rustix::process::geteuid().as_raw().to_string();
+    assert_eq!(made[8], "0");
+    assert_eq!(made[10], own, "the user: {made:?}");
+    assert!(made[11].parse::<u32>().unwrap() > 0, "the thread: {made:?}");
+    let written = reader.await_line("\twrite\tdir/a\\040b\t");
+    assert_eq!((&*written[4], &*written[5]), ("0", "7"));
+    let renamed = reader.await_line("\trename\tdir/a\\040b\tdir/c\t");
+    assert_eq!(renamed[8], "0");
+    reader.await_line("\tread\tdir/c\t");
+    let missing = reader.await_line("\tlookup\tnone\t");
+    assert_eq!(missing[8], libc::ENOENT.to_string());
+    reader.await_line("\tunlink\tdir/c\t");
+    let text = reader.text();
+    assert!(
+        !text.contains("before"),
+        "what was before is not told: {text}"
+    );
+    assert!(!text.contains("oplog\t"), "nor the reader itself: {text}");
+}
+
+#[test]
+fn the_log_is_its_owners_alone() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).opt("allow_other").start();
+    let log = mount.path().join(".corfs/oplog");
+    let stat = fs::metadata(&log).unwrap();
+    assert_eq!(stat.mode(), libc::S_IFREG | 0o400);
+    assert_eq!(stat.uid(), rustix::process::geteuid().as_raw());
+    let opened = crate::support::apart(Some((OTHER, OTHER)), || File::open(&log).map(drop));
+    assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    let written = File::options().write(true).open(&log);
+    assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EACCES));
+}
+
+/// With one event loop: were a reader to wait in it, nothing else would be answered.
+#[test]
+fn readers_that_wait_hold_up_nobody_and_can_be_stopped() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    source.file("file", b"content");
+    let mount = Mount::of(source.path()).opt("threads=1").start();
+    let mut readers: Vec<_> = (0..3).map(|_| Reader::of(&mount)).collect();
+    assert_eq!(read_file(&mount.path().join("file")), b"content");
+    for (reader, signal) in readers
+        .iter_mut()
+        .zip([Signal::TERM, Signal::KILL, Signal::INT])
+    {
+        reader.await_line("\tread\tfile\t");
+        let pid = Pid::from_child(&reader.child);
+        kill_process(pid, signal).unwrap();
+        assert!(!reader.ends().success());
+    }
+    assert_eq!(read_file(&mount.path().join("file")), b"content");
+}
+
+#[test]
+fn readers_find_the_end_when_the_mount_goes() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let mut reader = Reader::of(&mount);
+    let status = mount.finish();
+    assert!(status.success(), "{status}");
+    assert!(reader.ends().success());
+}
+
+#[test]
+fn a_slow_reader_is_told_how_much_it_lost() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let mut log = File::open(mount.path().join(".corfs/oplog")).unwrap();
+    // Absent names are asked for each time, a line of more than 250 bytes each: a few more than a
+    // reader may let wait.
+    let asked = 6_000;
+    for number in 0..asked {
+        let name = format!("{number:0>200}");
+        fs::symlink_metadata(mount.path().join(name)).unwrap_err();
+    }
+    let mut text = Vec::new();
+    let mut part = vec![0; 1 << 16];
+    let lost = loop {
+        let count = log.read(&mut part).unwrap();
+        text.extend_from_slice(&part[..count]);
+        let text = String::from_utf8_lossy(&text);
+        if let Some((_, rest)) = text.split_once("# lost ")
+            && let Some((lost, _)) = rest.split_once('\n')
+        {
+            break lost.parse::<usize>().unwrap();
+        }
+    };
+    let told = String::from_utf8_lossy(&text).matches("\tlookup\t").count();
+    assert!(lost > 0 && told > 3_000, "{told} told, {lost} lost");
+    // Other operations may be among the lost, none of these is missing.
+    assert!(told + lost >= asked, "{told} told, {lost} lost");
+    assert!(text.len() < 2 << 20, "{} bytes waited", text.len());
+}
+
+#[test]
+fn an_impatient_reader_is_told_to_come_again() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    use std::os::unix::fs::OpenOptionsExt;
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let mut log = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(mount.path().join(".corfs/oplog"))
+        .unwrap();
+    let mut part = vec![0; 4096];
+    assert!(log.read(&mut part).unwrap() > 0, "the header waits");
+    let empty = loop {
+        // What the open itself has asked for may come first.
+        if let Err(error) = log.read(&mut part) {
+            break error;
+        }
+    };
+    assert_eq!(empty.raw_os_error(), Some(libc::EAGAIN));
+    let seek = log.read_at(&mut part, 0).unwrap_err();
+    assert_eq!(seek.raw_os_error(), Some(libc::ESPIPE));
+}
+
+/// What a log tells of a tree makes the same tree elsewhere, its bytes aside.
+#[test]
+fn a_log_played_back_makes_the_same_tree() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let reader = Reader::of(&mount);
+    let script = "mkdir -p a/b && echo one >a/b/one && cp a/b/one two && ln two three &&
+        ln -s two link && mv a/b/one 'a/o n e' && chmod 600 two && rmdir a/b && truncate -s 9 three &&
+        cat two >/dev/null && ls -lR . >/dev/null && touch gone && rm gone && touch last";
+    run(&mut crate::support::sh(mount.path(), script));
+    reader.await_line("\tcreate\tlast\t");
+    // Until the reader has all of it: what comes last is in the log.
+    reader.await_line("\trelease\tlast\t");
+    let target = Scratch::new();
+    let words = run(corfs().arg("replay").arg(&reader.file).arg(target.path()));
+    assert!(words.contains("create"), "{words}");
+    assert!(!words.contains("lost"), "{words}");
+    let list = "find . -printf '%P %y %s %m %n %l\\n' | grep -v ' d ' | sort";
+    let made = |folder: &Path| run(&mut crate::support::sh(folder, list));
+    assert_eq!(made(target.path()), made(source.path()));
+    let refused = output(
+        corfs()
+            .arg("replay")
+            .arg("/etc/hostname")
+            .arg(target.path()),
+    );
+    assert_eq!(refused.status.code(), Some(2));
+}
+
+#[test]
+fn what_happens_can_be_watched() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    source.file("file", b"content");
+    let mount = Mount::of(source.path()).start();
+    for (words, shown) in [
+        (&["--watch"][..], "mmap"),
+        (&["-w", "--json"], "\"lookup\""),
+    ] {
+        let found = Scratch::new();
+        let file = found.path().join("views");
+        let mut child = corfs()
+            .arg("stat")
+            .args(words)
+            .args(["--interval", "0.05"])
+            .arg(mount.path())
+            .stdout(File::create(&file).unwrap())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until(shown, PATIENCE, || {
+            // Dropped from the kernel's cache, so that a read comes to us.
+            let read = File::open(mount.path().join("file")).unwrap();
+            let _ = rustix::fs::fadvise(&read, 0, None, rustix::fs::Advice::DontNeed);
+            drop(read_file(&mount.path().join("file")));
+            String::from_utf8_lossy(&read_file(&file)).contains(shown)
+        });
+        let text = String::from_utf8(read_file(&file)).unwrap();
+        if words.len() == 1 {
+            assert!(
+                text.contains("a second") && text.contains("in progress"),
+                "{text}"
+            );
+            assert!(
+                !text.contains('\x1b'),
+                "no screen, no signs for one: {text}"
+            );
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let elsewhere = output(corfs().args(["stat", "--watch"]).arg(source.path()));
+    assert_eq!(elsewhere.status.code(), Some(1));
+}
