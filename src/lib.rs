@@ -7,12 +7,14 @@
 //! main, cli   words of the command line, wiring
 //! fuse        the only rooms that know FUSE: adapter, session, control files
 //! mirror      the mirrored tree: inodes, names, attributes, open files, callers
+//! cache       the copy-on-read store: blocks of the source on local disk
 //! copy        the copy engine and the `.copy` language
 //! window      mapped windows with a byte budget, the SIGBUS guard
 //! sys         system calls that no crate wraps, and the error type of all floors
 //! observe     counters and histograms, used by every floor
 //! ```
 
+pub mod cache;
 pub mod cli;
 pub mod copy;
 pub mod fuse;

@@ -67,6 +67,45 @@ pub struct Metrics {
     watch_events: Counter,
     invalidations: Box<[Counter]>,
     overflows: Counter,
+    cache: CacheSeries,
+}
+
+/// What the cache counts.
+#[derive(Debug)]
+struct CacheSeries {
+    hits: Counter,
+    misses: Counter,
+    fills: Counter,
+    filled: Counter,
+    stored: Counter,
+    waits: Counter,
+    provisional: Counter,
+    unstored: Counter,
+    evictions: Counter,
+    corrupt: Counter,
+    errors: Counter,
+    used: Gauge,
+    limit: Gauge,
+}
+
+impl CacheSeries {
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            hits: single(r, names::CACHE_HITS),
+            misses: single(r, names::CACHE_MISSES),
+            fills: single(r, names::CACHE_FILLS),
+            filled: single(r, names::CACHE_FILLED_BYTES),
+            stored: single(r, names::CACHE_STORED_BYTES),
+            waits: single(r, names::CACHE_WAITS),
+            provisional: single(r, names::CACHE_PROVISIONAL),
+            unstored: single(r, names::CACHE_UNSTORED),
+            evictions: single(r, names::CACHE_EVICTIONS),
+            corrupt: single(r, names::CACHE_CORRUPT),
+            errors: single(r, names::CACHE_ERRORS),
+            used: single(r, names::CACHE_USED),
+            limit: single(r, names::CACHE_LIMIT),
+        }
+    }
 }
 
 impl Metrics {
@@ -145,6 +184,7 @@ impl Metrics {
             watch_events: single(&mut r, names::WATCH_EVENTS),
             invalidations: family(&mut r, names::INVALIDATIONS, "what", told, counter, None),
             overflows: single(&mut r, names::WATCH_OVERFLOWS),
+            cache: CacheSeries::new(&mut r),
             registry: r,
         }
     }
@@ -303,6 +343,63 @@ impl Metrics {
     /// Events were lost.
     pub fn watch_overflowed(&self) {
         self.overflows.inc();
+    }
+
+    /// A request was answered from the cache alone.
+    pub fn cache_hit(&self) {
+        self.cache.hits.inc();
+    }
+
+    /// A request needed the source.
+    pub fn cache_miss(&self) {
+        self.cache.misses.inc();
+    }
+
+    /// A block of that many bytes was read from the source.
+    pub fn cache_filled(&self, bytes: u64) {
+        self.cache.fills.inc();
+        self.cache.filled.inc_by(bytes);
+    }
+
+    /// That many bytes were stored.
+    pub fn cache_stored(&self, bytes: u64) {
+        self.cache.stored.inc_by(bytes);
+    }
+
+    /// A request waits for a block that another is reading.
+    pub fn cache_waited(&self) {
+        self.cache.waits.inc();
+    }
+
+    /// A block was not stored, as its file had changed too lately.
+    pub fn cache_provisional(&self) {
+        self.cache.provisional.inc();
+    }
+
+    /// A block was not stored, as there was no room.
+    pub fn cache_unstored(&self) {
+        self.cache.unstored.inc();
+    }
+
+    /// An entry was removed to make room.
+    pub fn cache_evicted(&self) {
+        self.cache.evictions.inc();
+    }
+
+    /// A stored block was not what it should be.
+    pub fn cache_corrupt(&self) {
+        self.cache.corrupt.inc();
+    }
+
+    /// The cache disk did not do what it was asked.
+    pub fn cache_error(&self) {
+        self.cache.errors.inc();
+    }
+
+    /// What the whole cache directory takes, and may take, in bytes.
+    pub fn set_cache_used(&self, used: u64, limit: u64) {
+        self.cache.used.set(used);
+        self.cache.limit.set(limit);
     }
 
     /// All series as OpenMetrics text, `# EOF` at its end. Only the histograms of operations that

@@ -83,4 +83,30 @@ names! {
     INVALIDATIONS = "corfs_invalidations_total",
     /// Times that events were lost, and everything was dropped.
     WATCH_OVERFLOWS = "corfs_watch_overflows_total",
+    /// Requests answered from the cache alone.
+    CACHE_HITS = "corfs_cache_hits_total",
+    /// Requests for which the source had to be asked.
+    CACHE_MISSES = "corfs_cache_misses_total",
+    /// Blocks read from the source.
+    CACHE_FILLS = "corfs_cache_fills_total",
+    /// Bytes read from the source for the cache.
+    CACHE_FILLED_BYTES = "corfs_cache_filled_bytes_total",
+    /// Bytes stored in the cache.
+    CACHE_STORED_BYTES = "corfs_cache_stored_bytes_total",
+    /// Requests that waited for a block that another was reading already.
+    CACHE_WAITS = "corfs_cache_waits_total",
+    /// Blocks served and not stored, as their file had changed too lately.
+    CACHE_PROVISIONAL = "corfs_cache_provisional_total",
+    /// Blocks served and not stored, as there was no room.
+    CACHE_UNSTORED = "corfs_cache_unstored_total",
+    /// Entries removed to make room.
+    CACHE_EVICTIONS = "corfs_cache_evictions_total",
+    /// Blocks whose bytes were not those that had been stored.
+    CACHE_CORRUPT = "corfs_cache_corrupt_total",
+    /// Errors of the cache disk.
+    CACHE_ERRORS = "corfs_cache_errors_total",
+    /// Bytes that the whole cache directory takes, what is reserved included.
+    CACHE_USED = "corfs_cache_used_bytes",
+    /// Bytes that the whole cache directory may take.
+    CACHE_LIMIT = "corfs_cache_limit_bytes",
 }

@@ -7,6 +7,7 @@ pub mod fanotify;
 pub mod flags;
 pub mod handle;
 pub mod memory;
+pub mod mountinfo;
 pub mod ofd;
 pub mod priority;
 pub mod process;

@@ -6,32 +6,32 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
 /// The type that the kernel shows for our mounts.
-pub(super) const KIND: &str = "fuse.corfs";
+pub const KIND: &str = "fuse.corfs";
 
 /// One line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub struct Mount {
     /// Number of the mount, unique while it lives.
-    pub(super) id: u64,
+    pub id: u64,
     /// Major and minor number of the file system's `st_dev`.
-    pub(super) device: (u32, u32),
+    pub device: (u32, u32),
     /// Which folder of the file system is mounted here; `/` unless it is a bind mount.
-    pub(super) root: PathBuf,
+    pub root: PathBuf,
     /// Where.
-    pub(super) mountpoint: PathBuf,
+    pub mountpoint: PathBuf,
     /// Type with subtype (`fuse.corfs`).
-    pub(super) kind: OsString,
+    pub kind: OsString,
 }
 
 impl Mount {
     /// Whether it is one of ours.
-    pub(super) fn is_corfs(&self) -> bool {
+    pub fn is_corfs(&self) -> bool {
         self.kind == KIND
     }
 }
 
 /// Every mount of this process's namespace that it can reach.
-pub(super) fn read() -> io::Result<Vec<Mount>> {
+pub fn read() -> io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
 }
 
@@ -60,12 +60,12 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// A decimal number.
-pub(super) fn number(text: &[u8]) -> Option<u64> {
+pub fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.trim().parse().ok()
 }
 
 /// Undoes the kernel's `\ooo`, which stands for space, tab, newline, backslash and `#`.
-pub(super) fn unescape(field: &[u8]) -> OsString {
+pub fn unescape(field: &[u8]) -> OsString {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {
