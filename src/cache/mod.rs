@@ -14,13 +14,25 @@
 //!
 //! What stands where on disk is in `layout` (bytes) and `place` (names).
 
+mod budget;
+mod buffers;
 mod entry;
+mod evict;
+mod fill;
+mod flight;
 mod identity;
+mod keeping;
 mod layout;
+mod ledger;
 mod options;
+mod place;
+mod shelf;
+mod source;
 mod store;
+mod trust;
 
-pub use entry::{Block, Entry, Ready};
+pub use entry::{Entry, Ready};
+pub use flight::Block;
 pub use identity::{Identity, Stamp};
 pub use options::{BLOCK, BLOCKS, Share, SourceClock, SourceKey, StoreOptions, Verify};
 pub use store::Store;

@@ -1,10 +1,7 @@
 //! How a store behaves.
 
-use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
-
-use crate::sys::{Errno, Fail, Result};
 
 /// What serves a mount without further wishes: a block of 1 MiB.
 pub const BLOCK: u32 = 1 << 20;
@@ -61,17 +58,6 @@ pub struct SourceKey {
     pub stable_inodes: bool,
     /// Whose clock stamps its files.
     pub clock: SourceClock,
-}
-
-impl SourceKey {
-    /// What the source behind `dir` is known as: `cache_id` when given; else the UUID of its file
-    /// system and the path within it; else its type, name and path.
-    ///
-    /// # Errors
-    /// Those of reading `/proc/self/mountinfo`.
-    pub fn of(_dir: BorrowedFd<'_>, _cache_id: Option<&str>) -> Result<Self> {
-        Err(Fail::new(Errno::NOSYS, "cache"))
-    }
 }
 
 /// Where the store is and how it behaves.

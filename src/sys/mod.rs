@@ -5,6 +5,7 @@ pub mod creds;
 mod fail;
 pub mod fanotify;
 pub mod flags;
+pub mod fsuuid;
 pub mod handle;
 pub mod memory;
 pub mod mountinfo;

@@ -21,6 +21,8 @@ pub struct Mount {
     pub mountpoint: PathBuf,
     /// Type with subtype (`fuse.corfs`).
     pub kind: OsString,
+    /// What is mounted: a device, or whatever the file system calls it (fsname).
+    pub source: OsString,
 }
 
 impl Mount {
@@ -56,6 +58,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         root: root.into(),
         mountpoint: mountpoint.into(),
         kind: unescape(fields.next()?),
+        source: unescape(fields.next()?),
     })
 }
 
@@ -105,6 +108,7 @@ mod tests {
         assert_eq!(mounts[0].device, (0, 52));
         assert_eq!(mounts[0].mountpoint, Path::new("/mnt/a b,\nc\\"));
         assert!(mounts[0].is_corfs());
+        assert_eq!(mounts[0].source, "/s x");
         assert_eq!(mounts[1].root, Path::new("/sub"));
         assert_eq!(mounts[1].mountpoint, Path::new("/"));
         assert!(!mounts[1].is_corfs());

@@ -2,6 +2,7 @@
 //! description instead of a process, so that one server can hold them for many owners.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use super::handle::last_error;
 use super::{Errno, Fail, Result};
@@ -53,6 +54,25 @@ pub fn set(fd: BorrowedFd<'_>, lock: Lock) -> Result<()> {
         return Err(last_error("fcntl F_OFD_SETLK"));
     }
     Ok(())
+}
+
+/// How long to wait before asking for a lock again.
+const AGAIN: Duration = Duration::from_micros(300);
+
+/// Takes a lock, asking again until `deadline`. Not `F_OFD_SETLKW`: its holder may be a process
+/// that was stopped, and nobody could end the waiting.
+///
+/// # Errors
+/// EAGAIN when the deadline passed; those of [`set`].
+pub fn set_by(fd: BorrowedFd<'_>, lock: Lock, deadline: Instant) -> Result<()> {
+    loop {
+        match set(fd, lock) {
+            Err(fail) if fail.errno == Errno::AGAIN && Instant::now() < deadline => {
+                std::thread::sleep(AGAIN);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The first lock that stands in the way of `lock`, if any (F_OFD_GETLK).

@@ -1,0 +1,499 @@
+//! The budget of a cache directory: the ledger on disk, shared by processes.
+//!
+//! Locks, all of open file descriptions, on bytes of the ledger that hold nothing:
+//!
+//! - `TURN`: whoever reads and writes the numbers, for a few system calls.
+//! - `SLOTS_FROM` and on: a process holds its slot's byte as long as it lives.
+//! - `FOLDERS_FROM` and on: shared by those who change files of a folder, from before the first
+//!   change to after the numbers tell it; alone by the one who counts it.
+//! - `GATES_FROM` and on: held by the one who counts; who would change files waits at it, so that
+//!   the counter is not kept out for ever.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::fs::{FileType, OFlags, StatVfs};
+
+use crate::observe::Metrics;
+use crate::sys::ofd::{self, Lock};
+use crate::sys::{Errno, Fail, OrFail, Result};
+
+use super::ledger::{FANS, LEN, Ledger, OTHER, SLOTS, Slot};
+use super::options::Share;
+use super::place;
+
+const TURN: u64 = 1 << 40;
+const SLOTS_FROM: u64 = TURN + 16;
+const FOLDERS_FROM: u64 = TURN + 1024;
+const GATES_FROM: u64 = TURN + 2048;
+
+/// How long to wait for numbers or a folder that another process holds: it is at work, or was
+/// stopped, and then nothing is stored until it goes on.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// One byte locked.
+pub(super) fn byte(kind: i32, at: u64) -> Lock {
+    Lock {
+        kind,
+        start: at,
+        end: at,
+        pid: 0,
+    }
+}
+
+/// What became of a wish for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// The bytes are reserved.
+    Reserved,
+    /// So many bytes must go first; at least one.
+    Short(u64),
+    /// The ledger can't be believed until everything was counted.
+    Unsure,
+}
+
+/// A process's share in the ledger.
+#[derive(Debug)]
+pub(super) struct Budget {
+    root: OwnedFd,
+    top: OwnedFd,
+    file: OwnedFd,
+    /// Another description of the same file, whose locks exclude those of `file`: for counting.
+    counter: Mutex<OwnedFd>,
+    slot: usize,
+    free: Share,
+    /// Held while this process has its turn: OFD locks do not exclude threads of one description.
+    /// Taken last; the ledger is one page of the page cache.
+    turn: Mutex<()>,
+    /// How many threads change files of a folder; a leaf.
+    inside: Box<[Mutex<u32>]>,
+    /// Bytes committed and removed since the folder was last counted: what it may be wrong by.
+    drift: Box<[AtomicU64]>,
+    metrics: Arc<Metrics>,
+}
+
+/// A folder whose files this thread changes.
+#[derive(Debug)]
+pub(super) struct Inside<'a> {
+    budget: &'a Budget,
+    folder: usize,
+}
+
+impl Drop for Inside<'_> {
+    /// Dropping a lock neither fails nor waits.
+    fn drop(&mut self) {
+        self.budget.leave(self.folder);
+    }
+}
+
+impl Budget {
+    /// Opens the ledger beneath `top` (`v1`) and takes a slot. `stores`: whether there is anything
+    /// to be counted when there is no ledger.
+    pub(super) fn open(
+        root: BorrowedFd<'_>,
+        top: BorrowedFd<'_>,
+        place: u64,
+        (size, free): (Share, Share),
+        stores: bool,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self> {
+        let open = || place::open(top, "ledger", OFlags::RDWR | OFlags::CREATE);
+        let mut budget = Self {
+            root: root.try_clone_to_owned().or_fail("dup")?,
+            top: top.try_clone_to_owned().or_fail("dup")?,
+            file: open()?,
+            counter: Mutex::new(open()?),
+            slot: SLOTS,
+            free,
+            turn: Mutex::new(()),
+            inside: (0..=FANS).map(|_| Mutex::new(0)).collect(),
+            drift: (0..=FANS).map(|_| AtomicU64::new(0)).collect(),
+            metrics,
+        };
+        let total = volume(&budget.statvfs()?);
+        let limit = size.of(total).max(1);
+        budget.slot = budget.join(place, limit, stores)?;
+        rustix::fs::fdatasync(&budget.file).or_fail("fdatasync")?;
+        Ok(budget)
+    }
+
+    fn statvfs(&self) -> Result<StatVfs> {
+        rustix::fs::fstatvfs(&self.top).or_fail("fstatvfs")
+    }
+
+    /// Takes a free slot, and the ledger into use.
+    fn join(&self, place: u64, limit: u64, stores: bool) -> Result<usize> {
+        self.have_turn(|ledger, found| {
+            if !found {
+                *ledger = Ledger::new(place);
+                ledger.sure = !stores;
+            }
+            let dead: Vec<usize> = (0..SLOTS).filter(|&slot| !self.is_alive(slot)).collect();
+            if dead.len() == SLOTS {
+                ledger.sure &= ledger.clean || ledger.place == place;
+                ledger.place = place;
+            }
+            ledger.clean = false;
+            // What the dead had reserved stays so until everything was counted.
+            let (Some(&heir), Some(&free)) = (dead.first(), dead.get(1)) else {
+                return Err(Fail::new(Errno::USERS, "cache ledger"));
+            };
+            let left = dead.iter().filter_map(|&slot| ledger.slots.get(slot));
+            let left = left.fold(0u64, |a, slot| a.saturating_add(slot.reserved));
+            for &slot in &dead {
+                ledger.slots[slot] = Slot::default();
+            }
+            ledger.slots[heir].reserved = left;
+            ofd::set(self.file.as_fd(), byte(libc::F_WRLCK, slot_byte(free)))?;
+            ledger.slots[free] = Slot {
+                reserved: 0,
+                limit,
+                pid: std::process::id(),
+            };
+            Ok(free)
+        })?
+    }
+
+    /// Whether a process has that slot: this one's own looks free.
+    fn is_alive(&self, slot: usize) -> bool {
+        let wish = byte(libc::F_WRLCK, slot_byte(slot));
+        slot == self.slot || !matches!(ofd::get(self.file.as_fd(), wish), Ok(None))
+    }
+
+    /// Reads the numbers, lets `change` change them, and writes them if it did, while nobody else
+    /// can. `change` is also told whether there were any.
+    fn have_turn<T>(&self, change: impl FnOnce(&mut Ledger, bool) -> T) -> Result<T> {
+        let _turn = self.turn.lock();
+        let file = self.file.as_fd();
+        let deadline = Instant::now() + PATIENCE;
+        ofd::set_by(file, byte(libc::F_WRLCK, TURN), deadline)?;
+        let done = Self::change(file, change);
+        let unlocked = ofd::set(file, byte(libc::F_UNLCK, TURN));
+        let done = done?;
+        unlocked.map(|()| done)
+    }
+
+    fn change<T>(file: BorrowedFd<'_>, change: impl FnOnce(&mut Ledger, bool) -> T) -> Result<T> {
+        let mut bytes = vec![0; LEN];
+        let read = place::read_all(file, &mut bytes, 0)?;
+        let before = bytes.get(..read).and_then(Ledger::decode);
+        let found = before.is_some();
+        let mut ledger = before.clone().unwrap_or_else(|| {
+            let mut ledger = Ledger::new(0);
+            ledger.sure = false;
+            ledger
+        });
+        let value = change(&mut ledger, found);
+        if before.as_ref() != Some(&ledger) {
+            place::write_all(file, &ledger.encode(), 0)?;
+        }
+        Ok(value)
+    }
+
+    /// The numbers as they are.
+    pub(super) fn ledger(&self) -> Result<Ledger> {
+        self.have_turn(|ledger, _| ledger.clone())
+    }
+
+    /// Reserves `bytes`, and makes sure that as much and, for new files, enough inodes are free.
+    pub(super) fn reserve(&self, bytes: u64, new_files: bool) -> Result<Room> {
+        let disk = self.statvfs()?;
+        let floor = self.free.of(volume(&disk));
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if new_files && disk.f_files > 0 && disk.f_favail < self.inode_floor(&disk) + 2 {
+            return Ok(Room::Short(1));
+        }
+        self.have_turn(|ledger, _| {
+            if !ledger.sure {
+                return Room::Unsure;
+            }
+            let wanted = bytes
+                .saturating_add(ledger.reserved())
+                .saturating_add(floor);
+            let short = ledger.excess(bytes).max(wanted.saturating_sub(free));
+            if short > 0 {
+                return Room::Short(short);
+            }
+            match ledger.reserve(self.slot, bytes) {
+                true => Room::Reserved,
+                false => Room::Short(1),
+            }
+        })
+    }
+
+    fn inode_floor(&self, disk: &StatVfs) -> u64 {
+        match self.free {
+            Share::Percent(_) => self.free.of(disk.f_files),
+            Share::Bytes(_) => disk.f_files / 100,
+        }
+    }
+
+    /// Gives a reservation back.
+    pub(super) fn release(&self, bytes: u64) -> Result<()> {
+        self.have_turn(|ledger, _| ledger.release(self.slot, bytes))
+    }
+
+    /// Of `reserved` bytes `taken` are in a folder now, and the rest is given back.
+    pub(super) fn commit(&self, folder: usize, reserved: u64, taken: u64) -> Result<()> {
+        self.drifted(folder, taken);
+        self.have_turn(|ledger, _| {
+            ledger.release(self.slot, reserved);
+            ledger.commit(self.slot, folder, taken);
+        })
+    }
+
+    /// That many bytes are gone from a folder, or have moved into `to`.
+    pub(super) fn removed(&self, folder: usize, bytes: u64, to: Option<usize>) -> Result<()> {
+        self.drifted(folder, bytes);
+        self.have_turn(|ledger, _| {
+            ledger.removed(folder, bytes);
+            if let Some(to) = to {
+                ledger.commit(SLOTS, to, bytes);
+            }
+        })
+    }
+
+    fn drifted(&self, folder: usize, bytes: u64) {
+        if let Some(drift) = self.drift.get(folder) {
+            drift.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins to change files of a folder.
+    ///
+    /// # Errors
+    /// EAGAIN when it is being counted for long.
+    pub(super) fn enter(&self, folder: usize) -> Result<Inside<'_>> {
+        let deadline = Instant::now() + PATIENCE;
+        let file = self.file.as_fd();
+        let gate = byte(libc::F_RDLCK, GATES_FROM + folder as u64);
+        let shared = byte(libc::F_RDLCK, FOLDERS_FROM + folder as u64);
+        let inside = self
+            .inside
+            .get(folder)
+            .ok_or(Fail::new(Errno::INVAL, "cache folder"))?;
+        loop {
+            if ofd::get(file, gate)?.is_none() {
+                let mut count = inside.lock();
+                let locked = match *count {
+                    0 => ofd::set(file, shared),
+                    _ => Ok(()),
+                };
+                match locked {
+                    Ok(()) => {
+                        *count += 1;
+                        return Ok(Inside {
+                            budget: self,
+                            folder,
+                        });
+                    }
+                    Err(fail) if fail.errno != Errno::AGAIN => return Err(fail),
+                    Err(_) => {}
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(Fail::new(Errno::AGAIN, "cache folder"));
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+
+    fn leave(&self, folder: usize) {
+        let Some(inside) = self.inside.get(folder) else {
+            return;
+        };
+        let mut count = inside.lock();
+        *count = count.saturating_sub(1);
+        if *count == 0 {
+            let lock = byte(libc::F_UNLCK, FOLDERS_FROM + folder as u64);
+            // Dropping a lock that is held does not fail.
+            let _ = ofd::set(self.file.as_fd(), lock);
+        }
+    }
+
+    /// Counts a folder while nobody changes it, removes what makers left there who were killed,
+    /// and corrects the ledger. False when somebody was at work there for long, or counts.
+    pub(super) fn count(&self, folder: usize) -> Result<bool> {
+        let counter = self.counter.lock();
+        let fd = counter.as_fd();
+        let gate = byte(libc::F_WRLCK, GATES_FROM + folder as u64);
+        let whole = byte(libc::F_WRLCK, FOLDERS_FROM + folder as u64);
+        let busy = |done: Result<()>| match done {
+            Err(fail) if fail.errno == Errno::AGAIN => Ok(true),
+            done => done.map(|()| false),
+        };
+        if busy(ofd::set(fd, gate))? {
+            return Ok(false);
+        }
+        let mut counted = Ok(false);
+        let deadline = Instant::now() + PATIENCE;
+        match busy(ofd::set_by(fd, whole, deadline)) {
+            Ok(false) => counted = self.count_alone(folder).map(|()| true),
+            Ok(true) => {}
+            Err(fail) => counted = Err(fail),
+        }
+        for at in [FOLDERS_FROM, GATES_FROM] {
+            ofd::set(fd, byte(libc::F_UNLCK, at + folder as u64))?;
+        }
+        counted
+    }
+
+    fn count_alone(&self, folder: usize) -> Result<()> {
+        if let Some(drift) = self.drift.get(folder) {
+            drift.store(0, Ordering::Relaxed);
+        }
+        let bytes = match folder {
+            OTHER => count_other(self.root.as_fd(), self.top.as_fd())?,
+            fan => count_fan(self.top.as_fd(), fan)?,
+        };
+        self.have_turn(|ledger, _| ledger.committed[folder] = bytes)
+    }
+
+    /// Whether everything must be counted: the ledger is unsure, or somebody died with bytes
+    /// reserved.
+    pub(super) fn must_count(&self) -> Result<bool> {
+        let ledger = self.ledger()?;
+        Ok(!ledger.sure || self.left_by_the_dead(&ledger) > 0)
+    }
+
+    fn left_by_the_dead(&self, ledger: &Ledger) -> u64 {
+        let slots = ledger.slots.iter().enumerate();
+        let dead = slots.filter(|(n, slot)| slot.reserved > 0 && !self.is_alive(*n));
+        dead.fold(0, |a, (_, slot)| a.saturating_add(slot.reserved))
+    }
+
+    /// Counts everything, after which the ledger is sure and the dead have nothing. False when it
+    /// could not be done now, or `go_on` said no.
+    pub(super) fn count_all(&self, go_on: impl Fn() -> bool) -> Result<bool> {
+        let before = self.ledger()?;
+        let dead: Vec<(usize, u64)> = (0..SLOTS)
+            .filter(|&slot| !self.is_alive(slot))
+            .map(|slot| (slot, before.slots[slot].reserved))
+            .collect();
+        for folder in 0..=FANS {
+            if !go_on() || !self.count(folder)? {
+                return Ok(false);
+            }
+        }
+        self.have_turn(|ledger, _| {
+            ledger.sure = true;
+            for (slot, reserved) in dead {
+                ledger.release(slot, reserved);
+                ledger.slots[slot].limit *= u64::from(self.is_alive(slot));
+            }
+        })?;
+        Ok(true)
+    }
+
+    /// The folder whose number may be wrong by most, when it may be wrong by more than `bytes`.
+    pub(super) fn most_drifted(&self, bytes: u64) -> Option<usize> {
+        let drifts = self.drift.iter().map(|drift| drift.load(Ordering::Relaxed));
+        let (folder, drift) = drifts.enumerate().max_by_key(|(_, drift)| *drift)?;
+        (drift > bytes).then_some(folder)
+    }
+
+    /// Tells the metrics how full the directory is.
+    pub(super) fn tell(&self) -> Result<()> {
+        let ledger = self.ledger()?;
+        self.metrics.set_cache_used(ledger.used(), ledger.limit());
+        Ok(())
+    }
+
+    /// Leaves the ledger; `synced`: all that was written is on disk, also by those who left
+    /// before.
+    pub(super) fn close(&self, synced: bool) -> Result<()> {
+        self.have_turn(|ledger, _| {
+            let alone = (0..SLOTS).all(|slot| slot == self.slot || !self.is_alive(slot));
+            let nothing_left = ledger.slots.iter().all(|slot| slot.reserved == 0);
+            ledger.clean = synced && alone && nothing_left && ledger.sure;
+            if let Some(slot) = ledger.slots.get_mut(self.slot) {
+                slot.limit = 0;
+            }
+        })?;
+        let unlocked = byte(libc::F_UNLCK, slot_byte(self.slot));
+        ofd::set(self.file.as_fd(), unlocked)?;
+        rustix::fs::fdatasync(&self.file).or_fail("fdatasync")
+    }
+}
+
+fn slot_byte(slot: usize) -> u64 {
+    SLOTS_FROM + slot as u64
+}
+
+/// Bytes of a whole file system.
+fn volume(disk: &StatVfs) -> u64 {
+    disk.f_blocks.saturating_mul(disk.f_frsize)
+}
+
+/// The directories beneath `v1`, one a store.
+pub(super) fn stores(top: BorrowedFd<'_>) -> Result<Vec<String>> {
+    let names = place::list(top)?.into_iter();
+    let dirs = names.filter(|(_, kind)| *kind == FileType::Directory);
+    Ok(dirs.map(|(name, _)| name).collect())
+}
+
+/// Bytes of one folder of all stores, itself included. Temporary files are removed: nobody makes
+/// one while the folder is counted.
+fn count_fan(top: BorrowedFd<'_>, fan: usize) -> Result<u64> {
+    let mut bytes = 0u64;
+    for store in stores(top)? {
+        let path = format!("{store}/entries/{fan:02x}");
+        let dir = match place::open_dir(top, &path) {
+            Err(fail) if fail.errno == Errno::NOENT => continue,
+            opened => opened?,
+        };
+        bytes += place::allocated(top, &path);
+        for (name, _) in place::list(dir.as_fd())? {
+            if name.starts_with('.') {
+                let flags = rustix::fs::AtFlags::empty();
+                rustix::fs::unlinkat(&dir, &name, flags).or_fail("unlinkat")?;
+            } else {
+                bytes += place::allocated(dir.as_fd(), &name);
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes of everything else.
+fn count_other(root: BorrowedFd<'_>, top: BorrowedFd<'_>) -> Result<u64> {
+    let mut bytes = place::allocated(root, ".");
+    for (name, kind) in place::list(root)? {
+        bytes += place::allocated(root, &name);
+        if kind == FileType::Directory && name != "v1" {
+            bytes += count_tree(root, &name)?;
+        }
+    }
+    for (name, kind) in place::list(top)? {
+        bytes += place::allocated(top, &name);
+        if kind == FileType::Directory {
+            let dir = place::open_dir(top, &name)?;
+            for (name, kind) in place::list(dir.as_fd())? {
+                bytes += place::allocated(dir.as_fd(), &name);
+                if kind == FileType::Directory && name != "entries" {
+                    bytes += count_tree(dir.as_fd(), &name)?;
+                }
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes of all that is beneath a directory.
+fn count_tree(dir: BorrowedFd<'_>, name: &str) -> Result<u64> {
+    let dir = match place::open_dir(dir, name) {
+        Err(fail) if fail.errno == Errno::NOENT => return Ok(0),
+        opened => opened?,
+    };
+    let mut bytes = 0;
+    for (name, kind) in place::list(dir.as_fd())? {
+        bytes += place::allocated(dir.as_fd(), &name);
+        if kind == FileType::Directory {
+            bytes += count_tree(dir.as_fd(), &name)?;
+        }
+    }
+    Ok(bytes)
+}
