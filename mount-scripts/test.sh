@@ -113,6 +113,12 @@ open_fuse
 check "shellcheck" check_scripts
 check "cargo fmt" cargo fmt --check
 check "cargo clippy" cargo clippy --all-targets -- -D warnings
+# One that hangs is to end as a failure that tells which, and not as a run cut off from outside.
+case $CORFS_SOAK in
+    0 | 0.[0-2]*) patience=2700 ;;
+    *) patience=0 ;; # none
+esac
 # A shell that starts this in the background has it ignore SIGINT, which the tests send.
-check "cargo test" env --default-signal=HUP,INT,QUIT,PIPE,TERM cargo test --no-fail-fast "$@"
+check "cargo test" env --default-signal=HUP,INT,QUIT,PIPE,TERM \
+    timeout --kill-after=60 "$patience" cargo test --no-fail-fast "$@"
 say "all well, $SECONDS s"

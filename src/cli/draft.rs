@@ -3,12 +3,15 @@
 use super::ids::Which;
 use super::list::Word;
 use crate::fuse::session::{Access, Flags, Sandbox, Settings};
-use crate::mirror::{Coherence, Control, IdMap, IdRange, Ids, Io, Options, Passthrough, Reach};
+use crate::mirror::{
+    Coherence, Control, IdMap, IdRange, Ids, Io, Options, Passthrough, Reach, Validate,
+};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+mod caching;
 mod words;
 
 pub(super) use words::VALUED;
@@ -24,6 +27,7 @@ pub(super) struct Draft {
     debug: bool,
     threads: Option<usize>,
     clone_fd: bool,
+    readahead: Option<usize>,
     log_file: Option<PathBuf>,
     fsname: Option<OsString>,
     allow_other: bool,
@@ -36,7 +40,8 @@ pub(super) struct Draft {
     read_only: bool,
     noatime: bool,
     io: Io,
-    passthrough: Passthrough,
+    passthrough: Option<Passthrough>,
+    cache: caching::Words,
     window: Option<usize>,
     window_budget: usize,
     inode_limit: Option<usize>,
@@ -61,6 +66,7 @@ impl Default for Draft {
             debug: false,
             threads: None,
             clone_fd: true,
+            readahead: None,
             log_file: None,
             fsname: None,
             allow_other: false,
@@ -73,7 +79,8 @@ impl Default for Draft {
             read_only: false,
             noatime: false,
             io: Io::Mmap,
-            passthrough: Passthrough::Never,
+            passthrough: None,
+            cache: caching::Words::default(),
             window: None,
             window_budget: 256 << 20,
             inode_limit: Some(INODES),
@@ -144,6 +151,7 @@ impl Draft {
             debug: self.debug,
             threads: self.threads,
             clone_fd: self.clone_fd,
+            readahead: self.readahead,
             log_file: self.log_file.clone(),
             fsname: self.fsname.clone(),
             access,
@@ -151,6 +159,7 @@ impl Draft {
             auto_unmount: self.auto_unmount,
             sandbox: self.sandbox,
             nonempty: self.nonempty,
+            cache: self.caching()?,
             options: self.options(access)?,
         })
     }
@@ -182,7 +191,7 @@ impl Draft {
     }
 
     fn options(self, access: Access) -> Result<Options, String> {
-        if self.noatime && self.passthrough == Passthrough::Always {
+        if self.noatime && self.passthrough == Some(Passthrough::Always) {
             // The kernel opens the source's files anew for it, without O_NOATIME.
             return Err("options noatime and passthrough=always: only one of them can hold".into());
         }
@@ -199,7 +208,9 @@ impl Draft {
             read_only: self.read_only,
             noatime: self.noatime,
             io: self.io,
-            passthrough: self.passthrough,
+            passthrough: self.passthrough()?,
+            validate: self.cache.validate.unwrap_or(Validate::Open),
+            prefetch: self.cache.prefetch.unwrap_or(caching::PREFETCH),
             window: self.fitting_window()?,
             window_budget: self.window_budget,
             inode_limit: self.inode_limit,
@@ -207,7 +218,7 @@ impl Draft {
             reach: Reach::HandleFirst,
             attr_timeout: self.attr_timeout.unwrap_or(usual),
             entry_timeout: self.entry_timeout.unwrap_or(usual),
-            negative_timeout: self.negative_timeout.unwrap_or_default(),
+            negative_timeout: self.negative_timeout,
             control: self.control,
             control_name: self.control_name,
             // Others must be held to the modes, as on any file system.

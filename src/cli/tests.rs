@@ -48,7 +48,7 @@ fn the_defaults_are_those_that_the_help_tells() {
     assert_eq!(options.watch_timeout, Duration::from_secs(60));
     assert_eq!(options.attr_timeout, Duration::from_secs(1));
     assert_eq!(options.entry_timeout, Duration::from_secs(1));
-    assert_eq!(options.negative_timeout, Duration::ZERO);
+    assert_eq!(options.negative_timeout, None);
     assert_eq!(options.control, Control::Hidden);
     assert_eq!(options.control_name, ".copy");
     assert!(!options.read_only && !options.default_permissions && !options.allow_other);
@@ -117,7 +117,7 @@ fn strict_keeps_nothing_and_says_so_to_who_asks_for_a_timeout() {
     let options = with("coherence=strict").options;
     assert_eq!(options.attr_timeout, Duration::ZERO);
     assert_eq!(options.entry_timeout, Duration::ZERO);
-    assert_eq!(options.negative_timeout, Duration::ZERO);
+    assert_eq!(options.negative_timeout, None);
     for name in ["attr_timeout", "entry_timeout", "negative_timeout"] {
         let words = format!("coherence=strict,{name}=1");
         let refusal = refused(&["/s", "/m", "-o", &words]);

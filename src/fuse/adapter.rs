@@ -16,8 +16,10 @@ use fuser::{
 
 use super::convert::{self, caller, entry_attr};
 use super::lock_waits::Waiter;
+use super::opened::dir_flags;
 pub use super::shared::Shared;
 use super::shared::{GENERATION, nameless_attr, negative_attr};
+use crate::cache::Store;
 use crate::mirror::{
     Attr, Coherence, EventQueue, InodeTable, LockOutcome, MAX_READ, Mirror, Options, SetAttr,
 };
@@ -53,6 +55,7 @@ impl Adapter {
         options: Options,
         config: String,
         events: EventQueue,
+        store: Option<Arc<Store>>,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let shared = Shared::new(
@@ -62,6 +65,7 @@ impl Adapter {
             options,
             config,
             events,
+            store,
             metrics,
         )?;
         Ok(Self {
@@ -476,7 +480,7 @@ impl Filesystem for Adapter {
         }
         let open = || self.shared.mirror.opendir(ino.0, flags.0);
         match self.shared.measured(Op::Opendir, open) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok(opened) => reply.opened(FileHandle(opened.handle), dir_flags(&opened)),
             Err(errno) => reply.error(errno),
         }
     }

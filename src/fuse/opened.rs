@@ -8,12 +8,23 @@ use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
 use super::shared::{GENERATION, Shared};
-use crate::mirror::{Attr, Io, NodeId, Opened};
+use crate::mirror::{Attr, Io, NodeId, Opened, OpenedDir, Passthrough};
 use crate::observe::OpenMode;
+use crate::sys::Errno;
 
 impl Shared {
     /// Answers an open of a file; `flags` as the caller gave them.
     pub(super) fn reply_opened(&self, id: NodeId, flags: i32, opened: &Opened, reply: ReplyOpen) {
+        if self
+            .passthrough
+            .refuses(id, may_write(flags), self.whole(opened).as_ref())
+        {
+            // Who reads the stored version by the kernel keeps it; the kernel looks the name up
+            // again at once (fs/namei.c, LOOKUP_REVAL), and finds an inode of its own.
+            self.mirror.release(opened.handle);
+            self.mirror.supersede(id);
+            return reply.error(fuser::Errno::ESTALE);
+        }
         let backing = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
         let handle = FileHandle(opened.handle);
         match backing {
@@ -44,6 +55,14 @@ impl Shared {
         }
     }
 
+    /// The cache's file that the kernel may serve an open by.
+    fn whole(&self, opened: &Opened) -> Option<Arc<OwnedFd>> {
+        if self.mirror.options().passthrough != Passthrough::Cached {
+            return None;
+        }
+        self.mirror.whole(opened.handle)
+    }
+
     /// Counts an open; `Some` when the kernel is to serve it.
     fn choose_way(
         &self,
@@ -57,12 +76,17 @@ impl Shared {
                 // The kernel believes the size of what it serves.
                 return Err(io::ErrorKind::Unsupported.into());
             }
-            let fd = self.mirror.opened(opened.handle);
-            open_backing(fd.map_err(|fail| io::Error::from(fail.errno))?)
+            let fd = match self.mirror.options().passthrough {
+                Passthrough::Cached => self.whole(opened).ok_or(Errno::OPNOTSUPP),
+                _ => self.mirror.opened(opened.handle).map_err(|fail| fail.errno),
+            }
+            .map_err(io::Error::from)?;
+            open_backing(fd.clone()).map(|id| (id, fd))
         };
         let writes = may_write(flags);
         let Some(backing) = self.passthrough.open(id, writes, register) else {
             self.metrics.opened(match self.mirror.options().io {
+                _ if opened.cached => OpenMode::Cached,
                 Io::Mmap => OpenMode::Mmap,
                 Io::Pread => OpenMode::Pread,
             });
@@ -85,6 +109,14 @@ impl Shared {
 
 fn may_write(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+/// What the kernel may keep of a directory's listing.
+pub(super) fn dir_flags(opened: &OpenedDir) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache);
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags
 }
 
 fn own_flags(opened: &Opened) -> FopenFlags {

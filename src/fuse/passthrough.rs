@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -36,6 +36,8 @@ pub(super) struct Passthrough {
     /// A leaf lock, held across the ioctl that makes a backing id: that one only looks the
     /// descriptor up and takes a number, it waits for nobody.
     inodes: Mutex<HashMap<NodeId, Way>>,
+    /// What such an open is counted as: of the source's files, or of the cache's.
+    mode: OpenMode,
     metrics: Arc<Metrics>,
 }
 
@@ -45,6 +47,8 @@ enum Way {
     /// By the kernel, from this backing file; `writers` of its opens may store.
     Kernel {
         backing: Arc<BackingId>,
+        /// The file that it was made of.
+        file: Arc<OwnedFd>,
         opens: usize,
         writers: usize,
     },
@@ -53,17 +57,22 @@ enum Way {
 }
 
 impl Passthrough {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(asked: Asked, metrics: Arc<Metrics>) -> Self {
         metrics.set_passthrough(PassthroughState::NotAsked);
         Self {
             agreed: AtomicBool::new(false),
             on: AtomicBool::new(false),
             inodes: Mutex::default(),
+            mode: match asked {
+                Asked::Cached => OpenMode::Whole,
+                Asked::Never | Asked::Always => OpenMode::Passthrough,
+            },
             metrics,
         }
     }
 
-    /// Asks the kernel for it, if the user did; without success everything is served by us.
+    /// Asks the kernel for it, if the user did, for files of the file system of `source`; without
+    /// success everything is served by us.
     pub(super) fn negotiate(
         &self,
         asked: Asked,
@@ -103,7 +112,7 @@ impl Passthrough {
         &self,
         id: NodeId,
         writes: bool,
-        register: impl FnOnce() -> io::Result<BackingId>,
+        register: impl FnOnce() -> io::Result<(BackingId, Arc<OwnedFd>)>,
     ) -> Option<Arc<BackingId>> {
         if !self.agreed.load(Ordering::Relaxed) {
             return None;
@@ -118,10 +127,11 @@ impl Passthrough {
                 backing,
                 opens,
                 writers,
+                ..
             } => {
                 *opens += 1;
                 *writers += usize::from(writes);
-                self.metrics.opened(OpenMode::Passthrough);
+                self.metrics.opened(self.mode);
                 Some(backing.clone())
             }
             Way::Ourselves { opens } => {
@@ -131,12 +141,13 @@ impl Passthrough {
         }
     }
 
-    fn choose(&self, register: impl FnOnce() -> io::Result<BackingId>) -> Way {
+    fn choose(&self, register: impl FnOnce() -> io::Result<(BackingId, Arc<OwnedFd>)>) -> Way {
         if self.on.load(Ordering::Relaxed) {
             match register() {
-                Ok(backing) => {
+                Ok((backing, file)) => {
                     return Way::Kernel {
                         backing: Arc::new(backing),
+                        file,
                         opens: 0,
                         writers: 0,
                     };
@@ -153,6 +164,21 @@ impl Passthrough {
             Some(Errno::NOTTY | Errno::NOSYS) => self.off(PassthroughState::NotSupported),
             // Of this file only: its file system is stacked too high (ELOOP), say.
             _ => log::debug!("passthrough of a file refused: {error}"),
+        }
+    }
+
+    /// Whether an open of this inode can't be served the way that the kernel is held to: it reads
+    /// one version of the file in the cache, and this open writes, or is of another version
+    /// (`whole`, if that is stored).
+    pub(super) fn refuses(&self, id: NodeId, writes: bool, whole: Option<&Arc<OwnedFd>>) -> bool {
+        if self.mode != OpenMode::Whole || !self.agreed.load(Ordering::Relaxed) {
+            return false;
+        }
+        match self.inodes.lock().get(&id) {
+            Some(Way::Kernel { file, .. }) => {
+                writes || whole.is_none_or(|whole| !Arc::ptr_eq(whole, file))
+            }
+            _ => false,
         }
     }
 

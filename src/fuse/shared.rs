@@ -15,6 +15,7 @@ use super::notifier::{Extent, Notifier};
 use super::passthrough::Passthrough;
 use super::prune::Pruner;
 use super::watching::{self, Stop, Teller};
+use crate::cache::Store;
 use crate::copy::{Change, Jobs, JobsOptions};
 use crate::mirror::{Attr, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust};
 use crate::observe::{Metrics, Op};
@@ -43,6 +44,7 @@ impl Shared {
         options: Options,
         config: String,
         events: EventQueue,
+        store: Option<Arc<Store>>,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let root = rustix::io::fcntl_dupfd_cloexec(&source, 0).or_fail("dup")?;
@@ -52,11 +54,13 @@ impl Shared {
             read_only: options.read_only,
             control_name: (options.control != Control::Off).then(|| options.control_name.clone()),
         };
+        let asked = options.passthrough;
         let mirror = Arc::new(Mirror::new(
             source,
             descriptors,
             options,
             events,
+            store,
             metrics.clone(),
         )?);
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
@@ -78,7 +82,7 @@ impl Shared {
         Ok(Self {
             mirror,
             control,
-            passthrough: Passthrough::new(metrics.clone()),
+            passthrough: Passthrough::new(asked, metrics.clone()),
             metrics,
             notifier,
             stop_watching: Stop::new()?,
@@ -100,6 +104,9 @@ impl Shared {
     /// Agrees with the kernel on which of the two serves files.
     pub(super) fn negotiate_passthrough(&self, config: &mut fuser::KernelConfig) {
         let asked = self.mirror.options().passthrough;
+        if let Some(cache) = self.mirror.cache_root() {
+            return self.passthrough.negotiate(asked, cache, config);
+        }
         if let Ok(root) = self.mirror.table().fd(self.mirror.table().root()) {
             self.passthrough.negotiate(asked, root.as_fd(), config);
         }
@@ -158,9 +165,18 @@ impl Shared {
         self.control.wind_up();
     }
 
+    /// Starts what works beside the requests, from within the sandbox.
+    ///
+    /// # Errors
+    /// Those of starting a thread.
+    pub fn start(&self) -> sys::Result<()> {
+        self.mirror.start()
+    }
+
     /// Ends what still runs, after the last request.
     pub fn shutdown(&self) {
         self.control.shutdown();
+        self.mirror.close();
     }
 
     pub(super) fn measured<T>(

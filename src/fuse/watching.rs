@@ -72,6 +72,9 @@ impl Teller<'_> {
                 let how = if *wrong { Entry::Drop } else { Entry::Expire };
                 self.metrics.invalidated(Invalidated::Name);
                 logged(self.notifier.inval_entry(*parent, name, how));
+                // The listing that the kernel may have kept: of a name that it does not know it
+                // takes no notice, and two changes may have one mtime.
+                logged(self.notifier.inval_inode(*parent, Extent::All));
             }
             Stale::Data(id) => {
                 self.metrics.invalidated(Invalidated::Data);
@@ -112,6 +115,7 @@ impl Teller<'_> {
                     Extent::Attributes
                 };
                 for file in self.known(file) {
+                    self.mirror.copied_over(file);
                     self.inode(file, extent);
                 }
             }

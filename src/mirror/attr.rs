@@ -86,10 +86,16 @@ impl Mirror {
     pub fn getattr(&self, id: NodeId, handle: Option<u64>) -> Result<Attr> {
         let open = handle.and_then(|handle| self.files.read().get(&handle).cloned());
         let stat = match open {
-            Some(file) => rustix::fs::fstat(&*file.fd).or_fail("fstat")?,
+            Some(file) => {
+                let stat = rustix::fs::fstat(&*file.fd).or_fail("fstat")?;
+                self.seen(&file.inode, &stat);
+                stat
+            }
             None => {
                 let inode = self.table.get(id)?;
-                rustix::fs::fstat(&*self.table.fd(&inode)?).or_fail("fstat")?
+                let stat = rustix::fs::fstat(&*self.table.fd(&inode)?).or_fail("fstat")?;
+                self.seen(&inode, &stat);
+                stat
             }
         };
         Ok(self.attr(id, stat))
@@ -131,6 +137,8 @@ impl Mirror {
         if set.atime.is_some() || set.mtime.is_some() {
             set_times(fd.as_fd(), set.atime, set.mtime)?;
         }
+        // A change of size is one of bytes; all others change what the entry is known by.
+        self.outdated(&inode, None);
         self.changed_by_us(id, fd.as_fd());
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
         Ok(self.attr(id, stat))

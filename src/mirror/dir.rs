@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
 
 use super::Mirror;
 use super::attr::Attr;
+use super::file::keep_cache;
 use super::inode::{Inode, Key, NodeId};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -71,13 +72,24 @@ impl Step {
     }
 }
 
+/// The answer to an opendir.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenedDir {
+    /// The open directory's handle.
+    pub handle: u64,
+    /// The kernel may keep the listing: it is told when it changes.
+    pub cache: bool,
+    /// The listing that the kernel has is still right.
+    pub keep_cache: bool,
+}
+
 impl Mirror {
-    /// Opens a directory for reading; returns its handle. Of `asked`, flags of open(2), only
+    /// Opens a directory for reading. Of `asked`, flags of open(2), only
     /// O_NOATIME counts.
     ///
     /// # Errors
     /// ENOTDIR; those of open(2).
-    pub fn opendir(&self, id: NodeId, asked: i32) -> Result<u64> {
+    pub fn opendir(&self, id: NodeId, asked: i32) -> Result<OpenedDir> {
         let inode = self.table.get(id)?;
         let mut flags = OFlags::RDONLY | OFlags::DIRECTORY;
         if self.options.noatime || asked & libc::O_NOATIME != 0 {
@@ -85,6 +97,9 @@ impl Mirror {
         }
         let fd = Arc::new(self.reopen(&inode, flags, flags - OFlags::NOATIME)?);
         self.table.lend(&inode, &fd);
+        // Before the stream is read: what is read later is not older than what is remembered.
+        let cache = self.keeps_listings(id);
+        let keep_cache = cache && keep_cache(&inode, &rustix::fs::fstat(&fd).or_fail("fstat")?);
         let dir = OpenDir {
             inode,
             fd,
@@ -92,7 +107,11 @@ impl Mirror {
         };
         let handle = self.new_handle();
         self.dirs.write().insert(handle, Arc::new(dir));
-        Ok(handle)
+        Ok(OpenedDir {
+            handle,
+            cache,
+            keep_cache,
+        })
     }
 
     fn open_dir(&self, handle: u64) -> Result<Arc<OpenDir>> {

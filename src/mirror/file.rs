@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::ReadWriteFlags;
 
+use super::cached::Reader;
 use super::inode::{Inode, NodeId, Version};
 use super::reach::NAME_ONLY;
 use super::{Caller, Coherence, Io, MAX_READ, Mirror};
@@ -39,6 +40,8 @@ pub(super) struct OpenFile {
     writer: Option<u32>,
     /// Where the last read ended: the next of a sequential reader begins there.
     read_end: AtomicU64,
+    /// The way by the store, for readers of a mirror with a cache.
+    pub(super) reader: Option<Reader>,
 }
 
 /// What the caller of `open` asked for, as far as it concerns the source.
@@ -60,6 +63,8 @@ pub struct Opened {
     /// The kernel must ask us for the bytes: because nothing may be cached, or because there are
     /// more than the size tells of (procfs).
     pub direct_io: bool,
+    /// It is read by way of the cache.
+    pub cached: bool,
     /// It has data beyond the size that it tells (procfs): nobody else may believe that size.
     pub hides_its_size: bool,
 }
@@ -117,12 +122,33 @@ impl Mirror {
             // To open a device or a FIFO has effects of its own, and the kernel never asks.
             return Err(Fail::new(Errno::NXIO, "open"));
         }
-        let flags = self.open_flags(&asked);
+        let file = self.open_in_source(&inode, &asked)?;
+        let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
+        if asked.writes() {
+            self.uncache(&inode);
+        } else {
+            self.seen(&inode, &stat);
+        }
+        let reader = (!asked.writes())
+            .then(|| self.reader(&inode, &stat))
+            .flatten();
+        Ok(self.enter_file(caller, inode, file, asked, &stat, reader))
+    }
+
+    fn open_in_source(&self, inode: &Inode, asked: &Asked) -> Result<OwnedFd> {
+        let flags = self.open_flags(asked);
         let mut lesser = flags - OFlags::NOATIME;
         lesser.set(OFlags::APPEND, asked.append);
-        let file = self.reopen(&inode, flags, lesser)?;
-        let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
-        Ok(self.enter_file(caller, inode, file, asked, &stat))
+        let direct = self.flags_of_cached();
+        if !asked.writes() && !direct.is_empty() {
+            match self.reopen(inode, flags | direct, lesser | direct) {
+                // What is read through the page cache of a FUSE source may be older than its
+                // attributes: it is served, as natively, and not kept (see `reader`).
+                Err(fail) if fail.errno == Errno::INVAL => {}
+                opened => return opened,
+            }
+        }
+        self.reopen(inode, flags, lesser)
     }
 
     pub(super) fn enter_file(
@@ -132,6 +158,7 @@ impl Mirror {
         fd: OwnedFd,
         asked: Asked,
         stat: &Stat,
+        reader: Option<Reader>,
     ) -> Opened {
         let handle = self.new_handle();
         let fd = Arc::new(fd);
@@ -142,6 +169,7 @@ impl Mirror {
             handle,
             keep_cache: !strict && keep_cache(&inode, stat),
             direct_io: strict || hides_its_size,
+            cached: reader.is_some() && !hides_its_size,
             hides_its_size,
         };
         let file = OpenFile {
@@ -151,6 +179,7 @@ impl Mirror {
             append: asked.append,
             writer: self.writer(caller),
             read_end: AtomicU64::new(0),
+            reader: reader.filter(|_| !hides_its_size),
         };
         self.files.write().insert(handle, Arc::new(file));
         opened
@@ -197,6 +226,12 @@ impl Mirror {
         let file = self.file(handle)?;
         let end = offset.saturating_add(size.min(MAX_READ) as u64);
         let before = file.read_end.swap(end, Ordering::Relaxed);
+        // Requests of one reader's readahead overtake each other by some hundred kilobytes.
+        let sequential = before.abs_diff(offset) <= MAX_READ as u64;
+        let send = match self.read_cached(&file, offset..end, sequential, send) {
+            Ok(done) => return done,
+            Err(send) => send,
+        };
         if self.options.io == Io::Pread {
             return self.read_buffered(&file, offset, size, None, send);
         }
@@ -208,8 +243,6 @@ impl Mirror {
         if offset >= length {
             return Ok(send(&[]));
         }
-        // Requests of one reader's readahead overtake each other by some hundred kilobytes.
-        let sequential = before.abs_diff(offset) <= MAX_READ as u64;
         let range = offset..end.min(length);
         let id = file.inode.file_id;
         match self.windows.slice(id, &file.fd, range, length, sequential) {
@@ -240,22 +273,14 @@ impl Mirror {
         reason: Option<Fallback>,
         send: impl FnOnce(&[u8]) -> R,
     ) -> Result<R> {
-        BUFFER.with_borrow_mut(|buffer| {
-            let size = size.min(MAX_READ);
-            if let Some(more) = size.checked_sub(buffer.len()) {
-                // The one large piece of memory on this way: without it the reader gets an error,
-                // and the daemon lives.
-                let room = buffer.try_reserve_exact(more);
-                room.map_err(|_| Fail::new(Errno::NOMEM, "read"))?;
-                buffer.resize(size, 0);
-            }
-            let filled = pread_full(&file.fd, &mut buffer[..size], offset)?;
+        with_buffer(size.min(MAX_READ), |buffer| {
+            let filled = pread_full(&file.fd, buffer, offset)?;
             self.metrics.read(ReadMode::Pread, filled as u64);
             if let Some(reason) = reason {
                 self.metrics.fallback(reason, filled as u64);
             }
             Ok(send(&buffer[..filled]))
-        })
+        })?
     }
 
     /// Writes at `offset`, or at the end of a file opened for appending; `from_pages` says that
@@ -283,6 +308,7 @@ impl Mirror {
             }
         }
         self.metrics.written(done as u64);
+        self.wrote(&file, offset, &data[..done], file.append && !from_pages);
         self.changed_by_us(file.inode.id, file.fd.as_fd());
         Ok(done)
     }
@@ -312,6 +338,7 @@ impl Mirror {
         };
         self.metrics.handle_closed();
         self.locks.drop_handle(file.inode.file_id, handle);
+        self.reader_gone(&file);
         let nameless = self.nameless(&file.fd);
         // A window would keep the space of a file that has no name left.
         if self.give_back(&file.inode, &file.fd, nameless) && nameless {
@@ -353,6 +380,7 @@ impl Mirror {
         let mode = FallocateFlags::from_bits_retain(mode);
         file.changed(|| rustix::fs::fallocate(&*file.fd, mode, offset, length))?
             .or_fail("fallocate")?;
+        self.outdated(&file.inode, None);
         self.changed_by_us(file.inode.id, file.fd.as_fd());
         Ok(())
     }
@@ -384,6 +412,7 @@ impl Mirror {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let places = ((source.fd.as_fd(), from.1), (target.fd.as_fd(), to.1));
         let copied = target.changed(|| copy_range(places.0, places.1, length))?;
+        self.outdated(&target.inode, None);
         self.changed_by_us(target.inode.id, target.fd.as_fd());
         copied
     }
@@ -391,7 +420,7 @@ impl Mirror {
 
 /// Whether the pages that the kernel cached at an earlier open are still right, and remembers
 /// for the next one what they are of.
-fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
+pub(super) fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
     let version = Version::of(stat);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -410,7 +439,23 @@ fn hides_its_size(fd: &OwnedFd, stat: &Stat) -> bool {
             .is_ok_and(|now| empty(&now) && Version::of(&now) == Version::of(stat))
 }
 
-fn pread_full(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
+/// Lends `size` bytes of this thread's buffer.
+///
+/// # Errors
+/// ENOMEM: the one large piece of memory on the way of a read; without it the reader gets an error,
+/// and the daemon lives.
+pub(super) fn with_buffer<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> Result<T> {
+    BUFFER.with_borrow_mut(|buffer| {
+        if let Some(more) = size.checked_sub(buffer.len()) {
+            let room = buffer.try_reserve_exact(more);
+            room.map_err(|_| Fail::new(Errno::NOMEM, "read"))?;
+            buffer.resize(size, 0);
+        }
+        Ok(work(&mut buffer[..size]))
+    })
+}
+
+pub(super) fn pread_full(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match rustix::io::pread(fd, &mut buffer[filled..], offset + filled as u64) {

@@ -51,6 +51,8 @@ pub struct Inode {
     touched: AtomicBool,
     /// Used since the table was last pruned.
     used: AtomicBool,
+    /// The next lookup of it gives another id; changed under the table's lock.
+    superseded: AtomicBool,
     /// A leaf lock: nothing else is taken, and no system call made, under it.
     state: Mutex<State>,
 }
@@ -166,6 +168,7 @@ impl Inode {
             lookups: AtomicU64::new(1),
             touched: AtomicBool::new(false),
             used: AtomicBool::new(true),
+            superseded: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
@@ -262,6 +265,14 @@ impl Inode {
         let mut state = self.state.lock();
         let opened = state.opened.get_or_insert_default();
         std::mem::replace(&mut opened.cached, version)
+    }
+
+    pub(super) fn supersede(&self) {
+        self.superseded.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
     }
 
     pub(super) fn take_touched(&self) -> bool {

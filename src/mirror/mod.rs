@@ -4,6 +4,7 @@
 //! descriptor of its directory and without following links, so that none leads out of the source.
 
 mod attr;
+mod cached;
 mod caller;
 mod dir;
 mod file;
@@ -16,13 +17,14 @@ mod named;
 mod names;
 mod opening;
 mod options;
+mod prefetch;
 mod prune;
 mod reach;
 mod table;
 mod watch;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,17 +33,18 @@ use parking_lot::RwLock;
 
 pub use attr::{Attr, SetAttr, Time};
 pub use caller::Caller;
-pub use dir::Entry;
+pub use dir::{Entry, OpenedDir};
 pub use file::Opened;
 pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
-pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough};
+pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough, Validate};
 pub use prune::Crowd;
 pub use reach::Reach;
 pub use table::{Ceilings, InodeTable, Seen};
 pub use watch::{EventQueue, Stale, Trust, refuse_unwatchable};
 
+use crate::cache::Store;
 use crate::observe::Metrics;
 use crate::sys::procfd::ProcFd;
 use crate::sys::{Errno, Fail, Result, memory};
@@ -79,11 +82,12 @@ pub struct Mirror {
     locks: locks::Locks,
     privileged: bool,
     watch: Option<watch::Watch>,
+    cached: Option<cached::Cached>,
 }
 
 impl Mirror {
     /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes,
-    /// told of changes by `events`.
+    /// told of changes by `events`, keeping what is read in `store`.
     ///
     /// # Errors
     /// EINVAL for impossible window sizes; those of opening /proc/self/fd and the root; EOPNOTSUPP
@@ -93,8 +97,10 @@ impl Mirror {
         descriptors: usize,
         options: Options,
         events: EventQueue,
+        store: Option<Arc<Store>>,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
+        let cached = store.map(|store| cached::Cached::new(store, &source));
         let windows = WindowOptions {
             window: options.window,
             budget: options.window_budget,
@@ -120,7 +126,33 @@ impl Mirror {
             privileged: rustix::process::geteuid().is_root(),
             options,
             metrics,
+            cached,
         })
+    }
+
+    /// Starts what works beside the requests. From within the sandbox, and once.
+    ///
+    /// # Errors
+    /// Those of starting a thread.
+    pub fn start(self: &Arc<Self>) -> Result<()> {
+        let Some(cached) = &self.cached else {
+            return Ok(());
+        };
+        cached.prefetch.serve(self);
+        cached.store.start()
+    }
+
+    /// After the last request: what was read is stored, and the store closed.
+    pub fn close(&self) {
+        if let Some(cached) = &self.cached {
+            cached.prefetch.end();
+            cached.store.close();
+        }
+    }
+
+    /// The directory of the cache, if there is one.
+    pub fn cache_root(&self) -> Option<BorrowedFd<'_>> {
+        self.cached.as_ref().map(|cached| cached.store.root())
     }
 
     /// What the kernel knows.

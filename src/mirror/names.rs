@@ -173,8 +173,10 @@ impl Mirror {
 
     fn remove(&self, parent: NodeId, name: &OsStr, flags: AtFlags) -> Result<()> {
         self.writable("unlink")?;
-        let (_, dir) = self.dir(parent)?;
-        rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")
+        let (parent, dir) = self.dir(parent)?;
+        rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
+        self.uncache_name(&parent, name);
+        Ok(())
     }
 
     /// Renames; `flags` are those of renameat2(2).
@@ -209,6 +211,8 @@ impl Mirror {
         } else {
             rename()?;
         }
+        self.uncache_name(&from, name);
+        self.uncache_name(&to, new_name);
         self.table.moved(&to, new_name);
         self.renamed_by_us(&to, new_name);
         if flags.contains(RenameFlags::EXCHANGE) {
@@ -269,7 +273,8 @@ impl Mirror {
         let inode = self.table.intern(only_name, &seen, parent.id, name)?;
         let stat = self.entered(parent.id, name, &inode, seen.stat, || Ok(&file))?;
         let attr = self.attr(inode.id, stat);
-        let opened = self.enter_file(caller, inode, file, asked, &stat);
+        self.uncache(&inode);
+        let opened = self.enter_file(caller, inode, file, asked, &stat, None);
         Ok((attr, opened))
     }
 }

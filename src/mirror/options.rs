@@ -17,6 +17,10 @@ pub struct Options {
     pub io: Io,
     /// Which files the kernel serves by itself.
     pub passthrough: Passthrough,
+    /// When what is cached is held against the source.
+    pub validate: Validate,
+    /// How far a sequential reader's blocks are fetched ahead of it, in bytes.
+    pub prefetch: u64,
     /// Size of a mapped window, in bytes.
     pub window: usize,
     /// The most that may be mapped for reading at any moment, in bytes.
@@ -36,8 +40,9 @@ pub struct Options {
     pub attr_timeout: Duration,
     /// How long the kernel may keep names that exist.
     pub entry_timeout: Duration,
-    /// How long the kernel may keep names that do not exist.
-    pub negative_timeout: Duration,
+    /// How long the kernel may keep names that do not exist; `None`: where it is told of new ones
+    /// as long as anything else, elsewhere not at all.
+    pub negative_timeout: Option<Duration>,
     /// Whether and how the control files show.
     pub control: Control,
     /// The name of the control file in each directory.
@@ -64,8 +69,22 @@ pub enum Io {
 pub enum Passthrough {
     /// None.
     Never,
+    /// Those that are wholly in the cache, for readers, where the kernel and our privileges allow
+    /// it.
+    Cached,
     /// Every regular file, where the kernel and our privileges allow it.
     Always,
+}
+
+/// When what is cached of a file is held against the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validate {
+    /// At every open, and when the kernel asks for attributes.
+    Open,
+    /// As that, but not again before so long.
+    After(Duration),
+    /// Never: the source does not change.
+    Never,
 }
 
 /// How the kernel learns of changes made behind the mirror.

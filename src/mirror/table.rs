@@ -378,6 +378,13 @@ impl InodeTable {
         same
     }
 
+    /// The next lookup of the inode gives another id; this one stays as it is.
+    pub(super) fn supersede(&self, inode: &Arc<Inode>) {
+        let mut state = self.state.lock();
+        state.drop_alias(inode);
+        inode.supersede();
+    }
+
     /// The inode's number now belongs to another file: the kernel's id stays, and is ESTALE.
     fn retire(&self, inode: &Arc<Inode>) {
         let mut state = self.state.lock();
@@ -420,7 +427,7 @@ impl State {
             return Some(inode.clone());
         }
         let inode = self.known.get(natural_id(key)?)?;
-        (inode.key == key && !inode.is_gone()).then(|| inode.clone())
+        (inode.key == key && !inode.is_gone() && !inode.is_superseded()).then(|| inode.clone())
     }
 
     fn drop_alias(&mut self, inode: &Arc<Inode>) {

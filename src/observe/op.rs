@@ -69,6 +69,8 @@ labelled! {
         Mmap = "mmap",
         /// Read into a buffer:
         Pread = "pread",
+        /// Lent from a block of the cache that was in memory, fetched or checked just now:
+        Block = "block",
     }
 }
 
@@ -81,6 +83,10 @@ labelled! {
         Pread = "pread",
         /// The kernel reads and writes the source's file by itself:
         Passthrough = "passthrough",
+        /// Reads come to us, and are answered from the cache, or fetched into it:
+        Cached = "cached",
+        /// The kernel reads the cache's file by itself:
+        Whole = "whole",
     }
 }
 

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::Draft;
+use super::{Draft, caching};
+use crate::cache::Verify;
 use crate::cli::{ids, size};
 use crate::fuse::session::{MAX_THREADS, Sandbox};
 use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
@@ -15,6 +16,9 @@ const WINDOW: std::ops::RangeInclusive<usize> = (64 << 10)..=(1 << 30);
 
 /// Windows are aligned to, and multiples of, this many bytes.
 const PAGE: usize = 4096;
+
+/// The largest readahead, in bytes.
+const MOST_READAHEAD: usize = 1 << 30;
 
 /// The smallest budget, in bytes.
 const LEAST_BUDGET: usize = 2 << 20;
@@ -54,6 +58,12 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         },
     },
     Valued {
+        name: "readahead",
+        value: "SIZE",
+        help: "How far the kernel reads ahead on the mount; needs root [default: 1M]",
+        apply: |d, v| readahead(v).map(|size| d.readahead = Some(size)),
+    },
+    Valued {
         name: "io",
         value: "mmap|pread",
         help: "How files are read: from mapped windows, or through a buffer [default: mmap]",
@@ -64,15 +74,76 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
     },
     Valued {
         name: "passthrough",
-        value: "never|always",
-        help: "Files that the kernel serves by itself; needs root [default: never]",
+        value: "never|cached|always",
+        help: "Files that the kernel serves by itself; needs root [default: cached with a cache, \
+               else never]",
         apply: |d, v| {
             let words = [
                 ("never", Passthrough::Never),
+                ("cached", Passthrough::Cached),
                 ("always", Passthrough::Always),
             ];
-            choice(v, &words, "must be never or always").map(|p| d.passthrough = p)
+            choice(v, &words, "must be never, cached or always").map(|p| d.passthrough = Some(p))
         },
+    },
+    Valued {
+        name: "cache",
+        value: "DIR",
+        help: "Keep on local disk, in this directory, what is read from the source",
+        apply: |d, v| some(v).map(|dir| d.cache.dir = Some(PathBuf::from(dir))),
+    },
+    Valued {
+        name: "cache-id",
+        value: "NAME",
+        help: "What the source is called in the cache [default: its file system's own identity]",
+        apply: |d, v| caching::id(v).map(|id| d.cache.id = Some(id)),
+    },
+    Valued {
+        name: "cache-size",
+        value: "SIZE|N%",
+        help: "The most that the cache directory may take [default: 10% of its file system]",
+        apply: |d, v| caching::share(v).map(|share| d.cache.size = Some(share)),
+    },
+    Valued {
+        name: "cache-free",
+        value: "SIZE|N%",
+        help: "What stays free on the cache's file system, in bytes and inodes [default: 5%]",
+        apply: |d, v| caching::share(v).map(|share| d.cache.free = Some(share)),
+    },
+    Valued {
+        name: "block",
+        value: "SIZE",
+        help: "Bytes that are fetched and kept at once: a power of two, 64K to 16M [default: 1M]",
+        apply: |d, v| caching::block(v).map(|size| d.cache.block = Some(size)),
+    },
+    Valued {
+        name: "verify",
+        value: "unclean|always",
+        help: "Hold what is cached against its checksums on first use after an unclean stop, or \
+               at every read [default: unclean]",
+        apply: |d, v| {
+            let words = [("unclean", Verify::Unclean), ("always", Verify::Always)];
+            choice(v, &words, "must be unclean or always").map(|c| d.cache.verify = Some(c))
+        },
+    },
+    Valued {
+        name: "racy",
+        value: "SECONDS",
+        help: "Files changed less long ago are not cached yet [default: 2]",
+        apply: |d, v| timeout(v).map(|t| d.cache.racy = Some(t)),
+    },
+    Valued {
+        name: "prefetch",
+        value: "SIZE",
+        help: "How far ahead of a sequential reader is fetched; 0: not at all [default: 8M]",
+        apply: |d, v| caching::prefetch(v).map(|size| d.cache.prefetch = Some(size)),
+    },
+    Valued {
+        name: "validate",
+        value: "open|ttl:SECONDS|never",
+        help: "When what is cached is held against the source: at each open, not again before so \
+               long, or never [default: open]",
+        apply: |d, v| caching::validate(v).map(|how| d.cache.validate = Some(how)),
     },
     Valued {
         name: "window",
@@ -293,6 +364,13 @@ fn budget(value: &OsStr) -> Result<usize, &'static str> {
         .and_then(|size| usize::try_from(size).ok())
         .filter(|size| *size >= LEAST_BUDGET && isize::try_from(*size).is_ok())
         .ok_or("must be a size of at least 2M (K, M, G and T are powers of 1024)")
+}
+
+fn readahead(value: &OsStr) -> Result<usize, &'static str> {
+    size::bytes(text(value))
+        .and_then(|size| usize::try_from(size).ok())
+        .filter(|size| *size <= MOST_READAHEAD && size.is_multiple_of(PAGE))
+        .ok_or("must be a size that is a multiple of 4096, 0 to 1G")
 }
 
 fn inode_limit(value: &OsStr) -> Result<Option<usize>, &'static str> {

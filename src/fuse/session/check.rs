@@ -4,13 +4,17 @@ use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use super::settings::Settings;
+use super::store;
+use crate::cache::Store;
 use crate::mirror::{Coherence, refuse_unwatchable};
+use crate::observe::Metrics;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Both ends of a mount, found fit for it.
 #[derive(Debug)]
@@ -23,6 +27,10 @@ pub(super) struct Prepared {
     pub(super) given: PathBuf,
     /// `/dev/fuse`, open for reading and writing.
     pub(super) device: OwnedFd,
+    /// The cache, opened before anything can be mounted over its path.
+    pub(super) store: Option<Arc<Store>>,
+    /// What is counted from here on.
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// Opens both ends, and refuses what could not work, would deadlock or would hide something.
@@ -42,6 +50,8 @@ pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
         refuse_full(target.path())?;
     }
     let device = open_device()?;
+    let metrics = Arc::new(Metrics::new());
+    let store = store::open(settings, &source, &target, &metrics)?;
     // Now: a daemon's working directory is another.
     let given =
         std::path::absolute(&settings.mountpoint).unwrap_or_else(|_| target.path().to_owned());
@@ -50,6 +60,8 @@ pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
         target,
         given,
         device,
+        store,
+        metrics,
     })
 }
 

@@ -75,6 +75,8 @@ pub(super) fn guard(
         site: site.clone(),
         limit,
         events: EventQueue::of(&settings.options),
+        store: prepared.store,
+        metrics: prepared.metrics,
     };
     match process::fork() {
         Ok(Side::Child) => {

@@ -15,21 +15,24 @@ mod logging;
 mod mount;
 mod overdue;
 mod place;
+mod readahead;
 mod refusal;
 mod remount;
 mod sandbox;
 mod settings;
 mod stats;
+mod store;
 mod unmount;
 
 pub use copying::{Copying, Telling, run as copy};
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use remount::command as remount;
-pub use settings::{Access, Flags, MAX_THREADS, Sandbox, Settings};
+pub use settings::{Access, Caching, Flags, MAX_THREADS, Sandbox, Settings};
 pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};
 
+use crate::cache::Store;
 use crate::fuse::adapter::{Adapter, Shared};
 use crate::mirror::{EventQueue, Reach};
 use crate::observe::Metrics;
@@ -138,6 +141,8 @@ fn serve_alone(
         site: site.clone(),
         limit,
         events: EventQueue::of(&settings.options),
+        store: prepared.store,
+        metrics: prepared.metrics,
     };
     let end = start_keeper(settings, &site).and_then(|keeper| {
         let above = Above::Nobody(waiting);
@@ -174,6 +179,9 @@ struct Served {
     limit: u64,
     /// What tells of changes of the source.
     events: EventQueue,
+    /// Where what is read is kept.
+    store: Option<Arc<Store>>,
+    metrics: Arc<Metrics>,
 }
 
 /// Who is told that the mount answers.
@@ -200,6 +208,8 @@ fn serve_device(
         site,
         limit,
         events,
+        store,
+        metrics,
     } = served;
     let name = shown(source.path());
     // Before the first look at the source, which may hang already.
@@ -221,10 +231,14 @@ fn serve_device(
         options,
         config,
         events,
-        Arc::new(Metrics::new()),
+        store,
+        metrics,
     )
     .map_err(|fail| Refusal::system(format!("open source {name}: {fail}")))?;
     let shared = adapter.shared();
+    shared
+        .start()
+        .map_err(|fail| Refusal::system(format!("start the threads of the cache: {fail}")))?;
     let mounted = Mounted { device, site };
     let end = run_session(settings, adapter, &shared, mounted, signals, above);
     shared.shutdown();
@@ -264,6 +278,7 @@ fn run_session(
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
     shared.attach(ours);
+    readahead::set(&site, settings.readahead);
     let ender = tell_ready(&site, above).map_err(|error| failed("tell of the mount", error))?;
     let attendants = Attendants::start(signals, ender, shared)
         .map_err(|error| failed("start threads", error))?;

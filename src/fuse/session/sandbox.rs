@@ -1,7 +1,7 @@
 //! What the serving process may still touch, once the mount stands.
 
 use super::Served;
-use super::mount::Site;
+use super::readahead;
 use super::refusal::{Refusal, shown};
 use super::settings::Settings;
 use crate::mirror::Passthrough;
@@ -41,11 +41,21 @@ fn allowed(settings: &Settings, served: &Served) -> std::io::Result<Vec<Allowed>
     let mut allowed = vec![Allowed {
         beneath: source,
         access: match settings.options.passthrough {
-            Passthrough::Never => Access::Mirror,
+            Passthrough::Never | Passthrough::Cached => Access::Mirror,
             Passthrough::Always => Access::Passthrough,
         },
     }];
-    let readahead = readahead(&served.site);
+    if let Some(store) = &served.store {
+        allowed.push(Allowed {
+            beneath: rustix::io::fcntl_dupfd_cloexec(store.root(), 0)?,
+            access: match settings.options.passthrough {
+                // Programs of the source run from there then.
+                Passthrough::Cached => Access::Passthrough,
+                _ => Access::Mirror,
+            },
+        });
+    }
+    let readahead = readahead::folder(&served.site);
     for (path, access) in [
         (Path::new("/proc"), Access::Read),
         (Path::new("/dev/fuse"), Access::Device),
@@ -58,12 +68,6 @@ fn allowed(settings: &Settings, served: &Served) -> std::io::Result<Vec<Allowed>
         }
     }
     Ok(allowed)
-}
-
-/// Where the kernel keeps the readahead of this mount (Documentation/ABI/testing/sysfs-class-bdi).
-fn readahead(site: &Site) -> String {
-    let (major, minor) = site.device;
-    format!("/sys/class/bdi/{major}:{minor}")
 }
 
 fn name(path: &Path) -> rustix::io::Result<OwnedFd> {

@@ -1,11 +1,14 @@
 //! What a mount is to be: plain values, as the command line settled them.
 
-use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough};
+use super::readahead;
+use crate::cache::{Share, Verify};
+use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough, Validate};
 use crate::sys::sandbox::InForce;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The most event loops.
 pub const MAX_THREADS: usize = 256;
@@ -25,6 +28,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// A descriptor of `/dev/fuse` for each event loop.
     pub clone_fd: bool,
+    /// How far the kernel reads ahead on this mount, in bytes; `None` is 1 MiB where it may be set.
+    pub readahead: Option<usize>,
     /// The log goes here, instead of to standard error or syslog.
     pub log_file: Option<PathBuf>,
     /// The source that /proc/mounts shows; `None` shows the source's path.
@@ -39,8 +44,29 @@ pub struct Settings {
     pub sandbox: Sandbox,
     /// A mountpoint with something in it will do.
     pub nonempty: bool,
+    /// Where what is read is kept, if it is.
+    pub cache: Option<Caching>,
     /// How the mirror behaves.
     pub options: Options,
+}
+
+/// The cache of a mount.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caching {
+    /// Its directory, as given.
+    pub dir: PathBuf,
+    /// The name of the source in it; `None`: what its file system says.
+    pub id: Option<String>,
+    /// The most that it may take.
+    pub size: Share,
+    /// What is to stay free beside it.
+    pub free: Share,
+    /// Bytes of a block.
+    pub block: u32,
+    /// When stored bytes are held against their checksums.
+    pub verify: Verify,
+    /// Files changed less long ago are not believed to be done with.
+    pub racy: Duration,
 }
 
 /// Who may come in.
@@ -115,8 +141,12 @@ impl Settings {
         line("auto_unmount", &self.auto_unmount);
         line("threads", &self.threads());
         line("clone_fd", &if self.clone_fd { "on" } else { "off" });
+        line("readahead", &readahead::asked(self.readahead));
         line("io", &word_of_io(o.io));
         line("passthrough", &word_of_passthrough(o.passthrough));
+        if let Some(cache) = &self.cache {
+            cache_lines(cache, o, &mut line);
+        }
         line("window", &o.window);
         line("window_budget", &o.window_budget);
         line("inode_limit", &o.inode_limit.unwrap_or(0));
@@ -130,7 +160,10 @@ impl Settings {
         }
         line("attr_timeout", &o.attr_timeout.as_secs_f64());
         line("entry_timeout", &o.entry_timeout.as_secs_f64());
-        line("negative_timeout", &o.negative_timeout.as_secs_f64());
+        line(
+            "negative_timeout",
+            &o.negative_timeout.unwrap_or_default().as_secs_f64(),
+        );
         line("control", &word_of_control(o.control));
         line("control_name", &octal(&o.control_name));
         if let Some(ids) = &o.ids {
@@ -145,6 +178,36 @@ impl Settings {
     /// The source as /proc/mounts is to show it.
     pub(super) fn fsname<'a>(&'a self, source: &'a Path) -> &'a OsStr {
         self.fsname.as_deref().unwrap_or(source.as_os_str())
+    }
+}
+
+fn cache_lines(
+    cache: &Caching,
+    options: &Options,
+    line: &mut impl FnMut(&str, &dyn std::fmt::Display),
+) {
+    let share = |share: Share| match share {
+        Share::Bytes(bytes) => bytes.to_string(),
+        Share::Percent(percent) => format!("{percent}%"),
+    };
+    line("cache", &octal(cache.dir.as_os_str()));
+    if let Some(id) = &cache.id {
+        line("cache_id", &octal(OsStr::new(id)));
+    }
+    line("cache_size", &share(cache.size));
+    line("cache_free", &share(cache.free));
+    line("block", &cache.block);
+    let verify = match cache.verify {
+        Verify::Unclean => "unclean",
+        Verify::Always => "always",
+    };
+    line("verify", &verify);
+    line("racy", &cache.racy.as_secs_f64());
+    line("prefetch", &options.prefetch);
+    match options.validate {
+        Validate::Open => line("validate", &"open"),
+        Validate::After(time) => line("validate", &format!("ttl:{}", time.as_secs_f64())),
+        Validate::Never => line("validate", &"never"),
     }
 }
 
@@ -175,6 +238,7 @@ fn word_of_io(io: Io) -> &'static str {
 fn word_of_passthrough(passthrough: Passthrough) -> &'static str {
     match passthrough {
         Passthrough::Never => "never",
+        Passthrough::Cached => "cached",
         Passthrough::Always => "always",
     }
 }

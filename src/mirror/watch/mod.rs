@@ -243,6 +243,7 @@ impl Mirror {
     /// The lookup of a name, its attributes read after the inode was entered.
     pub(super) fn found(&self, parent: &Inode, name: &OsStr) -> Result<Attr> {
         let (inode, stat) = self.table.lookup(parent, name)?;
+        self.seen(&inode, &stat);
         let again = || self.table.fd(&inode);
         let stat = self.entered(parent.id, name, &inode, stat, again)?;
         Ok(self.attr(inode.id, stat))
@@ -313,13 +314,26 @@ impl Mirror {
 
     /// How long the kernel may believe that a name does not exist.
     pub fn trust_absence(&self, parent: NodeId) -> Duration {
-        let short = self.options.negative_timeout;
+        let said = self.options.negative_timeout;
+        let short = said.unwrap_or_default();
         match &self.watch {
-            Some(watch) if !short.is_zero() && watch.covers_names(&self.table, parent, None) => {
+            Some(watch)
+                if said != Some(Duration::ZERO)
+                    && watch.covers_names(&self.table, parent, None) =>
+            {
                 self.options.watch_timeout
             }
             _ => short,
         }
+    }
+
+    /// Whether the kernel may keep what it has read of a directory: it looks at the directory's
+    /// mtime before it uses that (fs/fuse/readdir.c, fuse_readdir_cached), which it believes only
+    /// until it is told of a change. Where nobody tells it, a listing with attributes (READDIRPLUS)
+    /// saves more than a kept one, whose names it would ask for one by one.
+    pub(super) fn keeps_listings(&self, id: NodeId) -> bool {
+        let watch = self.watch.as_ref();
+        watch.is_some_and(|watch| watch.covers_names(&self.table, id, None))
     }
 
     /// How long the kernel may believe attributes.

@@ -4,6 +4,7 @@
 //! have made a change show.
 
 mod changes;
+mod listings;
 mod losses;
 mod mapped;
 mod modes;

@@ -1,0 +1,60 @@
+//! The cache of a mount: opened before the mount stands, so that its path is what it was.
+
+use super::place::Place;
+use super::refusal::{Refusal, shown};
+use super::settings::{Caching, Settings};
+use crate::cache::{SourceKey, Store, StoreOptions};
+use crate::observe::Metrics;
+use crate::sys::{Errno, Fail};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+/// Opens the store that `settings` ask for.
+///
+/// A directory that can't be a cache is refused. One that is broken, full or of another layout is
+/// no reason not to mount: the source serves, and the log says so.
+pub(super) fn open(
+    settings: &Settings,
+    source: &Place,
+    target: &Place,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Store>>, Refusal> {
+    let Some(caching) = &settings.cache else {
+        return Ok(None);
+    };
+    let dir = shown(&caching.dir);
+    let refused = |fail: Fail| Refusal::mount(format!("cache {dir}: {fail}"));
+    let key = SourceKey::of(source.as_fd(), caching.id.as_deref()).map_err(refused)?;
+    let store = match Store::open(&options(caching, key), metrics.clone()) {
+        Ok(store) => store,
+        Err(fail) if is_no_refusal(fail.errno) => {
+            log::warn!("cache {dir}: {fail}; nothing is cached");
+            return Ok(None);
+        }
+        Err(fail) => return Err(refused(fail)),
+    };
+    store
+        .refuse_overlap(source.as_fd(), "the source")
+        .and_then(|()| store.refuse_overlap(target.as_fd(), "the mountpoint"))
+        .map_err(refused)?;
+    Ok(Some(store))
+}
+
+fn options(caching: &Caching, source: SourceKey) -> StoreOptions {
+    StoreOptions {
+        size: caching.size,
+        free: caching.free,
+        block: caching.block,
+        verify: caching.verify,
+        racy: caching.racy,
+        ..StoreOptions::new(caching.dir.clone(), source)
+    }
+}
+
+/// The disk's trouble, and not a directory that was chosen wrongly.
+fn is_no_refusal(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOSPC | Errno::DQUOT | Errno::IO | Errno::ROFS | Errno::PROTO | Errno::BUSY
+    )
+}

@@ -1,0 +1,485 @@
+//! Files that are read by way of the copy-on-read store.
+//!
+//! An open for reading gets the entry of the version that it opened. What the entry has is served
+//! from windows of its data file; what it lacks is fetched from the source once, answered from
+//! memory, and stored after that. An entry that was given up, because the source has another
+//! version, is not asked any more: the source serves.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::fs::{FileType, OFlags, Stat};
+
+use super::file::{OpenFile, pread_full, with_buffer};
+use super::inode::{Inode, Key, NodeId, ROOT};
+use super::prefetch::{Course, Prefetch};
+use super::{MAX_READ, Mirror, Validate};
+use crate::cache::{Block, Entry, Identity, Ready, Store, Verify};
+use crate::observe::{Fallback, ReadMode};
+use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::window::Miss;
+
+/// How long a reader waits for a block that somebody else is fetching.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Files of which it is remembered when they were last held against the source.
+const REMEMBERED: usize = 16 << 10;
+
+/// Directories above a file, before its path is given up.
+const DEEPEST: usize = 2048;
+
+/// The magic number of FUSE (statfs(2)): other handles may leave old pages in its page cache.
+const FUSE: i64 = 0x6573_5546;
+
+/// The store of a mirror, and what is open of it.
+pub(super) struct Cached {
+    pub(super) store: Arc<Store>,
+    /// The source keeps inode numbers over remounts.
+    stable: bool,
+    /// The source is read past its page cache.
+    direct: bool,
+    /// Entries that are open, by the inode of the source. A leaf.
+    open: Mutex<HashMap<Key, Vec<Weak<Entry>>>>,
+    /// When paths were last held against the source. A leaf.
+    validated: Mutex<LruCache<Vec<u8>, Instant>>,
+    pub(super) prefetch: Prefetch,
+}
+
+/// An open file's way to its entry.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) entry: Arc<Entry>,
+    pub(super) course: Course,
+}
+
+impl Reader {
+    pub(super) fn new(entry: Arc<Entry>) -> Self {
+        Self {
+            entry,
+            course: Course::default(),
+        }
+    }
+}
+
+/// What reading by way of the store came to.
+enum Outcome<R, F> {
+    Done(Result<R>),
+    /// The source must serve; whoever was to be lent the bytes is given back.
+    Source(F),
+}
+
+impl Cached {
+    pub(super) fn new(store: Arc<Store>, source: &OwnedFd) -> Self {
+        let direct = rustix::fs::fstatfs(source).is_ok_and(|s| s.f_type == FUSE);
+        Self {
+            stable: store.options().source.stable_inodes,
+            direct,
+            open: Mutex::default(),
+            validated: Mutex::new(LruCache::new(
+                NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN),
+            )),
+            prefetch: Prefetch::default(),
+            store,
+        }
+    }
+
+    pub(super) fn identity(&self, stat: &Stat) -> Identity {
+        Identity::of(stat, self.stable)
+    }
+
+    /// The entry for a reader of the file at `path`, which was found as `stat` says.
+    fn entry(&self, path: Vec<u8>, stat: &Stat, how: Validate) -> Option<Arc<Entry>> {
+        let recent = match how {
+            Validate::Open => false,
+            Validate::Never => true,
+            Validate::After(time) => {
+                let validated = self.validated.lock().get(&path).copied();
+                validated.is_some_and(|at| at.elapsed() < time)
+            }
+        };
+        if recent && let Some(entry) = self.store.entry_as_stored(&path) {
+            return Some(entry);
+        }
+        let entry = self.store.entry(&path, &self.identity(stat))?;
+        if let Validate::After(_) = how {
+            self.validated.lock().put(path, Instant::now());
+        }
+        Some(entry)
+    }
+
+    fn register(&self, key: Key, entry: &Arc<Entry>) {
+        let mut open = self.open.lock();
+        let entries = open.entry(key).or_default();
+        entries.retain(|entry| entry.strong_count() > 0);
+        entries.push(Arc::downgrade(entry));
+    }
+
+    /// Forgets the entries of an inode that nobody reads any more.
+    fn unregister(&self, key: Key) {
+        let mut open = self.open.lock();
+        if let Some(entries) = open.get_mut(&key) {
+            entries.retain(|entry| entry.strong_count() > 0);
+            if entries.is_empty() {
+                open.remove(&key);
+            }
+        }
+    }
+
+    fn entries_of(&self, key: Key) -> Vec<Arc<Entry>> {
+        let open = self.open.lock();
+        let entries = open.get(&key).map_or(&[][..], Vec::as_slice);
+        entries.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Mirror {
+    /// The path of an inode within the source, as it was last seen; `None` where it is not known.
+    pub(super) fn path_of(&self, inode: &Inode) -> Option<Vec<u8>> {
+        let mut names = Vec::new();
+        let (mut parent, name) = inode.last_seen()?;
+        names.push(name);
+        while parent != ROOT {
+            let (above, name) = self.table.peek(parent)?.last_seen()?;
+            names.push(name);
+            if names.len() > DEEPEST {
+                return None;
+            }
+            parent = above;
+        }
+        names.reverse();
+        let bytes: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+        Some(bytes.join(&b'/'))
+    }
+
+    /// The path of a name in a directory.
+    fn path_in(&self, parent: &Inode, name: &OsStr) -> Option<Vec<u8>> {
+        if parent.id == ROOT {
+            return Some(name.as_bytes().to_vec());
+        }
+        let mut path = self.path_of(parent)?;
+        path.push(b'/');
+        path.extend_from_slice(name.as_bytes());
+        Some(path)
+    }
+
+    /// What an open for reading asks of the source beside its own flags.
+    pub(super) fn flags_of_cached(&self) -> OFlags {
+        match &self.cached {
+            Some(cached) if cached.direct => OFlags::DIRECT,
+            _ => OFlags::empty(),
+        }
+    }
+
+    /// The entry that a new reader of an inode is served from.
+    pub(super) fn reader(&self, inode: &Inode, stat: &Stat) -> Option<Reader> {
+        let cached = self.cached.as_ref()?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size <= 0 {
+            return None;
+        }
+        let path = self.path_of(inode)?;
+        let entry = cached.entry(path, stat, self.options.validate)?;
+        cached.register(inode.key, &entry);
+        Some(Reader::new(entry))
+    }
+
+    /// Reads from the store, as far as it can serve; else gives `send` back.
+    pub(super) fn read_cached<R, F: FnOnce(&[u8]) -> R>(
+        &self,
+        file: &Arc<OpenFile>,
+        range: Range<u64>,
+        sequential: bool,
+        send: F,
+    ) -> std::result::Result<Result<R>, F> {
+        let Some(reader) = &file.reader else {
+            return Err(send);
+        };
+        let entry = &reader.entry;
+        if entry.is_abandoned() {
+            return Err(send);
+        }
+        let range = range.start..range.end.min(entry.len());
+        if range.is_empty() {
+            return Ok(Ok(send(&[])));
+        }
+        let outcome = match self.readiness(entry, &range) {
+            Ready::All => self.from_windows(entry, range.clone(), sequential, send),
+            ready => {
+                // Suspect: under verify=always, where it was there.
+                match ready {
+                    Ready::Missing => self.metrics.cache_miss(),
+                    _ => self.metrics.cache_hit(),
+                }
+                self.from_blocks(file, entry, range.clone(), send)
+            }
+        };
+        if let Some(cached) = &self.cached {
+            let policy = self.options.prefetch;
+            cached.prefetch.note(file, &range, sequential, policy);
+        }
+        match outcome {
+            Outcome::Done(done) => Ok(done),
+            Outcome::Source(send) => Err(send),
+        }
+    }
+
+    /// Suspect blocks are held against their checksums here, once.
+    fn readiness(&self, entry: &Entry, range: &Range<u64>) -> Ready {
+        match entry.ready(range.clone()) {
+            Ready::Suspect if !self.verifies_always() => {
+                if entry.check(range.clone()) {
+                    entry.ready(range.clone())
+                } else {
+                    Ready::Missing
+                }
+            }
+            ready => ready,
+        }
+    }
+
+    fn verifies_always(&self) -> bool {
+        let cached = self.cached.as_ref();
+        cached.is_some_and(|cached| cached.store.options().verify == Verify::Always)
+    }
+
+    fn from_windows<R, F: FnOnce(&[u8]) -> R>(
+        &self,
+        entry: &Arc<Entry>,
+        range: Range<u64>,
+        sequential: bool,
+        send: F,
+    ) -> Outcome<R, F> {
+        let data = entry.data();
+        let id = entry.file_id();
+        let length = (range.end - range.start) as usize;
+        let slice = if self.options.io == super::Io::Mmap {
+            let whole = entry.len();
+            self.windows
+                .slice(id, &data, range.clone(), whole, sequential)
+        } else {
+            Err(Miss::Unmappable)
+        };
+        match slice {
+            Ok(slice) => {
+                self.metrics.read(ReadMode::Mmap, length as u64);
+                self.metrics.cache_hit();
+                Outcome::Done(Ok(slice.lend(send)))
+            }
+            Err(miss) => {
+                if self.options.io == super::Io::Mmap {
+                    self.metrics.fallback(reason(miss), length as u64);
+                }
+                with_buffer(length, |buffer| {
+                    match pread_full(&data, buffer, range.start) {
+                        Ok(filled) if filled == length => {
+                            self.metrics.read(ReadMode::Pread, length as u64);
+                            self.metrics.cache_hit();
+                            Outcome::Done(Ok(send(buffer)))
+                        }
+                        // The cache never fails a reader.
+                        _ => Outcome::Source(send),
+                    }
+                })
+                .unwrap_or_else(|fail| Outcome::Done(Err(fail)))
+            }
+        }
+    }
+
+    /// Puts an answer together of blocks that are there and blocks that are fetched.
+    fn from_blocks<R, F: FnOnce(&[u8]) -> R>(
+        &self,
+        file: &Arc<OpenFile>,
+        entry: &Arc<Entry>,
+        range: Range<u64>,
+        send: F,
+    ) -> Outcome<R, F> {
+        let size = entry.block_size();
+        let (first, last) = (range.start / size, (range.end - 1) / size);
+        if first == last {
+            return match self.block(file, entry, first) {
+                Ok(Some(block)) => match part(&block, &range) {
+                    Some(bytes) => {
+                        self.metrics.read(ReadMode::Block, bytes.len() as u64);
+                        Outcome::Done(Ok(send(bytes)))
+                    }
+                    None => Outcome::Source(send),
+                },
+                Ok(None) => Outcome::Source(send),
+                Err(fail) => Outcome::Done(Err(fail)),
+            };
+        }
+        let length = (range.end - range.start) as usize;
+        let mut send = Some(send);
+        let gathered = with_buffer(length, |buffer| {
+            for number in first..=last {
+                let block = match self.block(file, entry, number) {
+                    Ok(Some(block)) => block,
+                    Ok(None) => return None,
+                    Err(fail) => return Some(Err(fail)),
+                };
+                let here = range.start.max(number * size)..range.end.min((number + 1) * size);
+                let bytes = part(&block, &here)?;
+                let at = (here.start - range.start) as usize;
+                buffer[at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            self.metrics.read(ReadMode::Block, length as u64);
+            send.take().map(|send| Ok(send(buffer)))
+        });
+        match (gathered, send) {
+            (Ok(Some(done)), _) => Outcome::Done(done),
+            (Ok(None), Some(send)) => Outcome::Source(send),
+            (Err(fail), _) => Outcome::Done(Err(fail)),
+            // Not reached: what took `send` was done.
+            (Ok(None), None) => Outcome::Done(Err(Fail::new(Errno::IO, "read"))),
+        }
+    }
+
+    /// A block in memory: as stored and checked, or fetched now. `None` when the source must serve
+    /// by itself.
+    fn block(
+        &self,
+        file: &Arc<OpenFile>,
+        entry: &Arc<Entry>,
+        number: u64,
+    ) -> Result<Option<Arc<Block>>> {
+        let deadline = Instant::now() + PATIENCE;
+        let start = number * entry.block_size();
+        let range = start..(start + entry.block_size()).min(entry.len());
+        if self.readiness(entry, &range) != Ready::Missing
+            && let Some(block) = entry.verified(number, deadline)
+        {
+            return Ok(Some(block));
+        }
+        match self.fetch(file, entry, number, deadline) {
+            Ok(block) => Ok(Some(block)),
+            Err(fail) if fail.errno == Errno::BUSY => Ok(None),
+            Err(fail) => Err(fail),
+        }
+    }
+
+    /// Fetches a block from the source, for whoever waits for it.
+    pub(super) fn fetch(
+        &self,
+        file: &Arc<OpenFile>,
+        entry: &Arc<Entry>,
+        number: u64,
+        deadline: Instant,
+    ) -> Result<Arc<Block>> {
+        let offset = number * entry.block_size();
+        let read = |buffer: &mut [u8]| pread_full(&file.fd, buffer, offset);
+        let (fd, identity) = (file.fd.clone(), *entry.identity());
+        let stable = self.cached.as_ref().is_some_and(|cached| cached.stable);
+        let same = move || {
+            let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
+            Ok(Identity::of(&stat, stable) == identity)
+        };
+        entry.fill(number, deadline, read, same)
+    }
+
+    /// Holds what is open of a file against attributes that the source just gave: an entry of
+    /// another version is given up.
+    pub(super) fn seen(&self, inode: &Inode, stat: &Stat) {
+        let Some(cached) = &self.cached else { return };
+        if self.options.validate == Validate::Never {
+            return;
+        }
+        for entry in cached.entries_of(inode.key) {
+            if !entry.is_abandoned() && *entry.identity() != cached.identity(stat) {
+                entry.abandon();
+            }
+        }
+    }
+
+    /// Bytes were written through the mount; `at_end` by an append, whose place is not known here.
+    pub(super) fn wrote(&self, file: &OpenFile, offset: u64, bytes: &[u8], at_end: bool) {
+        self.outdated(&file.inode, (!at_end).then_some((offset, bytes)));
+    }
+
+    /// The file was changed through the mount: `written` at an offset, or in some other way. What
+    /// is stored of it is given up; those who have it open by passthrough see the new bytes.
+    pub(super) fn outdated(&self, inode: &Inode, written: Option<(u64, &[u8])>) {
+        let Some(cached) = &self.cached else { return };
+        for entry in cached.entries_of(inode.key) {
+            match written {
+                Some((offset, bytes)) => {
+                    if let Err(fail) = entry.correct(offset, bytes) {
+                        log::warn!("cache: correct what others read by passthrough: {fail}");
+                    }
+                }
+                None => entry.abandon(),
+            }
+        }
+    }
+
+    /// A copy changed the file beneath.
+    pub fn copied_over(&self, id: NodeId) {
+        if let Some(inode) = self.table.peek(id) {
+            self.outdated(&inode, None);
+        }
+    }
+
+    /// A file was opened for writing, or its name goes to another: what is stored of it is not
+    /// worth its room.
+    pub(super) fn uncache(&self, inode: &Inode) {
+        let Some(cached) = &self.cached else { return };
+        if let Some(path) = self.path_of(inode) {
+            cached.store.remove(&path);
+        }
+    }
+
+    /// As [`Mirror::uncache`], by name.
+    pub(super) fn uncache_name(&self, parent: &Inode, name: &OsStr) {
+        let Some(cached) = &self.cached else { return };
+        if let Some(path) = self.path_in(parent, name) {
+            cached.store.remove(&path);
+        }
+    }
+
+    /// A reader was released.
+    pub(super) fn reader_gone(&self, file: &OpenFile) {
+        if let (Some(cached), Some(reader)) = (&self.cached, &file.reader) {
+            reader.course.end();
+            cached.unregister(file.inode.key);
+        }
+    }
+
+    /// The file that the kernel may serve an open by, if what is stored of it is whole and
+    /// trusted.
+    pub fn whole(&self, handle: u64) -> Option<Arc<OwnedFd>> {
+        let file = self.file(handle).ok()?;
+        let entry = &file.reader.as_ref()?.entry;
+        (!entry.is_abandoned() && entry.is_whole()).then(|| entry.data())
+    }
+
+    /// From now on a lookup of this inode finds another node id: those who have it open keep the
+    /// way in which it is served to them.
+    pub fn supersede(&self, id: NodeId) {
+        if let Some(inode) = self.table.peek(id) {
+            self.table.supersede(&inode);
+        }
+    }
+}
+
+/// The part of a block that lies in `range` of the file; `None` when the source had less.
+fn part<'a>(block: &'a Block, range: &Range<u64>) -> Option<&'a [u8]> {
+    let start = usize::try_from(range.start.checked_sub(block.offset())?).ok()?;
+    let end = usize::try_from(range.end.checked_sub(block.offset())?).ok()?;
+    block.bytes().get(start..end)
+}
+
+fn reason(miss: Miss) -> Fallback {
+    match miss {
+        Miss::Budget => Fallback::Budget,
+        Miss::Fault => Fallback::Fault,
+        Miss::Unmappable => Fallback::Unmappable,
+    }
+}
+
+const _: () = assert!(MAX_READ <= 1 << 20, "what the buffers of a thread hold");
