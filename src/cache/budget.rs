@@ -317,28 +317,28 @@ impl Budget {
     /// Counts a folder while nobody changes it, removes what makers left there who were killed,
     /// and corrects the ledger. False when somebody was at work there for long, or counts.
     pub(super) fn count(&self, folder: usize) -> Result<bool> {
+        match self.alone(folder, || self.count_alone(folder)) {
+            Err(fail) if fail.errno == Errno::AGAIN => Ok(false),
+            done => done.map(|()| true),
+        }
+    }
+
+    /// Does something while nobody else changes files of a folder.
+    ///
+    /// # Errors
+    /// EAGAIN when somebody was at work there for long, or is alone with it.
+    pub(super) fn alone<T>(&self, folder: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let counter = self.counter.lock();
         let fd = counter.as_fd();
-        let gate = byte(libc::F_WRLCK, GATES_FROM + folder as u64);
-        let whole = byte(libc::F_WRLCK, FOLDERS_FROM + folder as u64);
-        let busy = |done: Result<()>| match done {
-            Err(fail) if fail.errno == Errno::AGAIN => Ok(true),
-            done => done.map(|()| false),
-        };
-        if busy(ofd::set(fd, gate))? {
-            return Ok(false);
+        let gate = GATES_FROM + folder as u64;
+        let whole = FOLDERS_FROM + folder as u64;
+        ofd::set(fd, byte(libc::F_WRLCK, gate))?;
+        let locked = ofd::set_by(fd, byte(libc::F_WRLCK, whole), Instant::now() + PATIENCE);
+        let done = locked.and_then(|()| work());
+        for at in [whole, gate] {
+            ofd::set(fd, byte(libc::F_UNLCK, at))?;
         }
-        let mut counted = Ok(false);
-        let deadline = Instant::now() + PATIENCE;
-        match busy(ofd::set_by(fd, whole, deadline)) {
-            Ok(false) => counted = self.count_alone(folder).map(|()| true),
-            Ok(true) => {}
-            Err(fail) => counted = Err(fail),
-        }
-        for at in [FOLDERS_FROM, GATES_FROM] {
-            ofd::set(fd, byte(libc::F_UNLCK, at + folder as u64))?;
-        }
-        counted
+        done
     }
 
     fn count_alone(&self, folder: usize) -> Result<()> {
@@ -347,7 +347,7 @@ impl Budget {
         }
         let bytes = match folder {
             OTHER => count_other(self.root.as_fd(), self.top.as_fd())?,
-            fan => count_fan(self.top.as_fd(), fan)?,
+            fan => count_fan(self.top.as_fd(), fan, true)?,
         };
         self.have_turn(|ledger, _| ledger.committed[folder] = bytes)
     }
@@ -428,6 +428,29 @@ fn volume(disk: &StatVfs) -> u64 {
     disk.f_blocks.saturating_mul(disk.f_frsize)
 }
 
+/// The numbers, and the slots of those who live, without taking part.
+pub(super) fn look(top: BorrowedFd<'_>) -> Result<(Ledger, Vec<Slot>)> {
+    let file = place::open(top, "ledger", OFlags::RDONLY)?;
+    let mut bytes = vec![0; LEN];
+    let read = place::read_all(file.as_fd(), &mut bytes, 0)?;
+    let ledger = bytes.get(..read).and_then(Ledger::decode);
+    let ledger = ledger.ok_or(Fail::new(Errno::INVAL, "cache ledger"))?;
+    let mut alive = Vec::new();
+    for (slot, value) in ledger.slots.iter().enumerate() {
+        let wish = byte(libc::F_WRLCK, slot_byte(slot));
+        if ofd::get(file.as_fd(), wish)?.is_some() {
+            alive.push(*value);
+        }
+    }
+    Ok((ledger, alive))
+}
+
+/// What the directory takes, counted while others may be at work.
+pub(super) fn count_now(root: BorrowedFd<'_>, top: BorrowedFd<'_>) -> Result<u64> {
+    let fans = (0..FANS).try_fold(0, |bytes, fan| Ok(bytes + count_fan(top, fan, false)?))?;
+    Ok(fans + count_other(root, top)?)
+}
+
 /// The directories beneath `v1`, one a store.
 pub(super) fn stores(top: BorrowedFd<'_>) -> Result<Vec<String>> {
     let names = place::list(top)?.into_iter();
@@ -435,9 +458,9 @@ pub(super) fn stores(top: BorrowedFd<'_>) -> Result<Vec<String>> {
     Ok(dirs.map(|(name, _)| name).collect())
 }
 
-/// Bytes of one folder of all stores, itself included. Temporary files are removed: nobody makes
-/// one while the folder is counted.
-fn count_fan(top: BorrowedFd<'_>, fan: usize) -> Result<u64> {
+/// Bytes of one folder of all stores, itself included. Temporary files are removed by who is
+/// `alone` with it: nobody makes one then.
+fn count_fan(top: BorrowedFd<'_>, fan: usize, alone: bool) -> Result<u64> {
     let mut bytes = 0u64;
     for store in stores(top)? {
         let path = format!("{store}/entries/{fan:02x}");
@@ -447,7 +470,7 @@ fn count_fan(top: BorrowedFd<'_>, fan: usize) -> Result<u64> {
         };
         bytes += place::allocated(top, &path);
         for (name, _) in place::list(dir.as_fd())? {
-            if name.starts_with('.') {
+            if alone && name.starts_with('.') {
                 let flags = rustix::fs::AtFlags::empty();
                 rustix::fs::unlinkat(&dir, &name, flags).or_fail("unlinkat")?;
             } else {

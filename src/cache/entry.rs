@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::sys::ofd::{self, Lock};
 use crate::sys::{Errno, Fail, Result};
 use crate::window::FileId;
 
@@ -20,12 +19,12 @@ use super::identity::Identity;
 use super::layout::{Header, Name, RECORD, Record};
 use super::options::Verify;
 use super::place;
-use super::shelf::Files;
+use super::shelf::{self, Files};
 use super::store::Store;
 use super::trust::Trust;
 
-/// How long to wait for another process that stores the same block.
-pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a check waits for memory.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the numbers of data files begin, far above those of source files.
 static NEXT_FILE: AtomicU64 = AtomicU64::new(1 << 62);
@@ -226,18 +225,8 @@ impl Entry {
     /// Does something while no other process changes the same block. Threads of this process are
     /// kept apart by flights.
     pub(super) fn alone<T>(&self, block: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let lock = |kind| Lock {
-            kind,
-            start: self.record_at(block),
-            end: self.record_at(block) + RECORD - 1,
-            pid: 0,
-        };
-        let deadline = Instant::now() + PATIENCE;
-        ofd::set_by(self.index.as_fd(), lock(libc::F_WRLCK), deadline)?;
-        let done = work();
-        let unlocked = ofd::set(self.index.as_fd(), lock(libc::F_UNLCK));
-        let done = done?;
-        unlocked.map(|()| done)
+        let at = self.record_at(block);
+        shelf::alone_with(self.index.as_fd(), at..at + RECORD, work)
     }
 
     /// Writes a block and then its record. To be called by who is alone with it.

@@ -21,6 +21,7 @@ mod evict;
 mod fill;
 mod flight;
 mod identity;
+mod inspect;
 mod keeping;
 mod layout;
 mod ledger;
@@ -29,10 +30,15 @@ mod place;
 mod shelf;
 mod source;
 mod store;
+#[cfg(test)]
+mod tests;
 mod trust;
 
 pub use entry::{Entry, Ready};
 pub use flight::Block;
 pub use identity::{Identity, Stamp};
+pub use inspect::{
+    CacheDir, CacheReport, CacheStatus, EntryInfo, Evicted, StoreInfo, StoreView, Verified,
+};
 pub use options::{BLOCK, BLOCKS, Share, SourceClock, SourceKey, StoreOptions, Verify};
 pub use store::Store;

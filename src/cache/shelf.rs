@@ -488,10 +488,29 @@ impl Shelf {
         !matches!(ofd::get(fd.as_fd(), byte(libc::F_WRLCK, IN_USE)), Ok(None))
     }
 
-    /// Opens an index to change what stands outside its checksum.
-    pub(super) fn index(&self, name: Name) -> Result<OwnedFd> {
-        place::open(self.entries.as_fd(), &index_name(name), OFlags::RDWR)
+    /// Opens an index to read its records, or to change what stands outside its checksum.
+    pub(super) fn index(&self, name: Name, flags: OFlags) -> Result<OwnedFd> {
+        place::open(self.entries.as_fd(), &index_name(name), flags)
     }
+}
+
+/// Does something while no other process changes those bytes of an index.
+pub(super) fn alone_with<T>(
+    index: BorrowedFd<'_>,
+    bytes: std::ops::Range<u64>,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    let lock = |kind| ofd::Lock {
+        kind,
+        start: bytes.start,
+        end: bytes.end - 1,
+        pid: 0,
+    };
+    ofd::set_by(index, lock(libc::F_WRLCK), Instant::now() + PATIENCE)?;
+    let done = work();
+    let unlocked = ofd::set(index, lock(libc::F_UNLCK));
+    let done = done?;
+    unlocked.map(|()| done)
 }
 
 /// Whether a cache that fails like this can still be read.

@@ -58,7 +58,8 @@ impl SourceKey {
         Ok(Self {
             key,
             about,
-            stable_inodes: local,
+            // An overlay may number its inodes anew at every mount.
+            stable_inodes: local && kind != "overlay",
             clock: match local {
                 true => SourceClock::Ours,
                 false => SourceClock::Theirs,

@@ -589,7 +589,7 @@ fn take_users_lock(shelf: &Shelf) -> Result<bool> {
     }
 }
 
-fn read_state(shelf: &Shelf) -> Option<State> {
+pub(super) fn read_state(shelf: &Shelf) -> Option<State> {
     let bytes = place::read_small(shelf.dir.as_fd(), "state").ok()?;
     State::decode(std::str::from_utf8(&bytes).ok()?)
 }
