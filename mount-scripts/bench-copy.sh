@@ -74,4 +74,6 @@ if ! have xcp && [ ! -x target/peers/bin/xcp ]; then
     say "xcp is built into target/peers, once"
     cargo install --quiet --locked --root target/peers xcp || say "xcp can't be had: not compared"
 fi
+SECONDS=0
 cargo bench --quiet --bench copy -- "${places[@]}"
+say "took $(((SECONDS + 59) / 60)) minutes"

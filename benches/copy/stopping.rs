@@ -13,17 +13,19 @@ use crate::stage::Stage;
 /// Milliseconds.
 const MOST: u64 = 1000;
 /// How far a copy is let go, one after the other.
-const AFTER: [u64; 4] = [5, 30, 80, 150];
+const AFTER: [u64; 3] = [5, 60, 150];
 
 /// SIGINT at several moments, in every method, natively and by `.copy`.
 pub(crate) fn cancel(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
-    const WAYS: [(&str, &str); 6] = [
+    const WAYS: [(&str, &str); 8] = [
         ("map-write", "--method=map-write"),
         ("map-map", "--method=map-map"),
         ("copy-range", "--method=copy-range"),
         ("read-write", "--method=read-write"),
         ("limited", "--limit=1M"),
         ("synced", "--sync"),
+        ("verified", "--verify"),
+        ("resumed", "--resume"),
     ];
     stage.make_file("big", sizes.file);
     println!(

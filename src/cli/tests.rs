@@ -66,8 +66,18 @@ fn every_long_option_is_a_word_of_the_list_too() {
     let samples = [
         ("threads", "7"),
         ("clone-fd", "off"),
+        ("readahead", "256K"),
         ("io", "pread"),
         ("passthrough", "always"),
+        ("cache", "/c"),
+        ("cache-id", "a source"),
+        ("cache-size", "5%"),
+        ("cache-free", "1G"),
+        ("block", "64K"),
+        ("verify", "always"),
+        ("racy", "3"),
+        ("prefetch", "0"),
+        ("validate", "ttl:30s"),
         ("window", "128K"),
         ("window-budget", "64M"),
         ("inode-limit", "64K"),
@@ -94,6 +104,8 @@ fn every_long_option_is_a_word_of_the_list_too() {
         // Some mean something only beside another.
         let beside = match name {
             "watch-timeout" | "watch-limit" => "coherence=watch",
+            "cache-id" | "cache-size" | "cache-free" | "block" | "verify" | "racy" | "prefetch"
+            | "validate" => "cache=/c",
             _ => "rw",
         };
         let long = mounting(&["/s", "/m", "-o", beside, &format!("--{name}"), value]);
@@ -219,6 +231,17 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "threads=257",
         "threads=-1",
         "passthrough=maybe",
+        "cache=/c,block=63K",
+        "cache=/c,block=96K",
+        "cache=/c,block=32M",
+        "cache=/c,cache_size=101%",
+        "cache=/c,cache_free=-1",
+        "cache=/c,verify=never",
+        "cache=/c,validate=ttl",
+        "cache=/c,validate=ttl:x",
+        "cache=/c,prefetch=2G",
+        "cache=/c,cache_id=",
+        "readahead=1",
         "io=splice",
         "clone_fd=maybe",
         "sandbox=on",
@@ -443,4 +466,34 @@ fn ids_that_are_none_are_refused_with_what_is_right() {
     let said = refused(&["/s", "/m", "-o", "map=u1:5:2,map=9:6:1"]);
     assert!(said.contains("1:5:2 and 9:6:1 collide"), "{said}");
     with("map=u1:5:2/g2:5:1");
+}
+
+#[test]
+fn words_of_the_cache_need_one_and_go_with_what_keeps_to_it() {
+    for option in [
+        "cache_id=a",
+        "cache_size=1G",
+        "block=64K",
+        "validate=never",
+        "racy=0",
+    ] {
+        let words = refused(&["/s", "/m", "-o", option]);
+        let (name, _) = option.split_once('=').unwrap();
+        assert!(
+            words.contains(name) && words.contains("add cache=DIR"),
+            "{words}"
+        );
+    }
+    let words = refused(&["/s", "/m", "--cache", "/c", "-o", "passthrough=always"]);
+    assert!(words.contains("use passthrough=cached"), "{words}");
+    let words = refused(&["/s", "/m", "-o", "passthrough=cached"]);
+    assert!(words.contains("there is no cache"), "{words}");
+    let words = refused(&["/s", "/m", "--cache", "/c", "-o", "coherence=strict"]);
+    assert!(words.contains("leave out one of them"), "{words}");
+    assert_eq!(with("cache=/c").options.passthrough, Passthrough::Cached);
+    assert_eq!(
+        with("cache=/c,passthrough=never").options.passthrough,
+        Passthrough::Never
+    );
+    assert_eq!(with("").cache, None);
 }

@@ -23,6 +23,7 @@ use rustix::fs::{
 
 use super::progress::Progress;
 use super::resolve::same_file;
+use super::unseen;
 use crate::sys::{Errno, OrFail, Result};
 
 const PREFIX: &str = ".corfs-copy-";
@@ -197,7 +198,7 @@ pub(super) fn sweep(
     let Ok(list) = openat(directory, ".", flags, Mode::empty()).and_then(Dir::new) else {
         return Ok(false);
     };
-    let local = fstatfs(directory).is_ok_and(|system| is_of_one_kernel(&system));
+    let local = is_told_by_locks(directory);
     let mut parts = false;
     for (number, entry) in list.take(most).enumerate() {
         if number % 1024 == 1023 {
@@ -240,7 +241,14 @@ fn remove_leftover(directory: BorrowedFd<'_>, name: &OsStr, owner: &Owner, local
         drop(file);
     } else if gone && is_no_file(directory, name) {
         unlink(directory, name);
+    } else if local {
+        unseen::remove_leftover(directory, name);
     }
+}
+
+/// Whether in this directory a lock tells that a hidden name is somebody's.
+pub(super) fn is_told_by_locks(directory: BorrowedFd<'_>) -> bool {
+    fstatfs(directory).is_ok_and(|system| is_of_one_kernel(&system))
 }
 
 /// A symbolic link or a special file, which nobody can lock.

@@ -23,6 +23,7 @@ pub mod progress;
 mod publish;
 mod resolve;
 pub mod tree;
+mod unseen;
 
 pub use control::{ControlHandle, Jobs, JobsOptions, Tell, Writer};
 pub use engine::Order;

@@ -136,7 +136,11 @@ impl Progress {
     }
 
     pub(super) fn file_done(&self) {
-        self.files_done.fetch_add(1, Ordering::Relaxed);
+        self.files_are_done(1);
+    }
+
+    pub(super) fn files_are_done(&self, files: u64) {
+        self.files_done.fetch_add(files, Ordering::Relaxed);
     }
 
     /// All is found: the totals are what was found.

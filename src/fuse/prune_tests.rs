@@ -88,6 +88,7 @@ fn an_older_kernel_forgets_files_by_name_and_keeps_what_is_in_use() {
         options(LIMIT),
         String::new(),
         EventQueue::default(),
+        None,
         metrics.clone(),
     );
     let adapter = adapter.unwrap();

@@ -97,15 +97,9 @@ impl Cached {
 
     /// The entry for a reader of the file at `path`, which was found as `stat` says.
     fn entry(&self, path: Vec<u8>, stat: &Stat, how: Validate) -> Option<Arc<Entry>> {
-        let recent = match how {
-            Validate::Open => false,
-            Validate::Never => true,
-            Validate::After(time) => {
-                let validated = self.validated.lock().get(&path).copied();
-                validated.is_some_and(|at| at.elapsed() < time)
-            }
-        };
-        if recent && let Some(entry) = self.store.entry_as_stored(&path) {
+        if self.believes(&path, how)
+            && let Some(entry) = self.store.entry_as_stored(&path)
+        {
             return Some(entry);
         }
         let entry = self.store.entry(&path, &self.identity(stat))?;
@@ -113,6 +107,18 @@ impl Cached {
             self.validated.lock().put(path, Instant::now());
         }
         Some(entry)
+    }
+
+    /// Whether the source is not to be asked again yet.
+    fn believes(&self, path: &[u8], how: Validate) -> bool {
+        match how {
+            Validate::Open => false,
+            Validate::Never => true,
+            Validate::After(time) => {
+                let validated = self.validated.lock().get(path).copied();
+                validated.is_some_and(|at| at.elapsed() < time)
+            }
+        }
     }
 
     fn register(&self, key: Key, entry: &Arc<Entry>) {
@@ -210,14 +216,14 @@ impl Mirror {
             return Ok(Ok(send(&[])));
         }
         let outcome = match self.readiness(entry, &range) {
-            Ready::All => self.from_windows(entry, range.clone(), sequential, send),
+            Ready::All => self.by_window(entry, range.clone(), sequential, send),
             ready => {
                 // Suspect: under verify=always, where it was there.
                 match ready {
                     Ready::Missing => self.metrics.cache_miss(),
                     _ => self.metrics.cache_hit(),
                 }
-                self.from_blocks(file, entry, range.clone(), send)
+                self.by_blocks(file, entry, range.clone(), send)
             }
         };
         if let Some(cached) = &self.cached {
@@ -249,7 +255,7 @@ impl Mirror {
         cached.is_some_and(|cached| cached.store.options().verify == Verify::Always)
     }
 
-    fn from_windows<R, F: FnOnce(&[u8]) -> R>(
+    fn by_window<R, F: FnOnce(&[u8]) -> R>(
         &self,
         entry: &Arc<Entry>,
         range: Range<u64>,
@@ -293,7 +299,7 @@ impl Mirror {
     }
 
     /// Puts an answer together of blocks that are there and blocks that are fetched.
-    fn from_blocks<R, F: FnOnce(&[u8]) -> R>(
+    fn by_blocks<R, F: FnOnce(&[u8]) -> R>(
         &self,
         file: &Arc<OpenFile>,
         entry: &Arc<Entry>,
@@ -387,11 +393,10 @@ impl Mirror {
     /// another version is given up.
     pub(super) fn seen(&self, inode: &Inode, stat: &Stat) {
         let Some(cached) = &self.cached else { return };
-        if self.options.validate == Validate::Never {
-            return;
-        }
+        let how = self.options.validate;
         for entry in cached.entries_of(inode.key) {
-            if !entry.is_abandoned() && *entry.identity() != cached.identity(stat) {
+            let same = entry.is_abandoned() || *entry.identity() == cached.identity(stat);
+            if !same && !cached.believes(entry.path(), how) {
                 entry.abandon();
             }
         }

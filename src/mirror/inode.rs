@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -18,6 +18,13 @@ use crate::window::FileId;
 
 /// The number by which the kernel knows an inode.
 pub type NodeId = u64;
+
+/// A mark of an inode: used since the descriptors were last thinned out.
+const TOUCHED: u8 = 1;
+/// Used since the table was last pruned.
+const USED: u8 = 2;
+/// The next lookup of it gives another id.
+const SUPERSEDED: u8 = 4;
 
 /// The root of the mirror.
 pub const ROOT: NodeId = 1;
@@ -47,12 +54,8 @@ pub struct Inode {
     pub opens: AtomicU32,
     /// How often the kernel looked it up without forgetting it. Changed under the table's lock.
     pub(super) lookups: AtomicU64,
-    /// Used since the descriptors were last thinned out.
-    touched: AtomicBool,
-    /// Used since the table was last pruned.
-    used: AtomicBool,
-    /// The next lookup of it gives another id; changed under the table's lock.
-    superseded: AtomicBool,
+    /// What is remembered of it, in one byte: [`TOUCHED`], [`USED`], [`SUPERSEDED`].
+    marks: AtomicU8,
     /// A leaf lock: nothing else is taken, and no system call made, under it.
     state: Mutex<State>,
 }
@@ -166,9 +169,7 @@ impl Inode {
             kind,
             opens: AtomicU32::new(0),
             lookups: AtomicU64::new(1),
-            touched: AtomicBool::new(false),
-            used: AtomicBool::new(true),
-            superseded: AtomicBool::new(false),
+            marks: AtomicU8::new(USED),
             state: Mutex::new(state),
         }
     }
@@ -177,7 +178,7 @@ impl Inode {
         let state = self.state.lock();
         match &state.place {
             Place::Open(fd) => {
-                self.touched.store(true, Ordering::Relaxed);
+                self.mark(TOUCHED);
                 Found::Open(fd.clone())
             }
             Place::Parked(parked) => match state.lent() {
@@ -267,25 +268,37 @@ impl Inode {
         std::mem::replace(&mut opened.cached, version)
     }
 
+    /// Most often it is set already: looking costs less than setting.
+    fn mark(&self, what: u8) {
+        if self.marks.load(Ordering::Relaxed) & what == 0 {
+            self.marks.fetch_or(what, Ordering::Relaxed);
+        }
+    }
+
+    fn take(&self, what: u8) -> bool {
+        self.marks.fetch_and(!what, Ordering::Relaxed) & what != 0
+    }
+
+    /// The next lookup of it gives another id. Under the table's lock.
     pub(super) fn supersede(&self) {
-        self.superseded.store(true, Ordering::Relaxed);
+        self.mark(SUPERSEDED);
     }
 
     pub(super) fn is_superseded(&self) -> bool {
-        self.superseded.load(Ordering::Relaxed)
+        self.marks.load(Ordering::Relaxed) & SUPERSEDED != 0
     }
 
     pub(super) fn take_touched(&self) -> bool {
-        self.touched.swap(false, Ordering::Relaxed)
+        self.take(TOUCHED)
     }
 
     /// A request named it.
     pub(super) fn touch(&self) {
-        self.used.store(true, Ordering::Relaxed);
+        self.mark(USED);
     }
 
     pub(super) fn take_used(&self) -> bool {
-        self.used.swap(false, Ordering::Relaxed)
+        self.take(USED)
     }
 
     pub(super) fn home(&self) -> Option<Home> {

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use crate::sys::procfd;
+
 /// The type that the kernel shows for our mounts.
 pub const KIND: &str = "fuse.corfs";
 
@@ -34,7 +36,7 @@ impl Mount {
 
 /// Every mount of this process's namespace that it can reach.
 pub fn read() -> io::Result<Vec<Mount>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    Ok(parse(&procfd::read("/proc/self/mountinfo")?))
 }
 
 /// Lines that cannot be understood are left out: a new kernel may add forms.

@@ -4,6 +4,8 @@
 //! their like (open(2)). Its magic link in `/proc/self/fd` leads to the very same inode, whatever
 //! has been renamed in the meantime.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -51,4 +53,17 @@ pub fn name(fd: BorrowedFd<'_>) -> DecInt {
 /// The absolute path of the magic link, for the calls that take nothing but a path (xattr).
 pub fn path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// All that a file of procfs says. It has no size, so the standard library begins with 32 bytes and
+/// doubles them: a dozen calls for a page.
+///
+/// # Errors
+/// Those of open(2) and read(2).
+pub fn read(path: &str) -> std::io::Result<Vec<u8>> {
+    let mut text = Vec::with_capacity(8 << 10);
+    // Of a `Take` no size is asked.
+    let file = File::open(path)?;
+    file.take(u64::MAX).read_to_end(&mut text)?;
+    Ok(text)
 }

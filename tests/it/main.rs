@@ -32,3 +32,4 @@ mod stairs;
 mod storm;
 mod suites;
 mod support;
+mod validity;

@@ -10,6 +10,7 @@ use rustix::io::pread;
 use super::course::unchanged;
 use super::{Order, write_all};
 use crate::copy::attributes;
+use crate::copy::leftovers::unlink;
 use crate::copy::options::{CopyOptions, Method, Reflink, Sparse};
 use crate::copy::resolve::Source;
 use crate::sys::{Errno, Fail, OrFail, Result, procfd};
@@ -17,6 +18,13 @@ use crate::sys::{Errno, Fail, OrFail, Result, procfd};
 /// Bytes up to which a file is small. Sharing the extents of so few costs more than writing them
 /// (a transaction on XFS and btrfs each; the page cache takes them without one).
 pub(in crate::copy) const MOST: usize = 64 << 10;
+
+/// A file that nobody has made before.
+const NEW: OFlags = OFlags::CREATE
+    .union(OFlags::EXCL)
+    .union(OFlags::RDWR)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// What one thread needs for small files.
 pub(in crate::copy) struct Small {
@@ -60,26 +68,44 @@ impl Small {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => return Ok(false),
             Err(errno) => return Err(Fail::new(errno, "open").because("a temporary file")),
         };
-        write_all(file.as_fd(), bytes, 0)?;
-        if !unchanged(stat, &fstat(&source.file).or_fail("fstat")?) {
+        if !fill(&file, bytes, source, order, inherits)? {
             return Ok(false);
         }
-        let preserve = order.options.preserve;
-        let (from, to) = (source.file.as_fd(), file.as_fd());
-        attributes::keep_new(from, (stat, stat), to, preserve, inherits)?;
-        order.progress.check()?;
         match link(&file, directory, name) {
             Ok(()) => {}
             Err(Errno::EXIST) => return Ok(false),
             Err(errno) => return Err(errno).or_fail("linkat"),
         }
-        let size = bytes.len() as u64;
-        order.progress.set_method(Method::ReadWrite);
-        order.progress.add_bytes_total(size);
-        order.metrics.copied(size);
-        // It is done: a cancel now is for what comes after it.
-        let _ = order.progress.spend(size);
+        count(bytes.len() as u64, order);
         Ok(true)
+    }
+
+    /// As [`Small::copy`], in a directory that nobody is to look into yet: under its own name from
+    /// the beginning, which saves a file system what an unnamed file costs it. Answers its bytes.
+    ///
+    /// # Errors
+    /// As `engine::copy`; nothing of it is left then.
+    pub(in crate::copy) fn copy_unseen(
+        &mut self,
+        source: &Source,
+        directory: BorrowedFd<'_>,
+        name: &OsStr,
+        order: &Order<'_>,
+        inherits: bool,
+    ) -> Result<Option<u64>> {
+        let Some(bytes) = self.read(source)? else {
+            return Ok(None);
+        };
+        let mode = Mode::from_raw_mode(source.stat.st_mode & 0o777);
+        let file = openat(directory, name, NEW, mode).or_fail("open")?;
+        let filled = fill(&file, bytes, source, order, inherits);
+        if !matches!(filled, Ok(true)) {
+            unlink(directory, name);
+            return filled.map(|_| None);
+        }
+        let size = bytes.len() as u64;
+        count(size, order);
+        Ok(Some(size))
     }
 
     /// All of a small file, if that is what it is.
@@ -95,6 +121,34 @@ impl Small {
             Err(errno) => Err(errno).or_fail("read"),
         }
     }
+}
+
+/// Gives a new file its bytes and attributes. False when the source has changed meanwhile.
+fn fill(
+    file: &OwnedFd,
+    bytes: &[u8],
+    source: &Source,
+    order: &Order<'_>,
+    inherits: bool,
+) -> Result<bool> {
+    let stat = &source.stat;
+    write_all(file.as_fd(), bytes, 0)?;
+    if !unchanged(stat, &fstat(&source.file).or_fail("fstat")?) {
+        return Ok(false);
+    }
+    let preserve = order.options.preserve;
+    let (from, to) = (source.file.as_fd(), file.as_fd());
+    attributes::keep_new(from, (stat, stat), to, preserve, inherits)?;
+    order.progress.check()?;
+    Ok(true)
+}
+
+fn count(size: u64, order: &Order<'_>) {
+    order.progress.set_method(Method::ReadWrite);
+    order.progress.add_bytes_total(size);
+    order.metrics.copied(size);
+    // It is done: a cancel now is for what comes after it.
+    let _ = order.progress.spend(size);
 }
 
 /// Whether files are to be copied in a way that this one is.

@@ -43,7 +43,7 @@ pub(super) struct Job<'a> {
     pub(super) exclude: Exclude,
     links: Links,
     /// Small files may go the cheap way.
-    small: bool,
+    pub(super) small: bool,
     /// What failed first, for the errno of all. A leaf in the order of locks.
     first: Mutex<Option<Fail>>,
     /// It was cancelled before all was done.
@@ -151,7 +151,7 @@ impl<'a> Job<'a> {
         self.leave(&batch.open);
     }
 
-    fn entry(&self, open: &Open, entry: &Entry, small: &mut Small) -> Result<()> {
+    pub(super) fn entry(&self, open: &Open, entry: &Entry, small: &mut Small) -> Result<()> {
         let name = OsStr::from_bytes(entry.name.to_bytes());
         let existing = match open.folder.made {
             true => None,
@@ -459,7 +459,7 @@ pub(super) fn look(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<Sta
 }
 
 /// Opens a regular file; `None` when the listing was wrong about it.
-fn open_regular(directory: BorrowedFd<'_>, name: &CStr) -> Result<Option<Source>> {
+pub(super) fn open_regular(directory: BorrowedFd<'_>, name: &CStr) -> Result<Option<Source>> {
     let file = match openat(directory, name, READ, Mode::empty()) {
         Ok(file) => file,
         // A link now, or a socket.

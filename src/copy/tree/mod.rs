@@ -9,6 +9,7 @@ mod exclude;
 mod folder;
 mod job;
 mod links;
+mod nursery;
 mod pool;
 mod unsynced;
 mod walk;
@@ -119,9 +120,11 @@ pub fn copy_all(
         false => names.umask(),
     })?;
     let mut options = order.options.clone();
-    // The files of a tree share its workers, instead of each having several.
-    let shared = u16::try_from(workers(order)).ok().and_then(NonZeroU16::new);
-    options.workers = shared.or(options.workers);
+    if options.recursive {
+        // The files of a tree share its workers, instead of each having several.
+        let shared = u16::try_from(workers(order)).ok().and_then(NonZeroU16::new);
+        options.workers = shared.or(options.workers);
+    }
     let within = Order {
         options: &options,
         ..*order

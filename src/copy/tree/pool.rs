@@ -7,12 +7,13 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use rustix::fs::FileType;
 
-use super::folder::Open;
+use super::folder::{Folder, Open};
 use super::job::Job;
+use super::nursery::Nursery;
 use crate::copy::engine::small::Small;
 use crate::copy::progress::Progress;
 
-/// Batches that wait; each may hold a directory open on both sides.
+/// What waits; each may hold a directory open on both sides.
 const MOST_WAITING: usize = 16;
 
 /// A name in a directory of the source.
@@ -28,6 +29,29 @@ pub(super) struct Batch {
     pub(super) entries: Vec<Entry>,
 }
 
+/// What one thread does in one go.
+pub(super) enum Work {
+    Files(Batch),
+    Nursery(Nursery),
+}
+
+impl Work {
+    /// The directory that is not done before this is.
+    fn folder(&self) -> &Folder {
+        match self {
+            Self::Files(batch) => &batch.open.folder,
+            Self::Nursery(nursery) => &nursery.above.folder,
+        }
+    }
+
+    fn run(self, job: &Job<'_>, small: &mut Small) {
+        match self {
+            Self::Files(batch) => job.batch(&batch, small),
+            Self::Nursery(nursery) => job.nursery(nursery, small),
+        }
+    }
+}
+
 /// What waits to be copied: bounded, so that a tree of any size takes the same memory.
 #[derive(Default)]
 pub(super) struct Pool {
@@ -37,7 +61,7 @@ pub(super) struct Pool {
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Batch>,
+    waiting: VecDeque<Work>,
     workers: usize,
     closed: bool,
 }
@@ -80,23 +104,23 @@ impl Pool {
     }
 
     /// Has somebody do it: the caller himself where nobody else is, or enough is waiting.
-    pub(super) fn submit(&self, job: &Job<'_>, batch: Batch, small: &mut Small) {
-        batch.open.folder.enter();
+    pub(super) fn submit(&self, job: &Job<'_>, work: Work, small: &mut Small) {
+        work.folder().enter();
         let mut queue = self.queue.lock();
         if queue.workers > 0 && queue.waiting.len() < MOST_WAITING {
-            queue.waiting.push_back(batch);
+            queue.waiting.push_back(work);
             drop(queue);
             self.changed.notify_one();
         } else {
             drop(queue);
-            job.batch(&batch, small);
+            work.run(job, small);
         }
     }
 
     /// Until everything is done, and nothing more can come.
     fn work(&self, job: &Job<'_>, small: &mut Small) {
-        while let Some(batch) = self.next(job.order.progress) {
-            job.batch(&batch, small);
+        while let Some(work) = self.next(job.order.progress) {
+            work.run(job, small);
         }
     }
 
@@ -106,11 +130,11 @@ impl Pool {
         job.order.progress.end_work();
     }
 
-    fn next(&self, progress: &Progress) -> Option<Batch> {
+    fn next(&self, progress: &Progress) -> Option<Work> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(batch) = queue.waiting.pop_front() {
-                return Some(batch);
+            if let Some(work) = queue.waiting.pop_front() {
+                return Some(work);
             }
             if queue.closed {
                 return None;

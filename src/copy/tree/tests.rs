@@ -1,6 +1,7 @@
 //! Trees of real files, copied without a mount.
 
 mod large;
+mod nursery;
 mod totals;
 
 use std::fs::{self, File};
@@ -24,6 +25,8 @@ struct World {
     folder: tempfile::TempDir,
     progress: Progress,
     published: StdMutex<Vec<OsString>>,
+    /// What somebody else does as soon as the first name is published.
+    once_published: StdMutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 fn archive() -> CopyOptions {
@@ -40,6 +43,7 @@ impl World {
             folder: tempfile::tempdir().unwrap(),
             progress: Progress::default(),
             published: StdMutex::default(),
+            once_published: StdMutex::default(),
         }
     }
 
@@ -74,6 +78,9 @@ impl World {
         let told = |change: Change<'_>| {
             if let Change::Name(_, name) = change {
                 self.published.lock().unwrap().push(name.to_owned());
+                if let Some(deed) = self.once_published.lock().unwrap().take() {
+                    deed();
+                }
             }
         };
         let tree = Tree {

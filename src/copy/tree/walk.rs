@@ -17,9 +17,11 @@ use rustix::fs::{
 
 use super::folder::{Base, Folder, LIST, Open, PLACE, id};
 use super::job::Job;
-use super::pool::{Batch, Entry, Pool};
+use super::nursery;
+use super::pool::{Batch, Entry, Pool, Work};
 use crate::copy::attributes;
 use crate::copy::engine::small::Small;
+use crate::copy::leftovers;
 use crate::copy::publish;
 use crate::copy::resolve::{file_type, proc_name};
 use crate::sys::{Errno, Fail, OrFail, Result, umask};
@@ -46,12 +48,15 @@ pub(super) struct Walk<'a> {
     buffer: Vec<MaybeUninit<u8>>,
 }
 
+/// What was read of a listing, each name with the position after it.
+pub(super) type Entries = VecDeque<(Entry, u64)>;
+
 struct Level {
     folder: Arc<Folder>,
     /// The top, and the deepest [`OPEN`].
     open: Option<Arc<Open>>,
-    /// Read from the listing, still to be looked at, each with the position after it.
-    entries: VecDeque<(Entry, u64)>,
+    /// Still to be looked at.
+    entries: Entries,
     /// The position after what was looked at last.
     position: u64,
     /// Files that are not yet handed over.
@@ -59,11 +64,12 @@ struct Level {
 }
 
 impl Level {
-    fn new(open: Open) -> Self {
+    /// Of which so much of the listing has been read.
+    fn new(open: Open, entries: Entries) -> Self {
         Self {
             folder: Arc::clone(&open.folder),
             open: Some(Arc::new(open)),
-            entries: VecDeque::new(),
+            entries,
             position: 0,
             files: Vec::new(),
         }
@@ -78,7 +84,7 @@ impl<'a> Walk<'a> {
             job,
             pool,
             small,
-            stack: vec![Level::new(top)],
+            stack: vec![Level::new(top, Entries::new())],
             top: copy,
             device,
             buffer: vec![MaybeUninit::uninit(); LISTING],
@@ -149,7 +155,7 @@ impl<'a> Walk<'a> {
         }
         let name = OsStr::from_bytes(name);
         match self.enter(&open, name) {
-            Ok(Some(level)) => self.descend(level),
+            Ok(Some((open, listed))) => self.descend(Level::new(open, listed)),
             Ok(None) => {}
             Err(fail) => self.failed(name, fail),
         }
@@ -174,16 +180,26 @@ impl<'a> Walk<'a> {
                 open: Arc::clone(open),
                 entries: std::mem::take(&mut level.files),
             };
-            self.pool.submit(self.job, batch, self.small);
+            self.pool.submit(self.job, Work::Files(batch), self.small);
         }
     }
 
-    /// Opens a directory and makes its copy. `None` where there is nothing to go into.
-    fn enter(&self, open: &Arc<Open>, name: &OsStr) -> Result<Option<Open>> {
+    /// Opens a directory and makes its copy. `None` where there is nothing to go into, else it is
+    /// open, and so much of its listing has been read.
+    fn enter(&mut self, open: &Arc<Open>, name: &OsStr) -> Result<Option<(Open, Entries)>> {
         let source = openat(&open.source, name, LIST, Mode::empty()).or_fail("open")?;
         let stat = fstat(&source).or_fail("fstat")?;
         if id(&stat) == self.top {
             return Err(Fail::new(Errno::INVAL, "copy").because("a directory into itself"));
+        }
+        let is_elsewhere = id(&stat).0 != self.device;
+        let listed = match is_elsewhere || !nursery::suits(self.job, open, name)? {
+            true => Entries::new(),
+            false => self.listing(source.as_fd())?,
+        };
+        if nursery::is_one(&listed) {
+            self.raise(open, name, (source, stat), listed);
+            return Ok(None);
         }
         let above = Some(Arc::clone(&open.folder));
         let stands = !open.folder.made;
@@ -192,15 +208,63 @@ impl<'a> Walk<'a> {
             (open.copy.as_fd(), name, stands),
             |stat, copy, made| Folder::new(above, name.to_owned(), None, stat, copy, made),
         )?;
-        if self.job.order.options.one_file_system && id(&stat).0 != self.device {
+        if self.job.order.options.one_file_system && is_elsewhere {
             self.job.leave(&entered);
             return Ok(None);
         }
-        Ok(Some(entered))
+        Ok(Some((entered, listed)))
     }
 
-    fn descend(&mut self, open: Open) {
-        self.stack.push(Level::new(open));
+    /// The beginning of a listing, and all of it if it is not much. One that can't be read is read
+    /// again, and found out, when the directory has its copy.
+    fn listing(&mut self, source: BorrowedFd<'_>) -> Result<Entries> {
+        let mut listed = Entries::new();
+        let mut more = Entries::new();
+        let read = list(source, &mut self.buffer, &mut listed)
+            .and_then(|()| list(source, &mut self.buffer, &mut more));
+        listed.append(&mut more);
+        if read.is_err() {
+            seek(source, SeekFrom::Start(0)).or_fail("lseek")?;
+            listed.clear();
+        }
+        Ok(listed)
+    }
+
+    /// Hands over a directory with all that is in it.
+    fn raise(
+        &mut self,
+        open: &Arc<Open>,
+        name: &OsStr,
+        (source, stat): (OwnedFd, Stat),
+        listed: Entries,
+    ) {
+        let exclude = &self.job.exclude;
+        let stays = |entry: &Entry| {
+            let path = || {
+                let within = [name.as_bytes(), b"/", entry.name.to_bytes()].concat();
+                open.folder.path_within(&within).into()
+            };
+            !exclude.leaves_out(entry.name.to_bytes(), false, path)
+        };
+        let entries: Vec<_> = listed.into_iter().map(|(entry, _)| entry).collect();
+        let entries: Vec<_> = entries.into_iter().filter(stays).collect();
+        self.job
+            .order
+            .progress
+            .add_files_total(entries.len() as u64);
+        let nursery = nursery::Nursery {
+            above: Arc::clone(open),
+            name: name.to_owned(),
+            source,
+            stat,
+            entries,
+        };
+        self.pool
+            .submit(self.job, Work::Nursery(nursery), self.small);
+    }
+
+    fn descend(&mut self, level: Level) {
+        self.stack.push(level);
         let Some(far) = self
             .stack
             .len()
@@ -342,6 +406,10 @@ impl Job<'_> {
             // A mask that takes from the owner: he gets it back when all is done.
             let mode = Mode::from_raw_mode(place.st_mode & 0o7777 | 0o700);
             chmodat(CWD, proc_name(copy.as_fd()), mode, AtFlags::empty()).or_fail("fchmodat")?;
+        }
+        if !made {
+            // Where no file goes nobody else would look.
+            leftovers::visit(copy.as_fd(), self.order.progress)?;
         }
         let gives_acl = attributes::gives_acl(copy.as_fd());
         let folder = folder(stat, id(&place), (made, gives_acl));

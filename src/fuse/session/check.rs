@@ -155,11 +155,6 @@ fn ask(place: &Place) -> Result<(), Errno> {
 /// Compared by identity as well as by name: a bind mount has another name, and a mount made at
 /// one of them may appear at the other.
 fn refuse_overlap(source: &Path, target: &Path) -> Result<(), Refusal> {
-    let inside = |inner: &Path, outer: &Path| {
-        let id = identity(outer);
-        inner.starts_with(outer)
-            || (id.is_some() && inner.ancestors().any(|above| identity(above) == id))
-    };
     let (within_source, within_target) = (inside(target, source), inside(source, target));
     let what = match (within_source, within_target) {
         (true, true) => "are the same directory",
@@ -172,6 +167,13 @@ fn refuse_overlap(source: &Path, target: &Path) -> Result<(), Refusal> {
         shown(source),
         shown(target),
     )))
+}
+
+/// Whether one directory lies in the other, or is it.
+pub(super) fn inside(inner: &Path, outer: &Path) -> bool {
+    let id = identity(outer);
+    inner.starts_with(outer)
+        || (id.is_some() && inner.ancestors().any(|above| identity(above) == id))
 }
 
 /// Device and inode; `None` where they cannot be had (another user's mount, a dead one).

@@ -1,5 +1,6 @@
 //! The cache of a mount: opened before the mount stands, so that its path is what it was.
 
+use super::check::inside;
 use super::place::Place;
 use super::refusal::{Refusal, shown};
 use super::settings::{Caching, Settings};
@@ -7,6 +8,7 @@ use crate::cache::{SourceKey, Store, StoreOptions};
 use crate::observe::Metrics;
 use crate::sys::{Errno, Fail};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Opens the store that `settings` ask for.
@@ -23,6 +25,8 @@ pub(super) fn open(
         return Ok(None);
     };
     let dir = shown(&caching.dir);
+    refuse_overlap(&caching.dir, source.path(), "the source")?;
+    refuse_overlap(&caching.dir, target.path(), "the mountpoint")?;
     let refused = |fail: Fail| Refusal::mount(format!("cache {dir}: {fail}"));
     let key = SourceKey::of(source.as_fd(), caching.id.as_deref()).map_err(refused)?;
     let store = match Store::open(&options(caching, key), metrics.clone()) {
@@ -38,6 +42,26 @@ pub(super) fn open(
         .and_then(|()| store.refuse_overlap(target.as_fd(), "the mountpoint"))
         .map_err(refused)?;
     Ok(Some(store))
+}
+
+/// Before anything is made: a cache that is read by way of itself, or is hidden by its own mount.
+fn refuse_overlap(dir: &Path, other: &Path, what: &str) -> Result<(), Refusal> {
+    // It need not be there yet; then it is made in its parent.
+    let parent = dir.parent().filter(|parent| *parent != Path::new(""));
+    let place = std::fs::canonicalize(dir)
+        .or_else(|_| std::fs::canonicalize(parent.unwrap_or(Path::new("."))));
+    let Ok(place) = place else { return Ok(()) };
+    let how = match (inside(&place, other), inside(other, &place)) {
+        (true, _) => "lies inside",
+        // The parent of one that is not there yet may well be that of others.
+        (_, true) if dir.exists() => "is around",
+        _ => return Ok(()),
+    };
+    Err(Refusal::mount(format!(
+        "cache {}: it {how} {what} {}; choose a directory elsewhere",
+        shown(dir),
+        shown(other)
+    )))
 }
 
 fn options(caching: &Caching, source: SourceKey) -> StoreOptions {

@@ -1,8 +1,13 @@
 //! A cancel is answered in every phase of a copy, while the source hangs in it; and each directory
 //! is synced once.
 
+use std::time::Instant;
+
+use corfs::window::Map;
+
+use super::disks::SHARING;
 use super::*;
-use crate::support::{Faults, FaultySource, Need, On, require, soak, write_content};
+use crate::support::{Faults, FaultySource, Loop, Need, On, require, soak, write_content};
 
 const SIZE: u64 = 4 << 20;
 
@@ -50,10 +55,12 @@ fn answered_while_it_hangs(words: &str, on: &[On]) {
         });
     }
     let last = on[on.len() - 1];
+    let asked = Instant::now();
     tell(mount.path(), "--cancel all").unwrap();
     wait_until(&format!("{line}: is answered"), PATIENCE, || {
         waits.is_finished()
     });
+    println!("{line}: {on:?}, {} ms", asked.elapsed().as_millis());
     assert!(faults.hanging(last) > 0, "{line}: {last:?} still hangs");
     assert_eq!(waits.join().unwrap(), Err(Errno::CANCELED), "{line}");
     faults.heal();
@@ -86,6 +93,8 @@ fn a_cancel_is_answered_in_every_phase() {
     }
     for (words, on) in [
         ("from/large", &[On::Create][..]),
+        ("--method=map-write from/large", &[On::Fallocate]),
+        ("--method=copy-range from/large", &[On::CopyRange]),
         ("from/large", &[On::Setattr]),
         ("from/large", &[On::Rename]),
         ("--sync from/large", &[On::Fsync]),
@@ -93,9 +102,64 @@ fn a_cancel_is_answered_in_every_phase() {
         ("--verify from/large", &[On::Fsync]),
         ("--verify from/large", &[On::Fsync, On::Read]),
     ] {
-        let start = std::time::Instant::now();
         answered_while_it_hangs(words, on);
-        println!("{words}: {on:?}, {} ms", start.elapsed().as_millis());
+    }
+}
+
+/// How many threads of the process are in FICLONE (linux/fs.h).
+fn sharing(process: u32) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let is_in = |task: &fs::DirEntry| {
+        let call = fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+        call.split(' ').any(|word| word == "0x40049409")
+    };
+    tasks.flatten().filter(is_in).count()
+}
+
+/// He who writes to a file holds its lock while he waits for the page that he writes from: so the
+/// sharing of its extents hangs as long as the page does.
+#[test]
+fn a_cancel_is_answered_while_extents_are_shared() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    for kind in SHARING {
+        if !require(&[Need::Filesystem(kind)]) {
+            continue;
+        }
+        let pages = FaultySource::new();
+        write_content(&pages.store().join("page"), 1, 4096);
+        let disk = Loop::new(kind, 400 << 20);
+        write_content(&disk.path().join("from"), 1, SIZE);
+        let mount = Mount::of(disk.path()).start();
+        let page = fs::File::open(pages.path().join("page")).unwrap();
+        let from = disk.path().join("from");
+        let file = fs::File::options().write(true).open(from).unwrap();
+        pages.faults().hang(On::Read, None);
+        let _heal = Healing(pages.faults());
+        let holder = std::thread::spawn(move || {
+            let map = Map::read(page.as_fd(), 0, 4096).unwrap();
+            map.pwrite_to(0..1, file.as_fd(), 0).unwrap();
+        });
+        pages.faults().await_hanging(On::Read, 1);
+        for (before, words) in ["--reflink=always", "--reflink=auto"].iter().enumerate() {
+            let waits = telling(mount.path(), &format!("{words} from to"));
+            wait_until("extents are being shared", PATIENCE, || {
+                sharing(mount.server()) > before
+            });
+            let asked = Instant::now();
+            tell(mount.path(), "--cancel all").unwrap();
+            wait_until("it is answered", PATIENCE, || waits.is_finished());
+            println!("{kind}, {words}: {} ms", asked.elapsed().as_millis());
+            assert!(sharing(mount.server()) > before, "{kind}: it still hangs");
+            assert_eq!(waits.join().unwrap(), Err(Errno::CANCELED), "{kind}");
+        }
+        pages.faults().heal();
+        holder.join().unwrap();
+        wait_until("nothing is left but what was there", PATIENCE, || {
+            sharing(mount.server()) == 0 && names(disk.path()) == ["from"]
+        });
+        assert!(mount.finish().success());
     }
 }
 

@@ -22,7 +22,8 @@ fn hidden(dir: &Path, journal: bool) -> Option<PathBuf> {
 
 /// The ranges that a journal has.
 fn recorded(dir: &Path) -> Vec<Range<u64>> {
-    let bytes = hidden(dir, true).map(|path| read_file(&path));
+    // It may go between the two.
+    let bytes = hidden(dir, true).and_then(|path| fs::read(path).ok());
     let bytes = bytes.unwrap_or_default();
     let records = bytes.get(HEADER..).unwrap_or_default();
     let number = |bytes: &[u8]| u64::from_le_bytes(bytes[..8].try_into().unwrap());

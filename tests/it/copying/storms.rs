@@ -12,16 +12,24 @@ use crate::support::{Dice, FaultySource, Need, On, Scratch, require, sh, soak};
 
 const SIZES: [usize; 6] = [0, 1, 5_000, 65_536, 300_000, 1 << 20];
 
-/// Files of all sizes in three directories; the content tells the name, and the generation.
+/// In a directory of nothing but small files, which is filled unseen where the file system allows.
+const SMALL: [usize; 30] = [3_000; 30];
+
+fn sizes(dir: u64) -> &'static [usize] {
+    if dir < 3 { &SIZES } else { &SMALL }
+}
+
+/// Files of all sizes in three directories, with links another of small ones; the content tells the
+/// name, and the generation.
 fn grow(top: &Path, generation: u64, links: bool) {
-    for dir in 0..3 {
+    for dir in 0..3 + u64::from(links) {
         let at = top.join(format!("d{dir}"));
         fs::create_dir_all(&at).unwrap();
-        for (number, size) in SIZES.into_iter().enumerate() {
+        for (number, &size) in sizes(dir).iter().enumerate() {
             let seed = generation * 1000 + dir * 10 + number as u64;
             fs::write(at.join(format!("f{number}")), content(seed, 0, size)).unwrap();
         }
-        if links {
+        if links && dir < 3 {
             let _ = fs::hard_link(at.join("f4"), at.join("g4"));
             let _ = symlink("f4", at.join("l"));
         }
@@ -32,8 +40,8 @@ fn grow(top: &Path, generation: u64, links: bool) {
 #[track_caller]
 fn assert_all_whole(top: &Path, generations: &[u64]) -> usize {
     let mut count = 0;
-    for dir in 0..3 {
-        for (number, size) in SIZES.into_iter().enumerate() {
+    for dir in 0..4 {
+        for (number, &size) in sizes(dir).iter().enumerate() {
             let path = top.join(format!("d{dir}/f{number}"));
             let Ok(bytes) = fs::read(&path) else {
                 continue;

@@ -240,11 +240,11 @@ fn assert_whole(folder: &Path) -> u64 {
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            found += assert_whole(&entry.path());
+        if name.starts_with(".corfs-copy-") {
             continue;
         }
-        if name.starts_with(".corfs-copy-") {
+        if entry.file_type().unwrap().is_dir() {
+            found += assert_whole(&entry.path());
             continue;
         }
         let parts = name.strip_prefix('f').and_then(|rest| rest.split_once('-'));

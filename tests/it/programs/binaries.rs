@@ -181,3 +181,28 @@ fn a_program_that_runs_from_the_mount_is_not_busy_in_the_source() {
     assert_eq!(refused, Err(Errno::TXTBSY));
     running.finish();
 }
+
+/// Whom the mount's kernel lets run a program, it does not tell the file system.
+#[test]
+fn a_copy_in_place_is_refused_where_the_program_runs_from_the_source_alone() {
+    let Some((_scratch, mount)) = built() else {
+        return;
+    };
+    let inplace = || {
+        let line = "--inplace --reflink=never library.c program\n";
+        fs::write(mount.path().join(".copy"), line)
+            .map_err(|error| Errno::from_io_error(&error).expect("an errno"))
+    };
+    let before = fs::read(mount.source().join("program")).expect("read");
+    let running = Running::new(&mount.source().join("program"), "41");
+    assert_eq!(inplace(), Err(Errno::TXTBSY));
+    running.finish();
+    let program = mount.path().join("program");
+    assert!(fs::read(&program).expect("read") == before, "changed");
+    let running = Running::new(&program, "41");
+    assert_eq!(open(&program, OFlags::RDWR), Err(Errno::TXTBSY));
+    assert_eq!(inplace(), Ok(()));
+    let written = fs::read(mount.source().join("library.c")).expect("read");
+    assert!(fs::read(&program).expect("read") == written);
+    drop(running);
+}

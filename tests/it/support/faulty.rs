@@ -33,6 +33,10 @@ pub(crate) enum On {
     Fsync,
     /// The same of a directory.
     Fsyncdir,
+    /// Always refused, in the end: not on this file system.
+    Fallocate,
+    /// The same.
+    CopyRange,
     Create,
     Mkdir,
     Unlink,

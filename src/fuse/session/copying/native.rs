@@ -14,7 +14,9 @@ use crate::sys::{priority, process};
 
 pub(super) fn copy(asked: &Asked, stop: &Stop, view: &mut View) -> Result<Outcome, Refusal> {
     // Several workers hold several files each.
-    process::raise_descriptor_limit();
+    if asked.options.recursive {
+        process::raise_descriptor_limit();
+    }
     let names = Local::of_this_process();
     let progress = Progress::new(asked.options.limit);
     let order = Order {

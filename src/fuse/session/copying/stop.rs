@@ -7,7 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
 use crate::fuse::session::refusal::{Refusal, said};
-use crate::sys::watch::{CallerWatch, Signalled, is_ignored};
+use crate::sys::watch::{CallerWatch, Signalled, ignored};
 
 /// What stops a copy.
 pub(super) const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -25,7 +25,8 @@ impl Stop {
     /// From here on. A signal that this process was started to ignore (nohup) stays ignored.
     pub(super) fn catch() -> Result<Self, Refusal> {
         let came = Arc::new(AtomicUsize::new(0));
-        for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
+        let ignored = ignored();
+        for signal in SIGNALS.into_iter().filter(|signal| !ignored(*signal)) {
             let number = signal.unsigned_abs() as usize;
             flag::register_usize(signal, Arc::clone(&came), number)
                 .map_err(|error| Refusal::system(format!("catch signals: {}", said(error))))?;

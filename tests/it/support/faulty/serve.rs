@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, TimeOrNow,
+    WriteFlags,
 };
 
 use super::{Faults, On};
@@ -503,6 +504,52 @@ impl Filesystem for Server {
     fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, _data: bool, reply: ReplyEmpty) {
         let path = self.0.file(fh).map(|open| open.path.clone());
         self.answer(On::Fsync, path, reply, |_, _| Ok(()), empty);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let path = self.0.file(fh).map(|open| open.path.clone());
+        let refused = |_: &Inner, _: &Path| -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        };
+        self.answer(On::Fallocate, path, reply, refused, empty);
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        _ino_in: INodeNo,
+        _fh_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let path = self.0.file(fh_out).map(|open| open.path.clone());
+        let refused = |_: &Inner, _: &Path| -> io::Result<u32> {
+            Err(io::Error::from_raw_os_error(libc::ENOSYS))
+        };
+        self.answer(
+            On::CopyRange,
+            path,
+            reply,
+            refused,
+            |reply, done| match done {
+                Ok(count) => reply.written(count),
+                Err(errno) => reply.error(errno),
+            },
+        );
     }
 
     fn fsyncdir(
