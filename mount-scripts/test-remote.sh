@@ -125,7 +125,7 @@ same() {
 }
 
 # The counter of bytes that came from the source (docs/CACHE.md).
-source_bytes=corfs_cache_source_bytes_total
+source_bytes=corfs_cache_filled_bytes_total
 
 try_sshfs() {
     if ! have sshfs || ! have sshd || ! have ssh-keygen; then

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             })
         }),
         Ok(Command::Copy(copying)) => session::copy(&copying),
+        Ok(Command::Cache(caching)) => session::cache(&caching),
         Ok(Command::Print(words)) => print(&words),
         Err(words) => Err(Refusal::usage(words)),
     };

@@ -1,5 +1,6 @@
 //! Words of the command line and of `-o`, parsed into plain values. Nothing here touches a file.
 
+mod caching;
 mod draft;
 mod ids;
 mod list;
@@ -7,7 +8,7 @@ mod size;
 pub mod table;
 
 use crate::copy::language::args;
-use crate::fuse::session::{Copying, KEEPER_OPTION, Manner, Settings, Telling};
+use crate::fuse::session::{CacheCommand, Copying, KEEPER_OPTION, Manner, Settings, Telling};
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use draft::{Draft, VALUED};
@@ -47,6 +48,8 @@ pub enum Command {
     },
     /// `corfs copy SRC... DST`
     Copy(Box<Copying>),
+    /// `corfs cache ...`
+    Cache(Box<CacheCommand>),
     /// `--help`, `--version`: words for standard output.
     Print(String),
 }
@@ -75,6 +78,9 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
             json: words.get_flag("json"),
         }),
         Some(("copy", words)) => copy(words),
+        Some(("cache", words)) => {
+            caching::parse(words).map(|asked| Command::Cache(Box::new(asked)))
+        }
         Some((_, words)) => mount(words),
         None => mount(&matches),
     }
@@ -214,13 +220,14 @@ fn clap() -> Clap {
         .override_usage(
             "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
              corfs stat [--json] MOUNTPOINT\n       \
-             corfs copy [OPTIONS] SRC... DST",
+             corfs copy [OPTIONS] SRC... DST\n       \
+             corfs cache COMMAND ...",
         )
         .after_help(AFTER)
         .args_conflicts_with_subcommands(true)
         .subcommand_negates_reqs(true)
         .disable_help_subcommand(true)
-        .subcommands([mount_words(mount), umount, stat, copy])
+        .subcommands([mount_words(mount), umount, stat, copy, caching::clap()])
 }
 
 /// The options and names that a mount takes.
@@ -278,7 +285,7 @@ nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.
 
-A SOURCE that is called mount, umount, stat or copy is written ./umount.
+A SOURCE that is called mount, umount, stat, copy or cache is written ./umount.
 Exit codes: 1 usage, 2 system, 32 the mount failed.";
 
 const AFTER_COPY: &str = "\

@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod cached;
 mod callers;
 mod ceilings;
 mod children;

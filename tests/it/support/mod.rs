@@ -13,7 +13,7 @@ mod stats;
 pub(crate) use commands::*;
 pub(crate) use content::*;
 pub(crate) use devices::*;
-pub(crate) use faulty::{Asked, Faults, FaultySource, On};
+pub(crate) use faulty::{Faults, FaultySource, On};
 pub(crate) use mounts::*;
 pub(crate) use needs::*;
 pub(crate) use scratch::*;

@@ -88,3 +88,28 @@ pub(crate) fn age(path: &Path) {
     utimensat(CWD, path, &times, AtFlags::empty())
         .unwrap_or_else(|e| panic!("utimensat {}: {e}", path.display()));
 }
+
+/// What `du` would say: the blocks of all that has a name below `folder`, and its own, in bytes.
+/// What goes away meanwhile is not counted, nor is a second name of a file.
+pub(crate) fn disk_usage(folder: &Path) -> u64 {
+    let mut seen = std::collections::HashSet::new();
+    disk_usage_of(folder, &mut seen)
+}
+
+fn disk_usage_of(path: &Path, seen: &mut std::collections::HashSet<u64>) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(meta) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    if !seen.insert(meta.ino()) {
+        return 0;
+    }
+    let mut sum = meta.blocks() * 512;
+    if meta.is_dir() {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        for entry in entries {
+            sum += disk_usage_of(&entry.path(), seen);
+        }
+    }
+    sum
+}
