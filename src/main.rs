@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Ok(Command::Copy(copying)) => session::copy(&copying),
         Ok(Command::Bench(request)) => measured(bench::run(&request)),
         Ok(Command::Replay(replay)) => measured(bench::replay::run(&replay)),
+        Ok(Command::Cache(caching)) => session::cache(&caching),
         Ok(Command::Print(words)) => print(&words),
         Err(words) => Err(Refusal::usage(words)),
     };

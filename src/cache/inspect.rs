@@ -108,6 +108,18 @@ pub enum Evicted {
     NotThere,
 }
 
+impl From<Taken> for Evicted {
+    fn from(taken: Taken) -> Self {
+        match taken {
+            Taken::Freed(bytes) => Self::Gone(bytes),
+            Taken::Orphaned => Self::GivenUp,
+            Taken::Pinned => Self::Pinned,
+            Taken::InUse => Self::Busy,
+            Taken::Nothing => Self::NotThere,
+        }
+    }
+}
+
 /// What was found out of order in a cache directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheReport {
@@ -220,6 +232,31 @@ impl CacheDir {
             dir: self,
             shelf,
             state,
+        })
+    }
+
+    /// Takes entries away that nobody has open, one after another, with one part in the ledger:
+    /// `work` is given what does it, for a store's name and a path. `pinned`: even pinned ones.
+    ///
+    /// # Errors
+    /// Those of the file system, and what `work` says.
+    pub fn evict(
+        &self,
+        pinned: bool,
+        work: impl FnOnce(&mut dyn FnMut(&str, &[u8]) -> Result<Evicted>) -> Result<()>,
+    ) -> Result<()> {
+        let mut last: Option<(String, Shelf)> = None;
+        self.with_budget(|budget| {
+            work(&mut |store, path| {
+                let shelf = match last.take() {
+                    Some((name, shelf)) if name == store => shelf,
+                    _ => Shelf::open(self.top.as_fd(), store, false)?.0,
+                };
+                let how = (true, false, pinned);
+                let taken = shelf.take_away(Name::of(path), budget, how);
+                last = Some((store.to_owned(), shelf));
+                taken.map(Evicted::from)
+            })
         })
     }
 
@@ -398,13 +435,7 @@ impl StoreView<'_> {
         let name = Name::of(path);
         self.dir.with_budget(|budget| {
             let taken = self.shelf.take_away(name, budget, (true, true, pinned))?;
-            Ok(match taken {
-                Taken::Freed(bytes) => Evicted::Gone(bytes),
-                Taken::Orphaned => Evicted::GivenUp,
-                Taken::Pinned => Evicted::Pinned,
-                Taken::InUse => Evicted::Busy,
-                Taken::Nothing => Evicted::NotThere,
-            })
+            Ok(taken.into())
         })
     }
 

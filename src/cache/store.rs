@@ -173,6 +173,11 @@ impl Store {
         self.shelf.dir.as_fd()
     }
 
+    /// The name of its directory in the cache directory.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How the store behaves.
     pub fn options(&self) -> &StoreOptions {
         &self.options

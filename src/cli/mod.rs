@@ -1,6 +1,7 @@
 //! Words of the command line and of `-o`, parsed into plain values. Nothing here touches a file.
 
 mod bench;
+mod caching;
 mod draft;
 mod ids;
 mod list;
@@ -11,7 +12,7 @@ pub mod watch;
 use crate::bench::Request;
 use crate::bench::replay::Replay;
 use crate::copy::language::args;
-use crate::fuse::session::{Copying, KEEPER_OPTION, Manner, Settings, Telling};
+use crate::fuse::session::{CacheCommand, Copying, KEEPER_OPTION, Manner, Settings, Telling};
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap};
 use draft::{Draft, VALUED};
@@ -58,6 +59,8 @@ pub enum Command {
     Bench(Request),
     /// `corfs replay FILE DIR`
     Replay(Replay),
+    /// `corfs cache ...`
+    Cache(Box<CacheCommand>),
     /// `--help`, `--version`: words for standard output.
     Print(String),
 }
@@ -86,6 +89,9 @@ pub fn parse(line: impl IntoIterator<Item = OsString>) -> Result<Command, String
         Some(("copy", words)) => copy(words),
         Some(("bench", words)) => bench::asked(words, &line),
         Some(("replay", words)) => Ok(bench::replayed(words)),
+        Some(("cache", words)) => {
+            caching::parse(words).map(|asked| Command::Cache(Box::new(asked)))
+        }
         Some((_, words)) => mount(words),
         None => mount(&matches),
     }
@@ -250,6 +256,7 @@ fn clap() -> Clap {
             "corfs [OPTIONS] SOURCE MOUNTPOINT\n       corfs umount [--lazy|--force] MOUNTPOINT\n       \
              corfs stat [--watch] [--json] MOUNTPOINT\n       \
              corfs copy [OPTIONS] SRC... DST\n       \
+             corfs cache COMMAND ...\n       \
              corfs bench copy|read|meta|fault|compare|draw ...\n       \
              corfs replay [--timed] FILE DIR",
         )
@@ -257,7 +264,15 @@ fn clap() -> Clap {
         .args_conflicts_with_subcommands(true)
         .subcommand_negates_reqs(true)
         .disable_help_subcommand(true)
-        .subcommands([mount_words(mount), umount, stat, copy, bench::bench(), bench::replay()])
+        .subcommands([
+            mount_words(mount),
+            umount,
+            stat,
+            copy,
+            caching::clap(),
+            bench::bench(),
+            bench::replay(),
+        ])
 }
 
 /// The options and names that a mount takes.
@@ -315,7 +330,7 @@ nosuid and nodev hold unless suid or dev is given. Words of mount(8) that mean
 nothing here (_netdev, nofail, noauto, user, x-..., ...) are ignored. In a value
 \\, is a comma and \\\\ a backslash. SIZE takes K, M, G and T.
 
-A SOURCE that is called mount, umount, stat, copy, bench or replay is written ./umount.
+A SOURCE that is called mount, umount, stat, copy, cache, bench or replay is written ./umount.
 Exit codes: 1 usage, 2 system, 32 the mount failed.";
 
 const AFTER_COPY: &str = "\

@@ -11,6 +11,7 @@
 
 mod abuse;
 mod bench;
+mod cached;
 mod callers;
 mod ceilings;
 mod children;

@@ -4,6 +4,7 @@
 //! into options, and after somebody else's unmount may take away another file system.
 
 mod attend;
+mod caching;
 mod check;
 mod copying;
 mod daemon;
@@ -24,6 +25,7 @@ mod stats;
 mod store;
 mod unmount;
 
+pub use caching::{Action, CacheCommand, run as cache};
 pub use copying::{Copying, Telling, run as copy};
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
@@ -219,7 +221,11 @@ fn serve_device(
     };
     overdue::watch(device.as_fd(), guardian)
         .map_err(|error| Refusal::system(format!("start threads for {name}: {}", said(error))))?;
-    let config = settings.config_text(source.path(), &site.path, in_force);
+    let mut config = settings.config_text(source.path(), &site.path, in_force);
+    if let Some(store) = &store {
+        // For `corfs cache`, which is given a path of the mount.
+        config.push_str(&format!("cache_store={}\n", store.name()));
+    }
     let mut options = settings.options.clone();
     if in_force.landlock {
         options.reach = Reach::NameFirst;

@@ -190,7 +190,12 @@ fn cache_lines(
         Share::Bytes(bytes) => bytes.to_string(),
         Share::Percent(percent) => format!("{percent}%"),
     };
-    line("cache", &octal(cache.dir.as_os_str()));
+    // Whoever reads this has another working directory.
+    let dir = std::path::absolute(&cache.dir);
+    line(
+        "cache",
+        &octal(dir.as_deref().unwrap_or(&cache.dir).as_os_str()),
+    );
     if let Some(id) = &cache.id {
         line("cache_id", &octal(OsStr::new(id)));
     }

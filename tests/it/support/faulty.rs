@@ -9,9 +9,10 @@ mod serve;
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
 use rustix::io::Errno;
@@ -81,11 +82,33 @@ struct State {
     synced: Vec<PathBuf>,
 }
 
+/// What was asked of the source since it is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// Requests to read.
+    pub(crate) reads: u64,
+    /// Bytes that they brought.
+    pub(crate) bytes: u64,
+}
+
+/// A line over which all bytes go, one after the other.
+#[derive(Debug)]
+struct Wire {
+    bytes_per_second: f64,
+    /// Until then it is taken.
+    free: Instant,
+}
+
 /// The commands, shared by the test and the requests.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     state: Mutex<State>,
     changed: Condvar,
+    /// Neither of these two is a fault that is healed.
+    asked: Mutex<Asked>,
+    wire: Mutex<Option<Wire>>,
+    /// Seconds by which ctimes are shown older than they are.
+    older: AtomicU64,
 }
 
 impl Faults {
@@ -172,6 +195,52 @@ impl Faults {
         let mut synced = self.state().synced.clone();
         synced.sort();
         synced
+    }
+
+    /// What was read so far, and the count begins anew.
+    pub(crate) fn take_asked(&self) -> Asked {
+        std::mem::take(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on all that is read together comes at most so fast; `None`: as fast as it can.
+    pub(crate) fn bandwidth(&self, bytes_per_second: Option<u64>) {
+        let wire = bytes_per_second.map(|bytes| Wire {
+            bytes_per_second: bytes as f64,
+            free: Instant::now(),
+        });
+        *self.wire.lock().unwrap_or_else(PoisonError::into_inner) = wire;
+    }
+
+    /// From now on all ctimes are shown as so much older, which nobody can set: so that a file just
+    /// made looks like one that has been there for long.
+    pub(crate) fn show_older(&self, by: Duration) {
+        self.older.store(by.as_secs(), Ordering::Relaxed);
+    }
+
+    /// Whether reading takes its time, and should not hold up other requests.
+    fn is_slow(&self) -> bool {
+        let wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+        wire.is_some()
+    }
+
+    /// Counts what a read brings, and waits until it is through the wire.
+    fn transfer(&self, bytes: u64) {
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.reads += 1;
+            asked.bytes += bytes;
+        }
+        let arrival = {
+            let mut wire = self.wire.lock().unwrap_or_else(PoisonError::into_inner);
+            wire.as_mut().map(|wire| {
+                let takes = Duration::from_secs_f64(bytes as f64 / wire.bytes_per_second);
+                wire.free = wire.free.max(Instant::now()) + takes;
+                wire.free
+            })
+        };
+        if let Some(arrival) = arrival {
+            std::thread::sleep(arrival.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// How many requests of that kind hang now.

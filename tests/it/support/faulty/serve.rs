@@ -6,6 +6,7 @@ use std::fs::{self, File, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -68,11 +69,15 @@ impl Server {
             Err(error) => return send(reply, Err(error.into())),
         };
         let inner = self.0.clone();
-        let Some(fault) = inner.faults.fault(on, &path) else {
+        let fault = inner.faults.fault(on, &path);
+        if fault.is_none() && !(on == On::Read && inner.faults.is_slow()) {
             return send(reply, work(&inner, &path).map_err(Errno::from));
-        };
+        }
         std::thread::spawn(move || {
-            let undergone = inner.faults.undergo(on, fault).map_err(io::Error::from);
+            let undergone = match fault {
+                Some(fault) => inner.faults.undergo(on, fault).map_err(io::Error::from),
+                None => Ok(()),
+            };
             let done = undergone.and_then(|()| work(&inner, &path));
             send(reply, done.map_err(Errno::from));
         });
@@ -101,7 +106,17 @@ impl Inner {
             Some(&id) => id,
             None => tree.enter(path),
         };
-        Ok(attr(id, &meta))
+        Ok(self.shown(id, &meta))
+    }
+
+    fn shown(&self, id: u64, meta: &Metadata) -> FileAttr {
+        let mut attr = attr(id, meta);
+        let older = self.faults.older.load(Ordering::Relaxed);
+        attr.ctime = attr
+            .ctime
+            .checked_sub(Duration::from_secs(older))
+            .unwrap_or(UNIX_EPOCH);
+        attr
     }
 
     fn open(
@@ -244,7 +259,7 @@ impl Filesystem for Server {
         // An open file without a name still has attributes.
         let open = fh.and_then(|fh| self.0.file(fh).ok());
         let work = move |inner: &Inner, path: &Path| match open {
-            Some(open) => Ok(attr(ino.0, &open.file.metadata()?)),
+            Some(open) => Ok(inner.shown(ino.0, &open.file.metadata()?)),
             None => inner.attr(path),
         };
         self.answer(
@@ -426,7 +441,11 @@ impl Filesystem for Server {
         reply: ReplyData,
     ) {
         let path = self.0.file(fh).map(|open| open.path.clone());
-        let work = move |inner: &Inner, _: &Path| inner.read(fh, offset, size as usize);
+        let work = move |inner: &Inner, _: &Path| {
+            let bytes = inner.read(fh, offset, size as usize)?;
+            inner.faults.transfer(bytes.len() as u64);
+            Ok(bytes)
+        };
         self.answer(On::Read, path, reply, work, |reply, done| match done {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
