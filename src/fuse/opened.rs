@@ -4,16 +4,31 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
+use super::serve::Slot;
 use super::shared::{GENERATION, Shared};
 use crate::mirror::{Attr, Io, NodeId, Opened};
 use crate::observe::OpenMode;
 
 impl Shared {
     /// Answers an open of a file; `flags` as the caller gave them.
-    pub(super) fn reply_opened(&self, id: NodeId, flags: i32, opened: &Opened, reply: ReplyOpen) {
+    pub(super) fn reply_opened(
+        &self,
+        id: NodeId,
+        flags: i32,
+        opened: Result<Opened, Errno>,
+        slot: Slot<ReplyOpen>,
+    ) {
+        let (opened, reply) = match (opened, slot.take()) {
+            (Ok(opened), Some(reply)) => (opened, reply),
+            (Err(errno), Some(reply)) => return reply.error(errno),
+            // The kernel will never release what it has not heard of.
+            (Ok(opened), None) => return self.mirror.release(opened.handle),
+            (Err(_), None) => return,
+        };
+        let opened = &opened;
         let backing = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
         let handle = FileHandle(opened.handle);
         match backing {
@@ -26,11 +41,20 @@ impl Shared {
     pub(super) fn reply_created(
         &self,
         parent: NodeId,
-        attr: &Attr,
         flags: i32,
-        opened: &Opened,
-        reply: ReplyCreate,
+        created: Result<(Attr, Opened), Errno>,
+        slot: Slot<ReplyCreate>,
     ) {
+        let ((attr, opened), reply) = match (created, slot.take()) {
+            (Ok(created), Some(reply)) => (created, reply),
+            (Err(errno), Some(reply)) => return reply.error(errno),
+            (Ok((attr, opened)), None) => {
+                self.mirror.release(opened.handle);
+                return self.mirror.forget(attr.id, 1);
+            }
+            (Err(_), None) => return,
+        };
+        let (attr, opened) = (&attr, &opened);
         let backing = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
         let trust = self.seen_stores(attr, self.mirror.trust_made(parent, attr));
         let ttl = trust.entry.min(trust.attr);

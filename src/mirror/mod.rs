@@ -31,7 +31,7 @@ use parking_lot::RwLock;
 
 pub use attr::{Attr, SetAttr, Time};
 pub use caller::Caller;
-pub use dir::Entry;
+pub use dir::{Ahead, Entry};
 pub use file::Opened;
 pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};
