@@ -191,28 +191,47 @@ impl Mirror {
     /// As for `readdir`.
     pub fn read_ahead(&self, handle: u64, offset: u64, plus: Option<usize>) -> Result<Vec<Ahead>> {
         let dir = self.open_dir(handle)?;
-        let entries: Vec<Entry> = {
-            let mut stream = dir.stream.lock();
-            self.go_to(&dir, &mut stream, offset)?;
-            if stream.ahead.is_empty() {
-                self.fill(&dir, &mut stream.ahead)?;
-            }
-            stream.ahead.iter().cloned().collect()
-        };
-        let mut found: Vec<Ahead> = Vec::with_capacity(entries.len());
-        let mut room = plus.unwrap_or(usize::MAX);
-        for entry in entries {
-            let ahead = match plus {
-                None => Ahead::bare(entry),
-                Some(_) => self.look_at(&dir, entry),
+        let mut offset = offset;
+        loop {
+            let entries = self.peek(&dir, offset)?;
+            let found = match plus {
+                None => entries.into_iter().map(Ahead::bare).collect(),
+                Some(room) => self.look_at_all(&dir, entries, room),
             };
+            match found.last() {
+                // No entry is the end to a reader, and this is not.
+                Some(last) if found.iter().all(|ahead| ahead.vanished) => {
+                    let next = last.entry.next;
+                    self.gave(handle, offset, found.len());
+                    offset = next;
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// What the source has ready at a position.
+    fn peek(&self, dir: &OpenDir, offset: u64) -> Result<Vec<Entry>> {
+        let mut stream = dir.stream.lock();
+        self.go_to(dir, &mut stream, offset)?;
+        if stream.ahead.is_empty() {
+            self.fill(dir, &mut stream.ahead)?;
+        }
+        Ok(stream.ahead.iter().cloned().collect())
+    }
+
+    fn look_at_all(&self, dir: &OpenDir, entries: Vec<Entry>, room: usize) -> Vec<Ahead> {
+        let mut room = room;
+        let mut found = Vec::new();
+        for entry in entries {
+            let ahead = self.look_at(dir, entry);
             room = room.saturating_sub(ahead.size());
             found.push(ahead);
             if room == 0 {
                 break;
             }
         }
-        Ok(found)
+        found
     }
 
     fn look_at(&self, dir: &OpenDir, entry: Entry) -> Ahead {

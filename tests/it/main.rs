@@ -28,6 +28,7 @@ mod programs;
 mod reads;
 mod sandbox;
 mod semantics;
+mod slow;
 mod stairs;
 mod storm;
 mod suites;
