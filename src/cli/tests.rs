@@ -68,9 +68,6 @@ fn the_word_mount_changes_nothing() {
 fn every_long_option_is_a_word_of_the_list_too() {
     let samples = [
         ("threads", "7"),
-        ("source-workers", "always"),
-        ("source-timeout", "7"),
-        ("source-timeout-write", "9s"),
         ("clone-fd", "off"),
         ("io", "pread"),
         ("passthrough", "always"),
@@ -88,6 +85,9 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("uid", "7"),
         ("gid", "8"),
         ("map", "u1000:2000:1/g5:6:7"),
+        ("source-workers", "always"),
+        ("source-timeout", "7"),
+        ("source-timeout-write", "9s"),
         ("sandbox", "off"),
         ("log-file", "/l"),
         ("fsname", "a b"),
