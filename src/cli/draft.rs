@@ -2,7 +2,7 @@
 
 use super::ids::Which;
 use super::list::Word;
-use crate::fuse::session::{Access, Flags, Sandbox, Settings};
+use crate::fuse::session::{Access, Flags, Sandbox, Settings, SourceWorkers};
 use crate::mirror::{
     Coherence, Control, IdMap, IdRange, Ids, Io, Options, Passthrough, Reach, Validate,
 };
@@ -36,6 +36,9 @@ pub(super) struct Draft {
     auto_unmount: bool,
     sandbox: Sandbox,
     nonempty: bool,
+    source_workers: SourceWorkers,
+    source_timeout: Option<Duration>,
+    source_timeout_write: Option<Duration>,
     pub(super) remount: bool,
     read_only: bool,
     noatime: bool,
@@ -75,6 +78,9 @@ impl Default for Draft {
             auto_unmount: false,
             sandbox: Sandbox::Auto,
             nonempty: false,
+            source_workers: SourceWorkers::Auto,
+            source_timeout: Some(Duration::from_secs(30)),
+            source_timeout_write: None,
             remount: false,
             read_only: false,
             noatime: false,
@@ -160,6 +166,9 @@ impl Draft {
             sandbox: self.sandbox,
             nonempty: self.nonempty,
             cache: self.caching()?,
+            source_workers: self.source_workers,
+            source_timeout: self.source_timeout,
+            source_timeout_write: self.source_timeout_write,
             options: self.options(access)?,
         })
     }

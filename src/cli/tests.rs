@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
 use super::*;
-use crate::fuse::session::{Access, Sandbox};
+use crate::fuse::session::{Access, Sandbox, SourceWorkers};
 use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -38,6 +38,9 @@ fn the_defaults_are_those_that_the_help_tells() {
     assert!(!settings.foreground && settings.clone_fd && settings.threads.is_none());
     assert_eq!(settings.access, Access::Owner);
     assert_eq!(settings.sandbox, Sandbox::Auto);
+    assert_eq!(settings.source_workers, SourceWorkers::Auto);
+    assert_eq!(settings.source_timeout, Some(Duration::from_secs(30)));
+    assert_eq!(settings.source_timeout_write, None);
     assert_eq!(settings.flags, Default::default());
     let options = settings.options;
     assert_eq!(options.io, Io::Mmap);
@@ -92,6 +95,9 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("uid", "7"),
         ("gid", "8"),
         ("map", "u1000:2000:1/g5:6:7"),
+        ("source-workers", "always"),
+        ("source-timeout", "7"),
+        ("source-timeout-write", "9s"),
         ("sandbox", "off"),
         ("log-file", "/l"),
         ("fsname", "a b"),
@@ -250,6 +256,9 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "watch_timeout=soon",
         "watch_limit=0",
         "attr_timeout=-1",
+        "source_timeout=0",
+        "source_timeout_write=soon",
+        "source_workers=some",
         "entry_timeout=soon",
         "negative_timeout=1e9",
         "control_name=a/b",

@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
@@ -14,37 +15,31 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{self, caller, entry_attr};
-use super::lock_waits::Waiter;
+use super::convert::{self, caller};
+use super::lock_waits::Asking;
 use super::opened::dir_flags;
+pub use super::serve::Serving;
+use super::serve::{Slot, Wait, name as os};
 pub use super::shared::Shared;
-use super::shared::{GENERATION, nameless_attr, negative_attr};
 use crate::cache::Store;
-use crate::mirror::{
-    Attr, Coherence, EventQueue, InodeTable, LockOutcome, MAX_READ, Mirror, Options, SetAttr,
-};
+use crate::mirror::{Coherence, EventQueue, InodeTable, MAX_READ, Options, SetAttr};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
-use crate::sys::watch::CallerWatch;
 use crate::sys::{self, Fail};
 
 /// How many background requests (readahead) may be under way; the kernel's default is 12.
 const MAX_BACKGROUND: u16 = 64;
 
-/// The position in a listing after the control file and before the source's first entry. No file
-/// system gives it: ext4's and XFS's positions are hashes and offsets below it, and the end of an
-/// ext4 directory is the last number of 63 bits.
-const AFTER_CONTROL: u64 = (i64::MAX - 15) as u64;
-
 /// Serves a mirror to the kernel.
 pub struct Adapter {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Adapter {
     /// A mirror of `source` (`O_PATH`) that will be mounted at `mountpoints` (one place, by
     /// the names that people may give it), holding at most
-    /// `descriptors` for inodes. `config` is what `.corfs/config` shows.
+    /// `descriptors` for inodes. `config` is what `.corfs/config` shows, `serving` who does what
+    /// touches the source.
     ///
     /// # Errors
     /// EINVAL for impossible sizes; those of the first system calls on the source.
@@ -56,6 +51,7 @@ impl Adapter {
         config: String,
         events: EventQueue,
         store: Option<Arc<Store>>,
+        serving: Serving,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let shared = Shared::new(
@@ -66,6 +62,7 @@ impl Adapter {
             config,
             events,
             store,
+            serving,
             metrics,
         )?;
         Ok(Self {
@@ -121,27 +118,26 @@ impl Filesystem for Adapter {
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
         self.shared.negotiate_passthrough(config);
+        self.shared.look_ahead();
         Ok(())
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _noted = self.shared.note(req, parent, |asked| asked.name(name));
-        let shared = &self.shared;
-        let found = shared.measured(Op::Lookup, || {
-            match shared.control.lookup(parent.0, name)? {
-                Some(attr) => Ok(attr),
-                None => shared.mirror.lookup(parent.0, name),
-            }
-        });
-        if found.as_ref().is_err_and(|e| i32::from(*e) == libc::ENOENT) {
-            let negative = shared.mirror.trust_absence(parent.0);
-            if !negative.is_zero() && !virtual_file(parent) {
-                return reply.entry(&negative, &negative_attr(), GENERATION);
-            }
+        let lent = [name.as_bytes()];
+        if self.shared.control.is_apart(parent.0, name) {
+            // Statistics are wanted most when the source does not answer.
+            return self.shared.lookup(parent.0, name, Slot::Own(reply));
         }
-        shared.reply_entry(reply, found, |mirror, attr| {
-            mirror.trust_entry(parent.0, attr)
-        });
+        self.serve(
+            Wait::Read,
+            req.pid(),
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                shared.lookup(parent.0, os(name), slot);
+            },
+        );
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
@@ -149,7 +145,7 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             self.shared.control.forget(ino.0, nlookup);
         } else {
-            self.shared.mirror.forget(ino.0, nlookup);
+            self.forget_by_whom(ino.0, nlookup);
         }
         self.shared.metrics.operation(Op::Forget, started, false);
     }
@@ -159,14 +155,13 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
         let _noted = self.shared.note(req, ino, |_| ());
-        let shared = &self.shared;
-        let found = shared.measured(Op::Getattr, || {
-            if virtual_file(ino) {
-                return shared.control.getattr(ino.0);
-            }
-            shared.mirror.getattr(ino.0, fh.map(|fh| fh.0))
+        if self.shared.control.is_own(ino.0) {
+            return self.shared.getattr(ino.0, None, Slot::Own(reply));
+        }
+        let fh = fh.map(|fh| fh.0);
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            shared.getattr(ino.0, fh, slot);
         });
-        shared.reply_attr(reply, found, Mirror::trust_attr);
     }
 
     fn setattr(
@@ -190,7 +185,6 @@ impl Filesystem for Adapter {
         let _noted = self
             .shared
             .note(req, ino, |asked| (asked.size, asked.mode) = (size, mode));
-        let shared = &self.shared;
         let set = SetAttr {
             mode,
             uid,
@@ -199,26 +193,34 @@ impl Filesystem for Adapter {
             atime: atime.map(convert::time),
             mtime: mtime.map(convert::time),
         };
-        let found = shared.measured(Op::Setattr, || {
-            if !virtual_file(ino) {
-                return shared.mirror.setattr(ino.0, fh.map(|fh| fh.0), &set);
-            }
-            // To truncate or touch a control file has no effect, and is no error: `>` does it.
-            if mode.is_some() || uid.is_some() || gid.is_some() {
-                return Err(refused("setattr on a control file"));
-            }
-            shared.control.getattr(ino.0)
-        });
-        shared.reply_attr(reply, found, |mirror, _| mirror.trust_set());
+        let fh = fh.map(|fh| fh.0);
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            [],
+            move |shared, [], slot| {
+                let found = shared.measured(Op::Setattr, || {
+                    if !virtual_file(ino) {
+                        return shared.mirror.setattr(ino.0, fh, &set);
+                    }
+                    // To truncate or touch a control file has no effect, and is no error: `>` does it.
+                    if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+                        return Err(refused("setattr on a control file"));
+                    }
+                    shared.control.getattr(ino.0)
+                });
+                shared.reply_attr(slot, found, |mirror, _| mirror.trust_set());
+            },
+        );
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let _noted = self.shared.note(req, ino, |_| ());
-        let read = || self.shared.mirror.readlink(ino.0);
-        match self.shared.measured(Op::Readlink, read) {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let target = shared.measured(Op::Readlink, || shared.mirror.readlink(ino.0));
+            shared.answer(slot, target, |reply, target| reply.data(&target));
+        });
     }
 
     fn mknod(
@@ -235,13 +237,22 @@ impl Filesystem for Adapter {
             asked.name(name);
             asked.mode = Some(mode);
         });
-        let shared = &self.shared;
-        let made = shared.measured(Op::Mknod, || {
-            shared.control.refuse_new(parent.0, name)?;
-            let caller = caller(req, umask);
-            shared.mirror.mknod(&caller, parent.0, name, mode, rdev)
-        });
-        shared.reply_made(reply, parent.0, made);
+        let caller = caller(req, umask);
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                let made = shared.measured(Op::Mknod, || {
+                    shared.control.refuse_new(parent.0, os(name))?;
+                    let mirror = &shared.mirror;
+                    mirror.mknod(&caller, parent.0, os(name), mode, rdev)
+                });
+                shared.reply_made(slot, parent.0, made);
+            },
+        );
     }
 
     fn mkdir(
@@ -257,31 +268,55 @@ impl Filesystem for Adapter {
             asked.name(name);
             asked.mode = Some(mode);
         });
-        let shared = &self.shared;
-        let made = shared.measured(Op::Mkdir, || {
-            shared.control.refuse_new(parent.0, name)?;
-            let caller = caller(req, umask);
-            shared.mirror.mkdir(&caller, parent.0, name, mode)
-        });
-        shared.reply_made(reply, parent.0, made);
+        let caller = caller(req, umask);
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                let made = shared.measured(Op::Mkdir, || {
+                    shared.control.refuse_new(parent.0, os(name))?;
+                    shared.mirror.mkdir(&caller, parent.0, os(name), mode)
+                });
+                shared.reply_made(slot, parent.0, made);
+            },
+        );
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _noted = self.shared.note(req, parent, |asked| asked.name(name));
-        let shared = &self.shared;
-        shared.reply_empty(Op::Unlink, reply, || {
-            shared.control.refuse_change(parent.0, name)?;
-            shared.mirror.unlink(parent.0, name)
-        });
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                shared.reply_empty(Op::Unlink, slot, || {
+                    shared.control.refuse_change(parent.0, os(name))?;
+                    shared.mirror.unlink(parent.0, os(name))
+                });
+            },
+        );
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _noted = self.shared.note(req, parent, |asked| asked.name(name));
-        let shared = &self.shared;
-        shared.reply_empty(Op::Rmdir, reply, || {
-            shared.control.refuse_change(parent.0, name)?;
-            shared.mirror.rmdir(parent.0, name)
-        });
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                shared.reply_empty(Op::Rmdir, slot, || {
+                    shared.control.refuse_change(parent.0, os(name))?;
+                    shared.mirror.rmdir(parent.0, os(name))
+                });
+            },
+        );
     }
 
     fn symlink(
@@ -296,13 +331,22 @@ impl Filesystem for Adapter {
             asked.name(link_name);
             asked.word(target.as_os_str());
         });
-        let shared = &self.shared;
-        let made = shared.measured(Op::Symlink, || {
-            shared.control.refuse_new(parent.0, link_name)?;
-            let (caller, target) = (caller(req, 0), target.as_os_str());
-            shared.mirror.symlink(&caller, parent.0, link_name, target)
-        });
-        shared.reply_made(reply, parent.0, made);
+        let caller = caller(req, 0);
+        let lent = [link_name.as_bytes(), target.as_os_str().as_bytes()];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name, target], slot| {
+                let made = shared.measured(Op::Symlink, || {
+                    shared.control.refuse_new(parent.0, os(name))?;
+                    let mirror = &shared.mirror;
+                    mirror.symlink(&caller, parent.0, os(name), os(target))
+                });
+                shared.reply_made(slot, parent.0, made);
+            },
+        );
     }
 
     fn rename(
@@ -320,14 +364,23 @@ impl Filesystem for Adapter {
             asked.new_name(newparent, newname);
             asked.flags = Some(flags.bits());
         });
-        let shared = &self.shared;
-        shared.reply_empty(Op::Rename, reply, || {
-            shared.control.refuse_change(parent.0, name)?;
-            shared.control.refuse_change(newparent.0, newname)?;
-            let flags = flags.bits();
-            let mirror = &shared.mirror;
-            mirror.rename(&caller(req, 0), parent.0, name, newparent.0, newname, flags)
-        });
+        let (caller, flags) = (caller(req, 0), flags.bits());
+        let (from, to) = (parent.0, newparent.0);
+        let lent = [name.as_bytes(), newname.as_bytes()];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name, new], slot| {
+                shared.reply_empty(Op::Rename, slot, || {
+                    let (name, new) = (os(name), os(new));
+                    shared.control.refuse_change(from, name)?;
+                    shared.control.refuse_change(to, new)?;
+                    shared.mirror.rename(&caller, from, name, to, new, flags)
+                });
+            },
+        );
     }
 
     fn link(
@@ -341,36 +394,48 @@ impl Filesystem for Adapter {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.new_name(newparent, newname));
-        let shared = &self.shared;
-        let made = shared.measured(Op::Link, || {
-            if virtual_file(ino) {
-                return Err(refused("link a control file"));
-            }
-            shared.control.refuse_new(newparent.0, newname)?;
-            let caller = caller(req, 0);
-            shared.mirror.link(&caller, ino.0, newparent.0, newname)
-        });
-        shared.reply_made(reply, newparent.0, made);
+        let caller = caller(req, 0);
+        let (parent, lent) = (newparent.0, [newname.as_bytes()]);
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                let made = shared.measured(Op::Link, || {
+                    if virtual_file(ino) {
+                        return Err(refused("link a control file"));
+                    }
+                    shared.control.refuse_new(parent, os(name))?;
+                    shared.mirror.link(&caller, ino.0, parent, os(name))
+                });
+                shared.reply_made(slot, parent, made);
+            },
+        );
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.flags = Some(flags.0 as u32));
-        let shared = &self.shared;
-        if virtual_file(ino) {
-            let open = || shared.control.open(req, ino.0, flags.0);
-            return match shared.measured(Op::Open, open) {
-                Ok(handle) => reply.opened(FileHandle(handle), shared.control.open_flags(ino.0)),
-                Err(errno) => reply.error(errno),
-            };
+        let (caller, flags) = (caller(req, 0), flags.0);
+        if self.shared.control.is_own(ino.0) {
+            return self
+                .shared
+                .open_control(&caller, ino.0, flags, Slot::Own(reply));
         }
-        match shared.measured(Op::Open, || {
-            shared.mirror.open(&caller(req, 0), ino.0, flags.0)
-        }) {
-            Ok(opened) => shared.reply_opened(ino.0, flags.0, &opened, reply),
-            Err(errno) => reply.error(errno),
-        }
+        // To open a file for writing changes nothing yet, but who writes can wait.
+        let wait = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => Wait::Read,
+            _ => Wait::Write,
+        };
+        self.serve(wait, caller.pid, reply, [], move |shared, [], slot| {
+            if virtual_file(ino) {
+                return shared.open_control(&caller, ino.0, flags, slot);
+            }
+            let opened = shared.measured(Op::Open, || shared.mirror.open(&caller, ino.0, flags));
+            shared.reply_opened(ino.0, flags, opened, slot);
+        });
     }
 
     fn create(
@@ -387,16 +452,22 @@ impl Filesystem for Adapter {
             asked.name(name);
             (asked.mode, asked.flags) = (Some(mode), Some(flags as u32));
         });
-        let shared = &self.shared;
-        let created = shared.measured(Op::Create, || {
-            shared.control.refuse_new(parent.0, name)?;
-            let caller = caller(req, umask);
-            shared.mirror.create(&caller, parent.0, name, mode, flags)
-        });
-        match created {
-            Ok((attr, opened)) => shared.reply_created(parent.0, &attr, flags, &opened, reply),
-            Err(errno) => reply.error(errno),
-        }
+        let caller = caller(req, umask);
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                let created = shared.measured(Op::Create, || {
+                    shared.control.refuse_new(parent.0, os(name))?;
+                    let mirror = &shared.mirror;
+                    mirror.create(&caller, parent.0, os(name), mode, flags)
+                });
+                shared.reply_created(parent.0, flags, created, slot);
+            },
+        );
     }
 
     fn read(
@@ -413,26 +484,24 @@ impl Filesystem for Adapter {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.range(offset, size.into()));
-        let shared = &self.shared;
-        if shared.control.is_oplog(ino.0) {
-            return shared.oplog.read(req, fh.0, size as usize, reply);
+        if self.shared.control.is_oplog(ino.0) {
+            return self.shared.oplog.read(req, fh.0, size as usize, reply);
         }
-        let mut reply = Some(reply);
-        let mut send = |bytes: &[u8]| {
-            if let Some(reply) = reply.take() {
-                reply.data(bytes);
-            }
-        };
-        let read = shared.measured(Op::Read, || {
-            if virtual_file(ino) {
-                let control = &shared.control;
-                return control.read(ino.0, fh.0, offset, size as usize, &mut send);
-            }
-            shared.mirror.read(fh.0, offset, size as usize, &mut send)
+        let size = size as usize;
+        if virtual_file(ino) {
+            let control = &self.shared.control;
+            let read = |send: &mut dyn FnMut(&[u8])| control.read(ino.0, fh.0, offset, size, send);
+            return self.shared.reply_read(Slot::Own(reply), read);
+        }
+        if self.shared.workers.is_some() && self.shared.mirror.is_kept(fh.0, offset, size) {
+            // What the cache has need not wait behind a source that hangs.
+            let mirror = &self.shared.mirror;
+            let read = |send: &mut dyn FnMut(&[u8])| mirror.read(fh.0, offset, size, send);
+            return self.shared.reply_read(Slot::Own(reply), read);
+        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            shared.reply_read(slot, |send| shared.mirror.read(fh.0, offset, size, send));
         });
-        if let (Err(errno), Some(reply)) = (read, reply) {
-            reply.error(errno);
-        }
     }
 
     fn write(
@@ -450,16 +519,21 @@ impl Filesystem for Adapter {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.range(offset, data.len() as u64));
-        let shared = &self.shared;
         if virtual_file(ino) {
-            return shared.control.write(req, fh.0, data, reply);
+            return self.shared.control.write(req, fh.0, data, reply);
         }
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let write = || shared.mirror.write(fh.0, offset, data, from_pages);
-        match shared.measured(Op::Write, write) {
-            Ok(count) => reply.written(count as u32),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            [data],
+            move |shared, [data], slot| {
+                let write = || shared.mirror.write(fh.0, offset, data, from_pages);
+                let written = shared.measured(Op::Write, write);
+                shared.answer(slot, written, |reply, count| reply.written(count as u32));
+            },
+        );
     }
 
     fn flush(
@@ -471,12 +545,19 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _noted = self.shared.note(req, ino, |_| ());
-        let shared = &self.shared;
         if virtual_file(ino) {
-            return shared.control.flush(req, fh.0, reply);
+            return self.shared.control.flush(req, fh.0, reply);
         }
-        let flush = || shared.mirror.flush(fh.0, lock_owner.0);
-        shared.reply_empty(Op::Flush, reply, flush);
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            [],
+            move |shared, [], slot| {
+                let flush = || shared.mirror.flush(fh.0, lock_owner.0);
+                shared.reply_empty(Op::Flush, slot, flush);
+            },
+        );
     }
 
     fn release(
@@ -490,16 +571,27 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _noted = self.shared.note(req, ino, |_| ());
-        let shared = &self.shared;
-        shared.reply_empty(Op::Release, reply, || {
-            if virtual_file(ino) {
-                shared.control.release(fh.0);
-            } else {
-                shared.mirror.release(fh.0);
-                shared.released(ino.0, flags.0);
-            }
-            Ok(())
-        });
+        let flags = flags.0;
+        if virtual_file(ino) {
+            return self.shared.reply_empty(Op::Release, Slot::Own(reply), || {
+                self.shared.control.release(fh.0);
+                Ok(())
+            });
+        }
+        // To close a file may ask the source what became of the writing.
+        self.serve(
+            Wait::Release,
+            req.pid(),
+            reply,
+            [],
+            move |shared, [], slot| {
+                shared.reply_empty(Op::Release, slot, || {
+                    shared.mirror.release(fh.0);
+                    shared.released(ino.0, flags);
+                    Ok(())
+                });
+            },
+        );
     }
 
     fn fsync(
@@ -514,10 +606,9 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             return reply.ok();
         }
-        let shared = self.shared.clone();
-        self.shared.aside.run("fsync", move || {
+        self.serve_aside("fsync", req.pid(), reply, move |shared, slot| {
             let sync = || shared.mirror.fsync(fh.0, datasync);
-            shared.reply_empty(Op::Fsync, reply, sync);
+            shared.reply_empty(Op::Fsync, slot, sync);
         });
     }
 
@@ -528,11 +619,17 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             return reply.opened(FileHandle(0), FopenFlags::empty());
         }
-        let open = || self.shared.mirror.opendir(ino.0, flags.0);
-        match self.shared.measured(Op::Opendir, open) {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), dir_flags(&opened)),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let open = || shared.mirror.opendir(ino.0, flags.0);
+            match (shared.measured(Op::Opendir, open), slot.take()) {
+                (Ok(opened), Some(reply)) => {
+                    reply.opened(FileHandle(opened.handle), dir_flags(&opened));
+                }
+                (Err(errno), Some(reply)) => reply.error(errno),
+                (Ok(opened), None) => shared.mirror.releasedir(opened.handle),
+                (Err(_), None) => {}
+            }
+        });
     }
 
     fn readdir(
@@ -541,32 +638,19 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.offset = Some(offset));
-        let shared = &self.shared;
-        let mut emit = |entry: &crate::mirror::Entry| {
-            let kind = convert::file_type(entry.kind);
-            reply.add(INodeNo(entry.ino), entry.next, kind, &entry.name)
-        };
-        let read = shared.measured(Op::Readdir, || {
-            if virtual_file(ino) {
-                shared.control.folder_entries(offset).any(|e| emit(&e));
-                return Ok(());
+        let (ino, fh) = (ino.0, fh.0);
+        match &self.shared.workers {
+            Some(_) if !InodeTable::is_virtual(ino) => {
+                self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+                    shared.readdir_by_worker(ino, fh, offset, slot);
+                });
             }
-            if offset == 0
-                && let Some(entry) = shared.control.listed(ino.0, AFTER_CONTROL)
-            {
-                emit(&entry);
-            }
-            let offset = if offset == AFTER_CONTROL { 0 } else { offset };
-            shared.mirror.readdir(fh.0, offset, &mut emit)
-        });
-        match read {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
+            _ => self.shared.readdir(ino, fh, offset, reply),
         }
     }
 
@@ -576,46 +660,19 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.offset = Some(offset));
-        let shared = &self.shared;
-        let mut emit = |entry: &crate::mirror::Entry, attr: Option<&Attr>| {
-            let (attr, ttl) = match attr {
-                Some(attr) if virtual_file(ino) => (entry_attr(attr), Duration::ZERO),
-                Some(attr) => {
-                    let trust = shared.mirror.trust_entry(ino.0, attr);
-                    let trust = shared.seen_stores(attr, trust);
-                    (entry_attr(attr), trust.entry.min(trust.attr))
-                }
-                None => {
-                    let id = shared.mirror.table().virtual_id();
-                    let kind = convert::file_type(entry.kind);
-                    (nameless_attr(id, kind), Duration::ZERO)
-                }
-            };
-            let (ino, next) = (INodeNo(entry.ino), entry.next);
-            reply.add(ino, next, &entry.name, &ttl, &attr, GENERATION)
-        };
-        let read = shared.measured(Op::Readdirplus, || {
-            if virtual_file(ino) {
-                let mut entries = shared.control.folder_entries(offset);
-                entries.any(|e| emit(&e, shared.control.getattr(e.ino).ok().as_ref()));
-                return Ok(());
+        let (ino, fh) = (ino.0, fh.0);
+        match &self.shared.workers {
+            Some(_) if !InodeTable::is_virtual(ino) => {
+                self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+                    shared.readdirplus_by_worker(ino, fh, offset, slot);
+                });
             }
-            if offset == 0
-                && let Some(entry) = shared.control.listed(ino.0, AFTER_CONTROL)
-            {
-                emit(&entry, None);
-            }
-            let offset = if offset == AFTER_CONTROL { 0 } else { offset };
-            shared.mirror.readdirplus(fh.0, offset, &mut emit)
-        });
-        match read {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
+            _ => self.shared.readdirplus(ino, fh, offset, reply),
         }
     }
 
@@ -628,10 +685,18 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _noted = self.shared.note(req, ino, |_| ());
-        self.shared.reply_empty(Op::Releasedir, reply, || {
-            self.shared.mirror.releasedir(fh.0);
-            Ok(())
-        });
+        self.serve(
+            Wait::Release,
+            req.pid(),
+            reply,
+            [],
+            move |shared, [], slot| {
+                shared.reply_empty(Op::Releasedir, slot, || {
+                    shared.mirror.releasedir(fh.0);
+                    Ok(())
+                });
+            },
+        );
     }
 
     fn fsyncdir(
@@ -646,30 +711,30 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             return reply.ok();
         }
-        let shared = self.shared.clone();
-        self.shared.aside.run("fsyncdir", move || {
+        self.serve_aside("fsyncdir", req.pid(), reply, move |shared, slot| {
             let sync = || shared.mirror.fsyncdir(fh.0, datasync);
-            shared.reply_empty(Op::Fsyncdir, reply, sync);
+            shared.reply_empty(Op::Fsyncdir, slot, sync);
         });
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let _noted = self.shared.note(req, ino, |_| ());
-        let shared = &self.shared;
         let ino = if virtual_file(ino) { 1 } else { ino.0 };
-        match shared.measured(Op::Statfs, || shared.mirror.statfs(ino)) {
-            Ok(stat) => reply.statfs(
-                stat.f_blocks,
-                stat.f_bfree,
-                stat.f_bavail,
-                stat.f_files,
-                stat.f_ffree,
-                stat.f_bsize as u32,
-                stat.f_namemax as u32,
-                stat.f_frsize as u32,
-            ),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let found = shared.measured(Op::Statfs, || shared.mirror.statfs(ino));
+            shared.answer(slot, found, |reply, stat| {
+                reply.statfs(
+                    stat.f_blocks,
+                    stat.f_bfree,
+                    stat.f_bavail,
+                    stat.f_files,
+                    stat.f_ffree,
+                    stat.f_bsize as u32,
+                    stat.f_namemax as u32,
+                    stat.f_frsize as u32,
+                );
+            });
+        });
     }
 
     fn setxattr(
@@ -686,13 +751,23 @@ impl Filesystem for Adapter {
             asked.word(name);
             asked.size = Some(value.len() as u64);
         });
-        self.shared.reply_empty(Op::Setxattr, reply, || {
-            if virtual_file(ino) {
-                return Err(refused("setxattr on a control file"));
-            }
-            let mirror = &self.shared.mirror;
-            mirror.setxattr(&caller(req, 0), ino.0, name, value, flags as u32)
-        });
+        let caller = caller(req, 0);
+        let lent = [name.as_bytes(), value];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [name, value], slot| {
+                shared.reply_empty(Op::Setxattr, slot, || {
+                    if virtual_file(ino) {
+                        return Err(refused("setxattr on a control file"));
+                    }
+                    let mirror = &shared.mirror;
+                    mirror.setxattr(&caller, ino.0, os(name), value, flags as u32)
+                });
+            },
+        );
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -700,29 +775,33 @@ impl Filesystem for Adapter {
             asked.word(name);
             asked.size = Some(size.into());
         });
-        let mirror = &self.shared.mirror;
         if virtual_file(ino) {
             return reply.error(Errno::ENODATA);
         }
-        if size == 0 {
-            let length = || mirror.getxattr_size(ino.0, name);
-            return match self.shared.measured(Op::Getxattr, length) {
-                Ok(length) => reply.size(length as u32),
-                Err(errno) => reply.error(errno),
-            };
-        }
-        let value = || mirror.getxattr(ino.0, name, size as usize);
-        match self.shared.measured(Op::Getxattr, value) {
-            Ok(value) => reply.data(&value),
-            Err(errno) => reply.error(errno),
-        }
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Read,
+            req.pid(),
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                let (mirror, name) = (&shared.mirror, os(name));
+                if size == 0 {
+                    let length = || mirror.getxattr_size(ino.0, name);
+                    let length = shared.measured(Op::Getxattr, length);
+                    return shared.answer(slot, length, |reply, length| reply.size(length as u32));
+                }
+                let value = || mirror.getxattr(ino.0, name, size as usize);
+                let value = shared.measured(Op::Getxattr, value);
+                shared.answer(slot, value, |reply, value| reply.data(&value));
+            },
+        );
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.size = Some(size.into()));
-        let mirror = &self.shared.mirror;
         if virtual_file(ino) {
             return if size == 0 {
                 reply.size(0)
@@ -730,39 +809,50 @@ impl Filesystem for Adapter {
                 reply.data(&[])
             };
         }
-        if size == 0 {
-            let length = || mirror.listxattr_size(ino.0);
-            return match self.shared.measured(Op::Listxattr, length) {
-                Ok(length) => reply.size(length as u32),
-                Err(errno) => reply.error(errno),
-            };
-        }
-        let names = || mirror.listxattr(ino.0, size as usize);
-        match self.shared.measured(Op::Listxattr, names) {
-            Ok(names) => reply.data(&names),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let mirror = &shared.mirror;
+            if size == 0 {
+                let length = || mirror.listxattr_size(ino.0);
+                let length = shared.measured(Op::Listxattr, length);
+                return shared.answer(slot, length, |reply, length| reply.size(length as u32));
+            }
+            let names = || mirror.listxattr(ino.0, size as usize);
+            let names = shared.measured(Op::Listxattr, names);
+            shared.answer(slot, names, |reply, names| reply.data(&names));
+        });
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _noted = self.shared.note(req, ino, |asked| asked.word(name));
-        self.shared.reply_empty(Op::Removexattr, reply, || {
-            if virtual_file(ino) {
-                return Err(refused("removexattr on a control file"));
-            }
-            self.shared.mirror.removexattr(ino.0, name)
-        });
+        let lent = [name.as_bytes()];
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            lent,
+            move |shared, [name], slot| {
+                shared.reply_empty(Op::Removexattr, slot, || {
+                    if virtual_file(ino) {
+                        return Err(refused("removexattr on a control file"));
+                    }
+                    shared.mirror.removexattr(ino.0, os(name))
+                });
+            },
+        );
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let _noted = self
             .shared
             .note(req, ino, |asked| asked.flags = Some(mask.bits() as u32));
-        self.shared.reply_empty(Op::Access, reply, || {
-            if virtual_file(ino) {
-                return Ok(());
-            }
-            self.shared.mirror.access(ino.0, mask.bits() as u32)
+        if virtual_file(ino) {
+            return self
+                .shared
+                .reply_empty(Op::Access, Slot::Own(reply), || Ok(()));
+        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let access = || shared.mirror.access(ino.0, mask.bits() as u32);
+            shared.reply_empty(Op::Access, slot, access);
         });
     }
 
@@ -786,12 +876,14 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOLCK);
         }
         let lock = file_lock(start, end, typ, pid);
-        let get = || self.shared.mirror.getlk(fh.0, lock_owner.0, lock);
-        match self.shared.measured(Op::Getlk, get) {
-            Ok(Some(lock)) => reply.locked(lock.start, lock.end, lock.kind, lock.pid as u32),
-            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let get = || shared.mirror.getlk(fh.0, lock_owner.0, lock);
+            let found = shared.measured(Op::Getlk, get);
+            shared.answer(slot, found, |reply, found| match found {
+                Some(lock) => reply.locked(lock.start, lock.end, lock.kind, lock.pid as u32),
+                None => reply.locked(start, end, libc::F_UNLCK, 0),
+            });
+        });
     }
 
     fn setlk(
@@ -813,26 +905,21 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
         }
-        let (caller, lock) = (caller(req, 0), file_lock(start, end, typ, pid));
-        let mirror = &self.shared.mirror;
-        let set = || mirror.setlk(&caller, fh.0, lock_owner.0, lock);
-        match self.shared.measured(Op::Setlk, set) {
-            Ok(LockOutcome::Done) => reply.ok(),
-            Ok(LockOutcome::Held) if sleep => {
-                let waiter = Waiter {
-                    caller,
-                    handle: fh.0,
-                    owner: lock_owner.0,
-                    lock,
-                    watch: CallerWatch::new(req.pid()),
-                    reply,
-                    fresh: true,
-                };
-                self.shared.lock_waits.wait(&self.shared.mirror, waiter);
-            }
-            Ok(LockOutcome::Held) => reply.error(Errno::EAGAIN),
-            Err(errno) => reply.error(errno),
-        }
+        let asking = Asking {
+            caller: caller(req, 0),
+            handle: fh.0,
+            owner: lock_owner.0,
+            lock: file_lock(start, end, typ, pid),
+        };
+        self.serve(
+            Wait::Write,
+            req.pid(),
+            reply,
+            [],
+            move |shared, [], slot| {
+                shared.setlk(asking, sleep, slot);
+            },
+        );
     }
 
     fn ioctl(
@@ -847,24 +934,30 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let _noted = self.shared.note(req, ino, |asked| asked.flags = Some(cmd));
-        let answer = self.shared.measured(Op::Ioctl, || {
-            if virtual_file(ino) {
-                return Err(Fail::new(sys::Errno::NOTTY, "ioctl"));
-            }
-            let mirror = &self.shared.mirror;
-            mirror.ioctl(&caller(req, 0), ino.0, cmd, in_data)
-        });
-        match answer {
-            // The kernel takes as many bytes as it asked for, no fewer.
-            Ok(mut data) => {
-                if data.is_empty() {
-                    self.shared.attributes_changed(ino.0);
-                }
-                data.resize(out_size as usize, 0);
-                reply.ioctl(0, &data);
-            }
-            Err(errno) => reply.error(errno),
-        }
+        let caller = caller(req, 0);
+        let lent = [in_data];
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            lent,
+            move |shared, [in_data], slot| {
+                let answer = shared.measured(Op::Ioctl, || {
+                    if virtual_file(ino) {
+                        return Err(Fail::new(sys::Errno::NOTTY, "ioctl"));
+                    }
+                    shared.mirror.ioctl(&caller, ino.0, cmd, in_data)
+                });
+                // The kernel takes as many bytes as it asked for, no fewer.
+                shared.answer(slot, answer, |reply, mut data| {
+                    if data.is_empty() {
+                        shared.attributes_changed(ino.0);
+                    }
+                    data.resize(out_size as usize, 0);
+                    reply.ioctl(0, &data);
+                });
+            },
+        );
     }
 
     fn poll(
@@ -902,10 +995,9 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let shared = self.shared.clone();
-        self.shared.aside.run("fallocate", move || {
+        self.serve_aside("fallocate", req.pid(), reply, move |shared, slot| {
             let allocate = || shared.mirror.fallocate(fh.0, offset, length, mode as u32);
-            shared.reply_empty(Op::Fallocate, reply, allocate);
+            shared.reply_empty(Op::Fallocate, slot, allocate);
         });
     }
 
@@ -924,11 +1016,11 @@ impl Filesystem for Adapter {
         if virtual_file(ino) {
             return reply.error(Errno::EINVAL);
         }
-        let seek = || self.shared.mirror.lseek(fh.0, offset, whence);
-        match self.shared.measured(Op::Lseek, seek) {
-            Ok(offset) => reply.offset(offset as i64),
-            Err(errno) => reply.error(errno),
-        }
+        self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
+            let seek = || shared.mirror.lseek(fh.0, offset, whence);
+            let found = shared.measured(Op::Lseek, seek);
+            shared.answer(slot, found, |reply, offset| reply.offset(offset as i64));
+        });
     }
 
     fn copy_file_range(
@@ -950,14 +1042,11 @@ impl Filesystem for Adapter {
         if virtual_file(ino_in) || virtual_file(ino_out) {
             return reply.error(Errno::EOPNOTSUPP);
         }
-        let shared = self.shared.clone();
-        self.shared.aside.run("copy-range", move || {
-            let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+        self.serve_aside("copy-range", req.pid(), reply, move |shared, slot| {
             let copy = || shared.mirror.copy_file_range(from, to, len);
-            match shared.measured(Op::CopyFileRange, copy) {
-                Ok(count) => reply.written(count as u32),
-                Err(errno) => reply.error(errno),
-            }
+            let copied = shared.measured(Op::CopyFileRange, copy);
+            shared.answer(slot, copied, |reply, count| reply.written(count as u32));
         });
     }
 }

@@ -13,10 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use fuser::{FopenFlags, ReplyEmpty, ReplyWrite, Request};
 use parking_lot::Mutex;
 
-use super::convert::{self, caller};
+use super::convert;
 use super::oplog::OpLog;
 use crate::copy::{ControlHandle, Jobs, Writer};
-use crate::mirror::{self, Attr, Inode, InodeTable, Mirror, NodeId, ROOT};
+use crate::mirror::{self, Attr, Caller, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
 use crate::sys::watch::umask_of;
 use crate::sys::{Errno, Fail, Result};
@@ -64,6 +64,10 @@ pub(super) struct ControlFiles {
     handles: Mutex<HashMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
     shadowed: AtomicBool,
+    /// The source may not answer: what needs none of its answers must not wait for one.
+    apart: bool,
+    /// Whether the source has a [`FOLDER`] of its own, as far as it has been asked.
+    folder_is_real: AtomicBool,
 }
 
 impl ControlFiles {
@@ -97,7 +101,36 @@ impl ControlFiles {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             shadowed: AtomicBool::new(false),
+            apart: false,
+            folder_is_real: AtomicBool::new(false),
         }
+    }
+
+    /// Whether the source may not answer.
+    pub(super) fn set_apart(&mut self, apart: bool) {
+        self.apart = apart;
+    }
+
+    /// Whether a lookup asks for nothing that only the source knows, though it may hang.
+    pub(super) fn is_apart(&self, parent: NodeId, name: &OsStr) -> bool {
+        parent == self.folder
+            || self.apart
+                && parent == ROOT
+                && name == FOLDER
+                && !self.folder_is_real.load(Ordering::Relaxed)
+    }
+
+    /// Asks a source that may hang, once, whether it has a folder of our name; until it has
+    /// answered ours is shown.
+    pub(super) fn look_for_folder(&self) {
+        let real = self.mirror.has_entry(ROOT, OsStr::new(FOLDER));
+        self.folder_is_real
+            .store(real.unwrap_or(false), Ordering::Relaxed);
+    }
+
+    /// Whether it is one of the files that are about the mount, not about a directory of it.
+    pub(super) fn is_own(&self, id: NodeId) -> bool {
+        [self.folder, self.stats, self.settings, self.list].contains(&id)
     }
 
     fn off(&self) -> bool {
@@ -113,6 +146,9 @@ impl ControlFiles {
         let is_folder = parent == ROOT && name == FOLDER;
         if (!is_copy && !is_folder) || InodeTable::is_virtual(parent) {
             return Ok(false);
+        }
+        if self.is_apart(parent, name) {
+            return Ok(true);
         }
         let real = match self.mirror.has_entry(parent, name) {
             // Statistics are wanted most where the source fails.
@@ -209,11 +245,11 @@ impl ControlFiles {
     }
 
     fn attr(&self, id: NodeId, node: &Node) -> Result<Attr> {
-        let directory = match node {
-            Node::Copy(directory) => directory.id,
-            _ => ROOT,
+        let mut stat = match node {
+            Node::Copy(directory) => self.mirror.getattr(directory.id, None)?.stat,
+            // The mount's own do not ask the source.
+            _ => self.mirror.table().root_at_first(),
         };
-        let mut stat = self.mirror.getattr(directory, None)?.stat;
         let mode = match node {
             Node::Copy(_) if self.mirror.options().allow_other => libc::S_IFREG | 0o666,
             Node::Copy(_) => libc::S_IFREG | 0o600,
@@ -237,21 +273,21 @@ impl ControlFiles {
 
     /// Opens a virtual file for the one who asks: what is written to a `.copy` is done with the
     /// rights that its opener has now.
-    pub(super) fn open(&self, request: &Request, id: NodeId, flags: i32) -> Result<u64> {
+    pub(super) fn open(&self, caller: &Caller, id: NodeId, flags: i32) -> Result<u64> {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         let copy = match self.node(id)? {
             Node::Folder => return Err(Fail::new(Errno::ISDIR, "open")),
             Node::Copy(directory) if writes => {
-                let opener = self.mirror.opener(&caller(request, 0))?;
+                let opener = self.mirror.opener(caller)?;
                 let directory = self.mirror.table().fd(&directory)?;
-                let user = request.uid();
+                let user = caller.uid;
                 Some(ControlHandle::open(
                     self.jobs.clone(),
                     directory,
                     user,
                     opener,
                     // Whoever is not to be seen has the mask that most have.
-                    umask_of(request.pid()).unwrap_or(0o022),
+                    umask_of(caller.pid).unwrap_or(0o022),
                 ))
             }
             Node::Stats | Node::Config | Node::Jobs | Node::OpLog if writes => {
@@ -264,7 +300,7 @@ impl ControlFiles {
             self.oplog.open(handle, flags)?;
         }
         let open = Handle {
-            opener: request.uid(),
+            opener: caller.uid,
             text: Mutex::new(Arc::from([])),
             copy,
         };

@@ -13,7 +13,10 @@ use fuser::{Errno, ReplyEmpty};
 use parking_lot::Mutex;
 
 use super::convert;
+use super::serve::Slot;
+use super::shared::Shared;
 use crate::mirror::{Caller, LockOutcome, Mirror};
+use crate::observe::Op;
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
 
@@ -24,16 +27,58 @@ const LOOK: u32 = 10;
 /// The most that wait to be looked at by the thread.
 const QUEUE: usize = 1024;
 
-/// One who waits.
-pub(super) struct Waiter {
+/// Who wants which lock.
+#[derive(Clone, Copy)]
+pub(super) struct Asking {
     pub(super) caller: Caller,
     pub(super) handle: u64,
     pub(super) owner: u64,
     pub(super) lock: Lock,
-    pub(super) watch: CallerWatch,
-    pub(super) reply: ReplyEmpty,
+}
+
+impl Asking {
+    fn attempt(&self, mirror: &Mirror) -> crate::sys::Result<LockOutcome> {
+        mirror.setlk(&self.caller, self.handle, self.owner, self.lock)
+    }
+}
+
+/// One who waits.
+struct Waiter {
+    asking: Asking,
+    watch: CallerWatch,
+    reply: ReplyEmpty,
     /// Not looked at yet.
-    pub(super) fresh: bool,
+    fresh: bool,
+}
+
+impl Shared {
+    /// Takes a lock, or gives it back; `sleep` waits for it.
+    pub(super) fn setlk(&self, asking: Asking, sleep: bool, slot: Slot<ReplyEmpty>) {
+        let done = self.measured(Op::Setlk, || asking.attempt(&self.mirror));
+        match (done, slot.take()) {
+            (Ok(LockOutcome::Done), Some(reply)) => reply.ok(),
+            (Ok(LockOutcome::Held), Some(reply)) if sleep => {
+                let waiter = Waiter {
+                    asking,
+                    watch: CallerWatch::new(asking.caller.pid),
+                    reply,
+                    fresh: true,
+                };
+                self.lock_waits.wait(&self.mirror, waiter);
+            }
+            (Ok(LockOutcome::Held), Some(reply)) => reply.error(Errno::EAGAIN),
+            (Err(errno), Some(reply)) => reply.error(errno),
+            // He does not know that he has it.
+            (Ok(LockOutcome::Done), None) => {
+                let lock = Lock {
+                    kind: libc::F_UNLCK,
+                    ..asking.lock
+                };
+                let _ = Asking { lock, ..asking }.attempt(&self.mirror);
+            }
+            (_, None) => {}
+        }
+    }
 }
 
 /// All who wait. The thread ends with its sender.
@@ -44,7 +89,7 @@ pub(super) struct LockWaits {
 
 impl LockWaits {
     /// Answers the waiter when it has the lock, or ENOLCK at once when too many wait.
-    pub(super) fn wait(&self, mirror: &Arc<Mirror>, waiter: Waiter) {
+    fn wait(&self, mirror: &Arc<Mirror>, waiter: Waiter) {
         let sender = match self.sender(mirror) {
             Ok(sender) => sender,
             Err(_) => return waiter.reply.error(Errno::ENOLCK),
@@ -120,7 +165,7 @@ fn attempt(
     look: bool,
 ) -> Option<Result<(), Errno>> {
     let waiter = waiting.get(at)?;
-    match mirror.setlk(&waiter.caller, waiter.handle, waiter.owner, waiter.lock) {
+    match waiter.asking.attempt(mirror) {
         Ok(LockOutcome::Done) => Some(Ok(())),
         Ok(LockOutcome::Held) if !look => None,
         Ok(LockOutcome::Held) if waiter.watch.interrupted().is_some() => Some(Err(Errno::EINTR)),
@@ -133,15 +178,23 @@ fn attempt(
 /// Whether one who waits is, by way of others who wait, waited for by itself. The kernel tells
 /// that for POSIX locks, and not for those of open file descriptions, which stand for them here.
 fn deadlocked(mirror: &Mirror, waiting: &[Waiter], waiter: &Waiter) -> bool {
-    let blockers = |one: &Waiter| mirror.lock_blockers(one.handle, one.owner, one.lock);
+    let blockers = |one: &Waiter| {
+        let Asking {
+            handle,
+            owner,
+            lock,
+            ..
+        } = one.asking;
+        mirror.lock_blockers(handle, owner, lock)
+    };
     let mut reached = HashSet::new();
     let mut next = blockers(waiter);
     while let Some(owner) = next.pop() {
-        if owner == waiter.owner {
+        if owner == waiter.asking.owner {
             return true;
         }
         if reached.insert(owner) {
-            let theirs = waiting.iter().filter(|other| other.owner == owner);
+            let theirs = waiting.iter().filter(|other| other.asking.owner == owner);
             next.extend(theirs.flat_map(blockers));
         }
     }

@@ -4,17 +4,32 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use fuser::{BackingId, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
+use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
+use super::serve::Slot;
 use super::shared::{GENERATION, Shared};
 use crate::mirror::{Attr, Io, NodeId, Opened, OpenedDir, Passthrough};
 use crate::observe::OpenMode;
-use crate::sys::Errno;
+use crate::sys;
 
 impl Shared {
     /// Answers an open of a file; `flags` as the caller gave them.
-    pub(super) fn reply_opened(&self, id: NodeId, flags: i32, opened: &Opened, reply: ReplyOpen) {
+    pub(super) fn reply_opened(
+        &self,
+        id: NodeId,
+        flags: i32,
+        opened: Result<Opened, Errno>,
+        slot: Slot<ReplyOpen>,
+    ) {
+        let (opened, reply) = match (opened, slot.take()) {
+            (Ok(opened), Some(reply)) => (opened, reply),
+            (Err(errno), Some(reply)) => return reply.error(errno),
+            // The kernel will never release what it has not heard of.
+            (Ok(opened), None) => return self.mirror.release(opened.handle),
+            (Err(_), None) => return,
+        };
+        let opened = &opened;
         if self
             .passthrough
             .refuses(id, may_write(flags), self.whole(opened).as_ref())
@@ -23,7 +38,7 @@ impl Shared {
             // again at once (fs/namei.c, LOOKUP_REVAL), and finds an inode of its own.
             self.mirror.release(opened.handle);
             self.mirror.supersede(id);
-            return reply.error(fuser::Errno::ESTALE);
+            return reply.error(Errno::ESTALE);
         }
         let backing = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
         let handle = FileHandle(opened.handle);
@@ -37,11 +52,20 @@ impl Shared {
     pub(super) fn reply_created(
         &self,
         parent: NodeId,
-        attr: &Attr,
         flags: i32,
-        opened: &Opened,
-        reply: ReplyCreate,
+        created: Result<(Attr, Opened), Errno>,
+        slot: Slot<ReplyCreate>,
     ) {
+        let ((attr, opened), reply) = match (created, slot.take()) {
+            (Ok(created), Some(reply)) => (created, reply),
+            (Err(errno), Some(reply)) => return reply.error(errno),
+            (Ok((attr, opened)), None) => {
+                self.mirror.release(opened.handle);
+                return self.mirror.forget(attr.id, 1);
+            }
+            (Err(_), None) => return,
+        };
+        let (attr, opened) = (&attr, &opened);
         let backing = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
         let trust = self.seen_stores(attr, self.mirror.trust_made(parent, attr));
         let ttl = trust.entry.min(trust.attr);
@@ -77,7 +101,7 @@ impl Shared {
                 return Err(io::ErrorKind::Unsupported.into());
             }
             let fd = match self.mirror.options().passthrough {
-                Passthrough::Cached => self.whole(opened).ok_or(Errno::OPNOTSUPP),
+                Passthrough::Cached => self.whole(opened).ok_or(sys::Errno::OPNOTSUPP),
                 _ => self.mirror.opened(opened.handle).map_err(|fail| fail.errno),
             }
             .map_err(io::Error::from)?;

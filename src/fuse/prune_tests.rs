@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::*;
-use crate::fuse::adapter::Adapter;
+use crate::fuse::adapter::{Adapter, Serving};
 use crate::mirror::{Coherence, Control, EventQueue, Io, Options, Passthrough, Reach};
 use crate::sys::{procfd, testing::skip};
 
@@ -89,6 +89,7 @@ fn an_older_kernel_forgets_files_by_name_and_keeps_what_is_in_use() {
         String::new(),
         EventQueue::default(),
         None,
+        Serving::default(),
         metrics.clone(),
     );
     let adapter = adapter.unwrap();

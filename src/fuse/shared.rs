@@ -1,24 +1,33 @@
 //! What the adapter and the session share: the mirror, the control files, the ways to reply.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use fuser::{Errno, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry};
+use fuser::{
+    Errno, FileHandle, Generation, INodeNo, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
+};
+use parking_lot::Mutex;
 
 use super::aside::Aside;
 use super::control::ControlFiles;
 use super::convert::{self, entry_attr, shown_attr};
+use super::listing::Room;
 use super::lock_waits::LockWaits;
 use super::notifier::{Extent, Notifier};
 use super::oplog::OpLog;
 use super::passthrough::Passthrough;
 use super::prune::Pruner;
+use super::serve::{Answer, Serving, Slot};
 use super::watching::{self, Stop, Teller};
+use super::workers::{Job, Workers};
 use crate::cache::Store;
 use crate::copy::{Change, Jobs, JobsOptions};
-use crate::mirror::{Attr, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust};
+use crate::mirror::{
+    Attr, Caller, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust,
+};
 use crate::observe::{Metrics, Op};
 use crate::sys::{self, OrFail};
 
@@ -36,6 +45,12 @@ pub struct Shared {
     pub(super) lock_waits: LockWaits,
     pub(super) passthrough: Passthrough,
     pub(super) oplog: Arc<OpLog>,
+    pub(super) serving: Serving,
+    /// Who waits for the source, where the event loops must not.
+    pub(super) workers: Option<Workers>,
+    /// Lookups taken back that a worker will count.
+    pub(super) forgotten: Mutex<Vec<(NodeId, u64)>>,
+    pub(super) room: Room,
 }
 
 impl Shared {
@@ -47,6 +62,7 @@ impl Shared {
         config: String,
         events: EventQueue,
         store: Option<Arc<Store>>,
+        serving: Serving,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let root = rustix::io::fcntl_dupfd_cloexec(&source, 0).or_fail("dup")?;
@@ -82,9 +98,14 @@ impl Shared {
         let config = format!("{config}watched_by={}\n", mirror.watched_by());
         let oplog: Arc<OpLog> = Arc::default();
         let (of_control, counted) = (oplog.clone(), metrics.clone());
-        let control = ControlFiles::new(mirror.clone(), counted, jobs, of_control, config);
+        let mut control = ControlFiles::new(mirror.clone(), counted, jobs, of_control, config);
+        control.set_apart(serving.workers);
         Ok(Self {
             oplog,
+            serving,
+            workers: serving.workers.then(|| Workers::new(metrics.clone())),
+            forgotten: Mutex::default(),
+            room: Room::default(),
             mirror,
             control,
             passthrough: Passthrough::new(asked, metrics.clone()),
@@ -184,7 +205,96 @@ impl Shared {
     pub fn shutdown(&self) {
         self.oplog.end();
         self.control.shutdown();
+        if let Some(workers) = &self.workers {
+            workers.finish();
+        }
         self.mirror.close();
+    }
+
+    /// Looks for what the virtual files depend on, where a lookup of theirs must not wait for it.
+    pub(super) fn look_ahead(self: &Arc<Self>) {
+        if let Some(workers) = &self.workers {
+            let shared = self.clone();
+            workers.submit(Job::of_nobody(move || shared.control.look_for_folder()));
+        }
+    }
+
+    pub(super) fn lookup(&self, parent: NodeId, name: &OsStr, slot: Slot<ReplyEntry>) {
+        let found = self.measured(Op::Lookup, || match self.control.lookup(parent, name)? {
+            Some(attr) => Ok(attr),
+            None => self.mirror.lookup(parent, name),
+        });
+        if found.as_ref().is_err_and(|e| i32::from(*e) == libc::ENOENT) {
+            let negative = self.mirror.trust_absence(parent);
+            if !negative.is_zero() && !InodeTable::is_virtual(parent) {
+                if let Some(reply) = slot.take() {
+                    reply.entry(&negative, &negative_attr(), GENERATION);
+                }
+                return;
+            }
+        }
+        self.reply_entry(slot, found, |mirror, attr| mirror.trust_entry(parent, attr));
+    }
+
+    pub(super) fn getattr(&self, id: NodeId, handle: Option<u64>, slot: Slot<ReplyAttr>) {
+        let found = self.measured(Op::Getattr, || {
+            if InodeTable::is_virtual(id) {
+                return self.control.getattr(id);
+            }
+            self.mirror.getattr(id, handle)
+        });
+        self.reply_attr(slot, found, Mirror::trust_attr);
+    }
+
+    /// Opens a virtual file.
+    pub(super) fn open_control(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        flags: i32,
+        slot: Slot<ReplyOpen>,
+    ) {
+        let opened = self.measured(Op::Open, || self.control.open(caller, id, flags));
+        match (opened, slot.take()) {
+            (Ok(handle), Some(reply)) => {
+                reply.opened(FileHandle(handle), self.control.open_flags(id));
+            }
+            (Err(errno), Some(reply)) => reply.error(errno),
+            (Ok(handle), None) => self.control.release(handle),
+            (Err(_), None) => {}
+        }
+    }
+
+    /// Answers with what `read` lends.
+    pub(super) fn reply_read(
+        &self,
+        slot: Slot<ReplyData>,
+        read: impl FnOnce(&mut dyn FnMut(&[u8])) -> sys::Result<()>,
+    ) {
+        let mut slot = Some(slot);
+        let mut send = |bytes: &[u8]| {
+            if let Some(reply) = slot.take().and_then(Slot::take) {
+                reply.data(bytes);
+            }
+        };
+        let read = self.measured(Op::Read, || read(&mut send));
+        if let (Err(errno), Some(slot)) = (read, slot) {
+            slot.refuse(errno);
+        }
+    }
+
+    /// Answers with what was found, or why not.
+    pub(super) fn answer<R: Answer, T>(
+        &self,
+        slot: Slot<R>,
+        found: Result<T, Errno>,
+        send: impl FnOnce(R, T),
+    ) {
+        match (found, slot.take()) {
+            (Ok(found), Some(reply)) => send(reply, found),
+            (Err(errno), Some(reply)) => reply.refuse(errno),
+            (_, None) => {}
+        }
     }
 
     pub(super) fn measured<T>(
@@ -209,58 +319,61 @@ impl Shared {
     pub(super) fn reply_empty(
         &self,
         op: Op,
-        reply: ReplyEmpty,
+        slot: Slot<ReplyEmpty>,
         work: impl FnOnce() -> sys::Result<()>,
     ) {
-        match self.measured(op, work) {
-            Ok(()) => reply.ok(),
-            Err(errno) => reply.error(errno),
-        }
+        let done = self.measured(op, work);
+        self.answer(slot, done, |reply, ()| reply.ok());
     }
 
     /// The kernel must ask again for a control file every time: its id is another then.
     pub(super) fn reply_entry(
         &self,
-        reply: ReplyEntry,
+        slot: Slot<ReplyEntry>,
         found: Result<Attr, Errno>,
         trust: impl FnOnce(&Mirror, &Attr) -> Trust,
     ) {
-        match found {
-            Ok(attr) if InodeTable::is_virtual(attr.id) => {
+        match (found, slot.take()) {
+            (Ok(attr), Some(reply)) if InodeTable::is_virtual(attr.id) => {
                 reply.entry(&Duration::ZERO, &entry_attr(&attr), GENERATION);
             }
-            Ok(attr) => {
+            (Ok(attr), Some(reply)) => {
                 let trust = self.seen_stores(&attr, trust(&self.mirror, &attr));
                 reply.entry_with_ttls(&trust.attr, &trust.entry, &entry_attr(&attr), GENERATION);
             }
-            Err(errno) => reply.error(errno),
+            (Err(errno), Some(reply)) => reply.error(errno),
+            // The kernel never learnt of it.
+            (Ok(attr), None) if InodeTable::is_virtual(attr.id) => self.control.forget(attr.id, 1),
+            (Ok(attr), None) => self.mirror.forget(attr.id, 1),
+            (Err(_), None) => {}
         }
     }
 
     /// The answer to a request that made a name of `parent`.
-    pub(super) fn reply_made(&self, reply: ReplyEntry, parent: NodeId, made: Result<Attr, Errno>) {
-        self.reply_entry(reply, made, |mirror, attr| mirror.trust_made(parent, attr));
+    pub(super) fn reply_made(
+        &self,
+        slot: Slot<ReplyEntry>,
+        parent: NodeId,
+        made: Result<Attr, Errno>,
+    ) {
+        self.reply_entry(slot, made, |mirror, attr| mirror.trust_made(parent, attr));
     }
 
     pub(super) fn reply_attr(
         &self,
-        reply: ReplyAttr,
+        slot: Slot<ReplyAttr>,
         found: Result<Attr, Errno>,
         trust: impl FnOnce(&Mirror, &Attr) -> Duration,
     ) {
-        match found {
-            Ok(attr) => {
-                let unseen =
-                    InodeTable::is_virtual(attr.id) || self.passthrough.stores_unseen(attr.id);
-                let ttl = if unseen {
-                    Duration::ZERO
-                } else {
-                    trust(&self.mirror, &attr)
-                };
-                reply.attr(&ttl, &shown_attr(&attr));
-            }
-            Err(errno) => reply.error(errno),
-        }
+        self.answer(slot, found, |reply, attr| {
+            let unseen = InodeTable::is_virtual(attr.id) || self.passthrough.stores_unseen(attr.id);
+            let ttl = if unseen {
+                Duration::ZERO
+            } else {
+                trust(&self.mirror, &attr)
+            };
+            reply.attr(&ttl, &shown_attr(&attr));
+        });
     }
 
     /// What the kernel holds of a file's attributes is, or will be, wrong without its knowing: flags

@@ -196,6 +196,20 @@ impl Mirror {
         Some(Reader::new(entry))
     }
 
+    /// Whether a read can be served from the store without a look at the source.
+    pub fn is_kept(&self, handle: u64, offset: u64, size: usize) -> bool {
+        let Ok(file) = self.file(handle) else {
+            return false;
+        };
+        let Some(reader) = &file.reader else {
+            return false;
+        };
+        let end = offset.saturating_add(size.min(MAX_READ) as u64);
+        let end = end.min(reader.entry.len());
+        !reader.entry.is_abandoned()
+            && (offset >= end || reader.entry.ready(offset..end) == Ready::All)
+    }
+
     /// Reads from the store, as far as it can serve; else gives `send` back.
     pub(super) fn read_cached<R, F: FnOnce(&[u8]) -> R>(
         &self,

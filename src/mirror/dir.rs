@@ -39,6 +39,39 @@ impl Entry {
     }
 }
 
+/// An entry that was read and not yet given out.
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    /// Name, type and position.
+    pub entry: Entry,
+    /// Its attributes, where they were asked for and could be had.
+    pub attr: Option<Attr>,
+    /// It went after the directory was read, and is not to be given.
+    pub vanished: bool,
+    /// A lookup was counted for it.
+    counted: bool,
+}
+
+impl Ahead {
+    fn bare(entry: Entry) -> Self {
+        Self {
+            entry,
+            attr: None,
+            vanished: false,
+            counted: false,
+        }
+    }
+
+    /// What it takes in an answer with attributes, in bytes (fuse_direntplus, linux/fuse.h).
+    pub fn size(&self) -> usize {
+        const FIXED: usize = 152;
+        if self.vanished {
+            return 0;
+        }
+        (FIXED + self.entry.name.len()).next_multiple_of(8)
+    }
+}
+
 /// One open of a directory.
 #[derive(Debug)]
 pub(super) struct OpenDir {
@@ -168,6 +201,108 @@ impl Mirror {
         })
     }
 
+    /// Reads from position `offset` on, and gives nothing out yet: what the source has ready, and
+    /// with `plus`, as in `readdirplus`, attributes for so many bytes of an answer. Empty at the
+    /// end only. What is given out then is told by [`Mirror::gave`], what is not by
+    /// [`Mirror::not_given`].
+    ///
+    /// # Errors
+    /// As for `readdir`.
+    pub fn read_ahead(&self, handle: u64, offset: u64, plus: Option<usize>) -> Result<Vec<Ahead>> {
+        let dir = self.open_dir(handle)?;
+        let mut offset = offset;
+        loop {
+            let entries = self.peek(&dir, offset)?;
+            let found = match plus {
+                None => entries.into_iter().map(Ahead::bare).collect(),
+                Some(room) => self.look_at_all(&dir, entries, room),
+            };
+            match found.last() {
+                // No entry is the end to a reader, and this is not.
+                Some(last) if found.iter().all(|ahead| ahead.vanished) => {
+                    let next = last.entry.next;
+                    self.gave(handle, offset, found.len());
+                    offset = next;
+                }
+                _ => return Ok(found),
+            }
+        }
+    }
+
+    /// What the source has ready at a position.
+    fn peek(&self, dir: &OpenDir, offset: u64) -> Result<Vec<Entry>> {
+        let mut stream = dir.stream.lock();
+        self.go_to(dir, &mut stream, offset)?;
+        if stream.ahead.is_empty() {
+            self.fill(dir, &mut stream.ahead)?;
+        }
+        Ok(stream.ahead.iter().cloned().collect())
+    }
+
+    fn look_at_all(&self, dir: &OpenDir, entries: Vec<Entry>, room: usize) -> Vec<Ahead> {
+        let mut room = room;
+        let mut found = Vec::new();
+        for entry in entries {
+            let ahead = self.look_at(dir, entry);
+            room = room.saturating_sub(ahead.size());
+            found.push(ahead);
+            if room == 0 {
+                break;
+            }
+        }
+        found
+    }
+
+    fn look_at(&self, dir: &OpenDir, entry: Entry) -> Ahead {
+        let mut ahead = Ahead::bare(entry);
+        if ahead.entry.is_dot() {
+            let stat = rustix::fs::fstat(&dir.fd).ok();
+            ahead.attr = stat.map(|stat| self.attr(ahead.entry.ino, stat));
+            return ahead;
+        }
+        match self.found(&dir.inode, &ahead.entry.name) {
+            Ok(attr) => (ahead.attr, ahead.counted) = (Some(attr), true),
+            Err(fail) => ahead.vanished = fail.errno == Errno::NOENT,
+        }
+        ahead
+    }
+
+    /// The first `count` of what was read at `offset` were given out.
+    pub fn gave(&self, handle: u64, offset: u64, count: usize) {
+        let Ok(dir) = self.open_dir(handle) else {
+            return;
+        };
+        let mut stream = dir.stream.lock();
+        // Somebody else may have gone elsewhere in the same stream.
+        if stream.at == offset
+            && let Some(last) = count.checked_sub(1)
+            && let Some(entry) = stream.ahead.get(last)
+        {
+            stream.at = entry.next;
+            stream.ahead.drain(..count);
+        }
+    }
+
+    /// These were not given out.
+    pub fn not_given(&self, rest: &[Ahead]) {
+        for ahead in rest.iter().filter(|ahead| ahead.counted) {
+            if let Some(attr) = &ahead.attr {
+                self.forget(attr.id, 1);
+            }
+        }
+    }
+
+    /// Brings a stream to a position.
+    fn go_to(&self, dir: &OpenDir, stream: &mut Stream, offset: u64) -> Result<()> {
+        // A rewound or new stream shows the directory as it is now.
+        if stream.at != offset || offset == 0 {
+            rustix::fs::seek(&dir.fd, SeekFrom::Start(offset)).or_fail("lseek")?;
+            stream.ahead.clear();
+            stream.at = offset;
+        }
+        Ok(())
+    }
+
     fn each_entry(
         &self,
         dir: &OpenDir,
@@ -175,15 +310,7 @@ impl Mirror {
         mut emit: impl FnMut(&Entry) -> Result<Step>,
     ) -> Result<()> {
         let mut stream = dir.stream.lock();
-        if stream.at != offset {
-            rustix::fs::seek(&dir.fd, SeekFrom::Start(offset)).or_fail("lseek")?;
-            stream.ahead.clear();
-            stream.at = offset;
-        } else if offset == 0 {
-            // A rewound or new stream shows the directory as it is now.
-            rustix::fs::seek(&dir.fd, SeekFrom::Start(0)).or_fail("lseek")?;
-            stream.ahead.clear();
-        }
+        self.go_to(dir, &mut stream, offset)?;
         let mut given = 0u32;
         loop {
             if stream.ahead.is_empty() {

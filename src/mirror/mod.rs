@@ -33,7 +33,7 @@ use parking_lot::RwLock;
 
 pub use attr::{Attr, SetAttr, Time};
 pub use caller::Caller;
-pub use dir::{Entry, OpenedDir};
+pub use dir::{Ahead, Entry, OpenedDir};
 pub use file::Opened;
 pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};

@@ -160,6 +160,11 @@ impl InodeTable {
         &self.root
     }
 
+    /// The root's attributes as they were when the table was made.
+    pub fn root_at_first(&self) -> Stat {
+        self.blank
+    }
+
     /// The inode that the kernel calls `id`, for a request of its.
     ///
     /// # Errors

@@ -61,6 +61,9 @@ pub struct Metrics {
     handles: Gauge,
     descriptors: Gauge,
     resident: Gauge,
+    source_workers: Gauge,
+    source_timeouts: Counter,
+    source_interrupts: Counter,
     watching: Box<[Gauge]>,
     watches: Gauge,
     unwatched: Counter,
@@ -171,6 +174,9 @@ impl Metrics {
             handles: single(&mut r, names::HANDLES),
             descriptors: single(&mut r, names::DESCRIPTORS),
             resident: single(&mut r, names::RESIDENT),
+            source_workers: single(&mut r, names::SOURCE_WORKERS),
+            source_timeouts: single(&mut r, names::SOURCE_TIMEOUTS),
+            source_interrupts: single(&mut r, names::SOURCE_INTERRUPTS),
             watching: family(
                 &mut r,
                 names::WATCHING,
@@ -313,6 +319,21 @@ impl Metrics {
     /// A file or directory that was open through the mount is closed.
     pub fn handle_closed(&self) {
         self.handles.dec();
+    }
+
+    /// There are that many threads that wait for the source, or for work.
+    pub fn set_source_workers(&self, n: u64) {
+        self.source_workers.set(n);
+    }
+
+    /// A request was answered because the source did not answer in time.
+    pub fn source_timeout(&self) {
+        self.source_timeouts.inc();
+    }
+
+    /// A request that waited for the source was ended by its caller.
+    pub fn source_interrupt(&self) {
+        self.source_interrupts.inc();
     }
 
     /// The source is watched, by that.
@@ -545,6 +566,9 @@ mod tests {
         m.handle_opened();
         m.handle_closed();
         m.fault_survived();
+        m.set_source_workers(10);
+        m.source_timeout();
+        m.source_interrupt();
         m.watching(WatchedBy::Inotify);
         m.set_watches(8);
         m.unwatched();
@@ -576,6 +600,9 @@ mod tests {
             (names::INODES_PRUNED, None, 9.0),
             (names::HANDLES, None, 1.0),
             (names::FAULTS_SURVIVED, None, 1.0),
+            (names::SOURCE_WORKERS, None, 10.0),
+            (names::SOURCE_TIMEOUTS, None, 1.0),
+            (names::SOURCE_INTERRUPTS, None, 1.0),
             (names::WATCHING, Some(("by", "fanotify")), 0.0),
             (names::WATCHING, Some(("by", "inotify")), 1.0),
             (names::WATCHES, None, 8.0),

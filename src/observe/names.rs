@@ -71,6 +71,12 @@ names! {
     DESCRIPTORS = "corfs_descriptors",
     /// Memory of this process in RAM, heap and mapped windows together.
     RESIDENT = "corfs_resident_bytes",
+    /// Threads that wait for a source that may hang, or for something to ask it.
+    SOURCE_WORKERS = "corfs_source_workers",
+    /// Requests answered ETIMEDOUT because the source did not answer in time.
+    SOURCE_TIMEOUTS = "corfs_source_timeouts_total",
+    /// Requests that waited for the source and were ended by a signal of their caller.
+    SOURCE_INTERRUPTS = "corfs_source_interrupts_total",
     /// Whether the source is watched, by `by`: 1 or 0.
     WATCHING = "corfs_watching",
     /// File systems (fanotify) or directories (inotify) that are watched.

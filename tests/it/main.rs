@@ -31,6 +31,7 @@ mod programs;
 mod reads;
 mod sandbox;
 mod semantics;
+mod slow;
 mod stairs;
 mod storm;
 mod suites;

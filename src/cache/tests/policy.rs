@@ -131,5 +131,10 @@ fn uses_close_together_are_one_and_old_ones_are_forgotten() {
     assert_eq!(used.again(1900 + 100 * week).uses, 1);
     // A clock that was set back makes nothing worse than its neighbours.
     assert_eq!(used.score(0), used.score(1900));
-    let _ = Use { last: 0, uses: u32::MAX }.again(u64::MAX).score(u64::MAX);
+    let _ = Use {
+        last: 0,
+        uses: u32::MAX,
+    }
+    .again(u64::MAX)
+    .score(u64::MAX);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Draft, caching};
 use crate::cache::Verify;
 use crate::cli::{ids, size};
-use crate::fuse::session::{MAX_THREADS, Sandbox};
+use crate::fuse::session::{MAX_THREADS, Sandbox, SourceWorkers};
 use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
 
 /// The smallest and the largest window, in bytes.
@@ -25,6 +25,9 @@ const LEAST_BUDGET: usize = 2 << 20;
 
 /// The smallest limit of inodes: the kernel holds on to what its users use.
 const LEAST_INODES: usize = 256;
+
+/// The shortest deadline: it is looked for a few times a second.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// The folder at the root of every mount, whose name is taken.
 const FOLDER: &str = ".corfs";
@@ -247,6 +250,33 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         apply: |d, v| ids::maps(v).map(|more| d.maps.extend(more)),
     },
     Valued {
+        name: "source-workers",
+        value: "auto|never|always",
+        help: "Threads that wait for the source in place of the event loops; auto: where it is not \
+               on a local file system [default: auto]",
+        apply: |d, v| {
+            let words = [
+                ("auto", SourceWorkers::Auto),
+                ("never", SourceWorkers::Never),
+                ("always", SourceWorkers::Always),
+            ];
+            choice(v, &words, "must be auto, never or always").map(|w| d.source_workers = w)
+        },
+    },
+    Valued {
+        name: "source-timeout",
+        value: "SECONDS|never",
+        help: "How long who asks or reads waits for such a source, then ETIMEDOUT [default: 30]",
+        apply: |d, v| source_timeout(v).map(|t| d.source_timeout = t),
+    },
+    Valued {
+        name: "source-timeout-write",
+        value: "SECONDS|never",
+        help: "The same for who changes something: what became of it is unknown then [default: \
+               never]",
+        apply: |d, v| source_timeout(v).map(|t| d.source_timeout_write = t),
+    },
+    Valued {
         name: "sandbox",
         value: "auto|off",
         help: "The serving process gives up what it does not need [default: auto]",
@@ -385,6 +415,16 @@ fn inode_limit(value: &OsStr) -> Result<Option<usize>, &'static str> {
 
 fn timeout(value: &OsStr) -> Result<Duration, &'static str> {
     size::seconds(text(value)).ok_or("must be seconds, 0 to 31536000")
+}
+
+fn source_timeout(value: &OsStr) -> Result<Option<Duration>, &'static str> {
+    if value == "never" {
+        return Ok(None);
+    }
+    let seconds = size::seconds(text(value)).filter(|timeout| *timeout >= LEAST_PATIENCE);
+    seconds
+        .map(Some)
+        .ok_or("must be seconds, 0.1 to 31536000, or never")
 }
 
 fn watch_timeout(value: &OsStr) -> Result<Duration, &'static str> {

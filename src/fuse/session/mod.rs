@@ -18,6 +18,7 @@ mod overdue;
 mod place;
 mod readahead;
 mod refusal;
+mod remote;
 mod remount;
 mod sandbox;
 mod settings;
@@ -30,7 +31,7 @@ pub use copying::{Copying, Telling, run as copy};
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use remount::command as remount;
-pub use settings::{Access, Caching, Flags, MAX_THREADS, Sandbox, Settings};
+pub use settings::{Access, Caching, Flags, MAX_THREADS, Sandbox, Settings, SourceWorkers};
 pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};
 
@@ -62,8 +63,10 @@ use std::sync::Arc;
 /// In the background both processes return from here: the parent when the mount answers or has
 /// failed, the daemon at its end. To be called while the process has one thread.
 pub fn run(settings: &Settings) -> Result<(), Refusal> {
-    let settings = &settled(settings);
-    let prepared = check::check(settings)?;
+    let mut settings = settled(settings);
+    let prepared = check::check(&settings)?;
+    settings.source_workers = settled_workers(&settings, &prepared);
+    let settings = &settings;
     let sink = Sink::open(settings.log_file.as_deref(), settings.foreground)?;
     if settings.foreground {
         sink.install(settings.debug);
@@ -101,6 +104,16 @@ fn settled(settings: &Settings) -> Settings {
     settings.options.default_permissions |= rustix::process::geteuid().is_root();
     settings.threads = Some(settings.threads());
     settings
+}
+
+/// Whether workers wait for the source, decided now: what is mounted where is seen from outside
+/// the sandbox only.
+fn settled_workers(settings: &Settings, prepared: &Prepared) -> SourceWorkers {
+    match settings.source_workers {
+        SourceWorkers::Auto if remote::may_hang(&prepared.source) => SourceWorkers::Always,
+        SourceWorkers::Auto => SourceWorkers::Never,
+        asked => asked,
+    }
 }
 
 /// Mounts, tells whoever waits, and serves to the end.
@@ -238,6 +251,7 @@ fn serve_device(
         config,
         events,
         store,
+        settings.serving(),
         metrics,
     )
     .map_err(|fail| Refusal::system(format!("open source {name}: {fail}")))?;

@@ -2,6 +2,7 @@
 
 use super::readahead;
 use crate::cache::{Share, Verify};
+use crate::fuse::adapter::Serving;
 use crate::mirror::{Coherence, Control, IdMap, Ids, Io, NEVER, Options, Passthrough, Validate};
 use crate::sys::sandbox::InForce;
 use std::ffi::{OsStr, OsString};
@@ -46,6 +47,12 @@ pub struct Settings {
     pub nonempty: bool,
     /// Where what is read is kept, if it is.
     pub cache: Option<Caching>,
+    /// Whether workers do what touches the source; settled before anything is served.
+    pub source_workers: SourceWorkers,
+    /// How long who asks or reads may wait for a worker's answer; `None` for ever.
+    pub source_timeout: Option<Duration>,
+    /// The same for who changes something.
+    pub source_timeout_write: Option<Duration>,
     /// How the mirror behaves.
     pub options: Options,
 }
@@ -87,6 +94,17 @@ pub enum Sandbox {
     Auto,
     /// One process, with all the rights of the one who mounts.
     Off,
+}
+
+/// Who waits for the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceWorkers {
+    /// Workers where the source may hang, the event loops where it is local.
+    Auto,
+    /// The event loops.
+    Never,
+    /// Workers.
+    Always,
 }
 
 /// Flags of the mount that the mirror itself has no part in.
@@ -169,10 +187,29 @@ impl Settings {
         if let Some(ids) = &o.ids {
             id_lines(ids, &mut line);
         }
+        line("source_workers", &word_of_workers(self.source_workers));
+        for (key, timeout) in [
+            ("source_timeout", self.source_timeout),
+            ("source_timeout_write", self.source_timeout_write),
+        ] {
+            match timeout {
+                Some(timeout) => line(key, &timeout.as_secs_f64()),
+                None => line(key, &"never"),
+            }
+        }
         line("sandbox", &word_of_sandbox(self.sandbox));
         line("sandbox_in_force", in_force);
         line("server_pid", &std::process::id());
         text
+    }
+
+    /// Who does what touches the source.
+    pub(super) fn serving(&self) -> Serving {
+        Serving {
+            workers: self.source_workers == SourceWorkers::Always,
+            timeout: self.source_timeout,
+            timeout_write: self.source_timeout_write,
+        }
     }
 
     /// The source as /proc/mounts is to show it.
@@ -261,6 +298,14 @@ fn word_of_control(control: Control) -> &'static str {
         Control::Hidden => "hidden",
         Control::Visible => "visible",
         Control::Off => "off",
+    }
+}
+
+fn word_of_workers(workers: SourceWorkers) -> &'static str {
+    match workers {
+        SourceWorkers::Auto => "auto",
+        SourceWorkers::Never => "never",
+        SourceWorkers::Always => "always",
     }
 }
 

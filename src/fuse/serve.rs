@@ -1,0 +1,213 @@
+//! Where a request is served: by the event loop that got it, or by a worker that may wait for the
+//! source.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fuser::{
+    Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+};
+use parking_lot::Mutex;
+
+use super::adapter::Adapter;
+use super::shared::Shared;
+use super::workers::{Job, Pending};
+use crate::mirror::NodeId;
+
+/// Who does what touches the source, and how long it may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Serving {
+    /// Workers do; else the event loops themselves.
+    pub workers: bool,
+    /// After this long, who only wants to know or to read is answered ETIMEDOUT.
+    pub timeout: Option<Duration>,
+    /// The same for who changes something.
+    pub timeout_write: Option<Duration>,
+}
+
+/// How long a request may wait for the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It asks or reads: there is no harm in an early end.
+    Read,
+    /// It changes something: when it is ended early nobody knows whether that was done.
+    Write,
+    /// Nobody waits for it, and it must be done.
+    Release,
+}
+
+/// A reply of the library.
+pub(super) trait Answer: Send + 'static {
+    fn refuse(self, errno: Errno);
+}
+
+macro_rules! answers {
+    ($($reply:ident),*) => {
+        $(impl Answer for $reply {
+            fn refuse(self, errno: Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+answers!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyIoctl,
+    ReplyLock,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite,
+    ReplyXattr
+);
+
+/// The right to answer once.
+pub(super) enum Slot<R: Answer> {
+    /// Nobody else has it.
+    Own(R),
+    /// Somebody may answer first when it takes too long.
+    Shared(Arc<Mutex<Option<R>>>),
+}
+
+impl<R: Answer> Slot<R> {
+    /// The reply, unless somebody has answered already: what was done for the caller then is to be
+    /// undone. To be called when nothing is left that could wait.
+    #[must_use]
+    pub(super) fn take(self) -> Option<R> {
+        match self {
+            Self::Own(reply) => Some(reply),
+            Self::Shared(place) => place.lock().take(),
+        }
+    }
+
+    /// Answers with an error, unless somebody has answered.
+    pub(super) fn refuse(self, errno: Errno) {
+        if let Some(reply) = self.take() {
+            reply.refuse(errno);
+        }
+    }
+}
+
+impl<R: Answer> Pending for Mutex<Option<R>> {
+    fn refuse(&self, errno: Errno) -> bool {
+        let reply = self.lock().take();
+        let pending = reply.is_some();
+        if let Some(reply) = reply {
+            reply.refuse(errno);
+        }
+        pending
+    }
+
+    fn is_pending(&self) -> bool {
+        self.lock().is_some()
+    }
+}
+
+/// A name as it was lent to [`Adapter::serve`].
+pub(super) fn name(bytes: &[u8]) -> &OsStr {
+    OsStr::from_bytes(bytes)
+}
+
+impl Adapter {
+    /// Does `work`, which touches the source and answers: here, or by a worker, who gets copies of
+    /// what is `lent`. `caller` is the thread that waits.
+    pub(super) fn serve<R: Answer, const N: usize>(
+        &self,
+        wait: Wait,
+        caller: u32,
+        reply: R,
+        lent: [&[u8]; N],
+        work: impl FnOnce(&Arc<Shared>, [&[u8]; N], Slot<R>) + Send + 'static,
+    ) {
+        let shared = &self.shared;
+        match &shared.workers {
+            None => work(shared, lent, Slot::Own(reply)),
+            Some(workers) => {
+                let job = job(shared, wait, caller, reply, lent, work);
+                workers.submit(job);
+            }
+        }
+    }
+
+    /// As [`Adapter::serve`], for what may take the disk long: never done here.
+    pub(super) fn serve_aside<R: Answer>(
+        &self,
+        what: &'static str,
+        caller: u32,
+        reply: R,
+        work: impl FnOnce(&Arc<Shared>, Slot<R>) + Send + 'static,
+    ) {
+        let shared = &self.shared;
+        if shared.workers.is_some() {
+            return self.serve(Wait::Write, caller, reply, [], move |shared, [], slot| {
+                work(shared, slot);
+            });
+        }
+        let theirs = shared.clone();
+        shared
+            .aside
+            .run(what, move || work(&theirs, Slot::Own(reply)));
+    }
+}
+
+impl Adapter {
+    /// The kernel takes back lookups. It waits for no answer; but the last one closes descriptors
+    /// and windows, of which some file systems (SMB) tell the server and wait for it.
+    pub(super) fn forget_by_whom(&self, id: NodeId, count: u64) {
+        let shared = &self.shared;
+        let Some(workers) = &shared.workers else {
+            return shared.mirror.forget(id, count);
+        };
+        let mut forgotten = shared.forgotten.lock();
+        let first = forgotten.is_empty();
+        forgotten.push((id, count));
+        drop(forgotten);
+        if first {
+            let shared = shared.clone();
+            workers.submit(Job::of_nobody(move || {
+                let forgotten = std::mem::take(&mut *shared.forgotten.lock());
+                for (id, count) in forgotten {
+                    shared.mirror.forget(id, count);
+                }
+            }));
+        }
+    }
+}
+
+/// The same work, for a worker.
+fn job<R: Answer, const N: usize>(
+    shared: &Arc<Shared>,
+    wait: Wait,
+    caller: u32,
+    reply: R,
+    lent: [&[u8]; N],
+    work: impl FnOnce(&Arc<Shared>, [&[u8]; N], Slot<R>) + Send + 'static,
+) -> Job {
+    let place = Arc::new(Mutex::new(Some(reply)));
+    let patience = match wait {
+        Wait::Read => shared.serving.timeout,
+        Wait::Write => shared.serving.timeout_write,
+        Wait::Release => None,
+    };
+    let (shared, kept) = (shared.clone(), lent.map(Box::<[u8]>::from));
+    let slot = Slot::Shared(place.clone());
+    Job {
+        pending: place,
+        deadline: patience.map(|patience| Instant::now() + patience),
+        caller,
+        must: wait == Wait::Release,
+        run: Box::new(super::oplog::carried(move || {
+            work(&shared, kept.each_ref().map(|kept| &**kept), slot);
+        })),
+    }
+}
