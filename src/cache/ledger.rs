@@ -274,6 +274,6 @@ mod tests {
 
     #[test]
     fn it_fits_its_page() {
-        assert!(SLOTS_AT + SLOTS * SLOT_LEN <= LEN);
+        const { assert!(SLOTS_AT + SLOTS * SLOT_LEN <= LEN) };
     }
 }
