@@ -22,8 +22,9 @@ use super::shelf::{Shelf, Taken};
 const CORRELATED: u64 = 10;
 /// After so many seconds without use half of the uses are forgotten.
 const HALF_LIFE: u64 = 7 * 86_400;
-/// More uses than this are not told apart.
-const MOST_USES: u32 = 255;
+/// More uses than this are not told apart: what was used very much must not stay for ever when
+/// nobody wants it any more (`tests::policy` has the figures).
+const MOST_USES: u32 = 4;
 
 /// Entries drawn from a folder at a time, and candidates remembered.
 const DRAWN: usize = 8;

@@ -107,9 +107,10 @@ pub(super) fn read_all(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Re
     Ok(at)
 }
 
-/// Gives a small file new content in one step, on disk when this returns.
+/// Gives a small file new content in one step, on disk when this returns. To be called by one at
+/// a time: so a temporary file that somebody left who was killed is the next one's.
 pub(super) fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> Result<()> {
-    let temporary = format!(".{name}.{}.tmp", std::process::id());
+    let temporary = format!(".{name}.tmp");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC;
     let fd = open(dir, &temporary, flags)?;
     write_all(fd.as_fd(), bytes, 0)?;

@@ -23,8 +23,8 @@ use super::evict::Evictor;
 use super::fill::Queue;
 use super::identity::Identity;
 use super::layout::{Header, MAX_PATH, Name, Use};
-use super::ledger::entry_cost;
-use super::options::{BLOCKS, StoreOptions};
+use super::ledger::{OTHER, entry_cost};
+use super::options::{BLOCKS, SourceKey, StoreOptions};
 use super::place;
 use super::shelf::{Found, STATE, Shelf, USER, read_only};
 use super::trust::{State, Trust};
@@ -33,6 +33,8 @@ use super::trust::{State, Trust};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a stop waits for blocks whose source does not answer.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// What the folders and small files of a store take, and those of the whole directory: 4 KiB each.
+const FOUNDING: u64 = 12 * 4096;
 /// Versions of which it is remembered since when they are known.
 const KNOWN: usize = 4096;
 
@@ -117,7 +119,7 @@ impl Store {
         let (top, shelf, new) = open_folders(root.as_fd(), options)?;
         let at = place_of(top.as_fd())?;
         let first = take_users_lock(&shelf)?;
-        let state = begin(&shelf, first, at)?;
+        let state = begin(&shelf, &options.source, first, at)?;
         let budget = match shelf.writable {
             true => Some(Budget::open(
                 root.as_fd(),
@@ -156,6 +158,9 @@ impl Store {
             closed: AtomicBool::new(false),
         });
         if let Some(budget) = &store.budget {
+            if new {
+                budget.commit(OTHER, 0, FOUNDING)?;
+            }
             budget.tell()?;
         }
         Ok(store)
@@ -548,11 +553,6 @@ fn open_folders(root: BorrowedFd<'_>, options: &StoreOptions) -> Result<(OwnedFd
             false => place::open_dir(root, &version)?,
         };
         let (shelf, new) = Shelf::open(top.as_fd(), &name, make)?;
-        let text = format!("key {}\n{}", options.source.key, options.source.about);
-        if make && place::read_small(shelf.dir.as_fd(), "source").ok() != Some(text.clone().into())
-        {
-            place::replace(shelf.dir.as_fd(), "source", text.as_bytes())?;
-        }
         Ok((top, shelf, new))
     };
     match open(true) {
@@ -595,7 +595,7 @@ pub(super) fn read_state(shelf: &Shelf) -> Option<State> {
 }
 
 /// The state that this process begins with.
-fn begin(shelf: &Shelf, first: bool, place: u64) -> Result<State> {
+fn begin(shelf: &Shelf, source: &SourceKey, first: bool, place: u64) -> Result<State> {
     let before = read_state(shelf);
     let fresh = match shelf.fans()?.is_empty() {
         true => 1,
@@ -610,6 +610,10 @@ fn begin(shelf: &Shelf, first: bool, place: u64) -> Result<State> {
     }
     let state = State::begin(before.as_ref(), place, fresh);
     if first {
+        let text = format!("key {}\n{}", source.key, source.about);
+        if place::read_small(shelf.dir.as_fd(), "source").ok() != Some(text.clone().into()) {
+            place::replace(shelf.dir.as_fd(), "source", text.as_bytes())?;
+        }
         place::replace(shelf.dir.as_fd(), "state", state.encode().as_bytes())?;
         ofd::set(shelf.users.as_fd(), byte(libc::F_RDLCK, USER))?;
     }

@@ -2,6 +2,8 @@
 
 mod blocks;
 mod budget;
+mod policy;
+mod processes;
 
 mod trust;
 

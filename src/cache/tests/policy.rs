@@ -124,12 +124,17 @@ fn uses_close_together_are_one_and_old_ones_are_forgotten() {
     for n in 1..10 {
         used = used.again(1000 + n * 100);
     }
-    assert_eq!(used.uses, 10);
+    assert_eq!(used.uses, 4);
     assert!(used.score(1900 + 5000) < once.score(1900 + 5000));
     let week = 7 * 86_400;
-    assert_eq!(used.again(1900 + week).uses, 6);
+    assert_eq!(used.again(1900 + week).uses, 3);
     assert_eq!(used.again(1900 + 100 * week).uses, 1);
     // A clock that was set back makes nothing worse than its neighbours.
     assert_eq!(used.score(0), used.score(1900));
-    let _ = Use { last: 0, uses: u32::MAX }.again(u64::MAX).score(u64::MAX);
+    let _ = Use {
+        last: 0,
+        uses: u32::MAX,
+    }
+    .again(u64::MAX)
+    .score(u64::MAX);
 }

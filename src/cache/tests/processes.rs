@@ -99,7 +99,10 @@ fn four_processes_that_fill_and_evict_never_pass_the_limit() {
         .collect();
     let mut most = 0;
     let mut looks = 0;
-    while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
+    while children
+        .iter_mut()
+        .any(|child| child.try_wait().unwrap().is_none())
+    {
         let bytes = du(folder.path());
         assert!(bytes <= LIMIT, "{bytes} of {LIMIT}");
         most = bytes.max(most);
@@ -124,7 +127,13 @@ fn processes_killed_at_any_moment_leave_no_wrong_byte_and_lose_no_budget() {
     let rounds = (100.0 * soak()) as u64;
     for round in 0..rounds {
         let mut pair: Vec<Child> = (0..2)
-            .map(|n| spawn("child_reads_until_it_is_killed", folder.path(), round * 2 + n))
+            .map(|n| {
+                spawn(
+                    "child_reads_until_it_is_killed",
+                    folder.path(),
+                    round * 2 + n,
+                )
+            })
             .collect();
         let wait = Duration::from_millis(random.u64(20..400));
         let end = Instant::now() + wait;
@@ -174,7 +183,10 @@ fn check_whole(store: &Arc<Store>, n: u64) {
         let range = entry.range_of(block);
         if entry.ready(range.clone()) == Ready::All {
             let range = range.start as usize..range.end as usize;
-            assert!(served[range.clone()] == bytes[range], "{path} block {block}");
+            assert!(
+                served[range.clone()] == bytes[range],
+                "{path} block {block}"
+            );
         }
     }
 }
