@@ -412,15 +412,22 @@ impl Entry {
     /// Those of pwrite(2), EROFS on a read-only cache: those readers see old bytes then.
     pub fn correct(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.abandon();
-        for block in self.blocks_of(offset..offset.saturating_add(bytes.len() as u64)) {
+        let written = offset..offset.saturating_add(bytes.len() as u64);
+        for block in self.blocks_of(written.clone()) {
             self.distrust(block);
+            // Nobody reads a block that was never stored, and no room was reserved for it.
+            if self.record(block).is_none() {
+                continue;
+            }
+            let Some(writer) = &self.writer else {
+                return Err(Fail::new(Errno::ROFS, "correct an entry"));
+            };
+            let block = self.range_of(block);
+            let here = written.start.max(block.start)..written.end.min(block.end);
+            let part = (here.start - offset) as usize..(here.end - offset) as usize;
+            place::write_all(writer.as_fd(), &bytes[part], here.start)?;
         }
-        let room = self.len().saturating_sub(offset);
-        let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-        match &self.writer {
-            Some(writer) => place::write_all(writer.as_fd(), bytes, offset),
-            None => Err(Fail::new(Errno::ROFS, "correct an entry")),
-        }
+        Ok(())
     }
 
     /// Notes that it is used now.

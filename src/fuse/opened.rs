@@ -7,6 +7,7 @@ use std::sync::Arc;
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
+use super::passthrough::Choice;
 use super::serve::Slot;
 use super::shared::{GENERATION, Shared};
 use crate::mirror::{Attr, Io, NodeId, Opened, OpenedDir, Passthrough};
@@ -30,22 +31,25 @@ impl Shared {
             (Err(_), None) => return,
         };
         let opened = &opened;
-        if self
-            .passthrough
-            .refuses(id, may_write(flags), self.whole(opened).as_ref())
-        {
-            // Who reads the stored version by the kernel keeps it; the kernel looks the name up
-            // again at once (fs/namei.c, LOOKUP_REVAL), and finds an inode of its own.
-            self.mirror.release(opened.handle);
-            self.mirror.supersede(id);
-            return reply.error(Errno::ESTALE);
-        }
-        let backing = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
+        let way = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
         let handle = FileHandle(opened.handle);
-        match backing {
-            Some(backing) => reply.opened_passthrough(handle, FopenFlags::empty(), &backing),
-            None => reply.opened(handle, own_flags(opened)),
+        match way {
+            Choice::Kernel(backing) => {
+                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+            }
+            Choice::Ourselves => reply.opened(handle, own_flags(opened)),
+            Choice::Refused => {
+                self.refuse(id, opened);
+                reply.error(fuser::Errno::ESTALE);
+            }
         }
+    }
+
+    /// Who reads the stored version by the kernel keeps it; the kernel looks the name up again at
+    /// once (fs/namei.c, LOOKUP_REVAL), and finds an inode of its own.
+    fn refuse(&self, id: NodeId, opened: &Opened) {
+        self.mirror.release(opened.handle);
+        self.mirror.supersede(id);
     }
 
     /// Answers an open that made the file.
@@ -66,16 +70,24 @@ impl Shared {
             (Err(_), None) => return,
         };
         let (attr, opened) = (&attr, &opened);
-        let backing = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
+        let way = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
         let trust = self.seen_stores(attr, self.mirror.trust_made(parent, attr));
         let ttl = trust.entry.min(trust.attr);
         let (shown, handle) = (entry_attr(attr), FileHandle(opened.handle));
         let none = FopenFlags::empty();
-        match backing {
-            Some(backing) => {
+        match way {
+            Choice::Kernel(backing) => {
                 reply.created_passthrough(&ttl, &shown, GENERATION, handle, none, &backing);
             }
-            None => reply.created(&ttl, &shown, GENERATION, handle, own_flags(opened)),
+            Choice::Ourselves => {
+                reply.created(&ttl, &shown, GENERATION, handle, own_flags(opened));
+            }
+            // It was there already, by another name, or since this moment.
+            Choice::Refused => {
+                self.refuse(attr.id, opened);
+                self.mirror.forget(attr.id, 1);
+                reply.error(fuser::Errno::ESTALE);
+            }
         }
     }
 
@@ -87,42 +99,44 @@ impl Shared {
         self.mirror.whole(opened.handle)
     }
 
-    /// Counts an open; `Some` when the kernel is to serve it.
+    /// Counts an open, and says who is to serve it.
     fn choose_way(
         &self,
         id: NodeId,
         flags: i32,
         opened: &Opened,
         open_backing: impl FnOnce(Arc<OwnedFd>) -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
+    ) -> Choice {
+        let whole = self.whole(opened);
         let register = || {
             if opened.hides_its_size {
                 // The kernel believes the size of what it serves.
                 return Err(io::ErrorKind::Unsupported.into());
             }
             let fd = match self.mirror.options().passthrough {
-                Passthrough::Cached => self.whole(opened).ok_or(sys::Errno::OPNOTSUPP),
+                Passthrough::Cached => whole.clone().ok_or(sys::Errno::OPNOTSUPP),
                 _ => self.mirror.opened(opened.handle).map_err(|fail| fail.errno),
             }
             .map_err(io::Error::from)?;
             open_backing(fd.clone()).map(|id| (id, fd))
         };
         let writes = may_write(flags);
-        let Some(backing) = self.passthrough.open(id, writes, register) else {
+        let way = self.passthrough.open(id, writes, whole.as_ref(), register);
+        if let Choice::Ourselves = way {
             self.metrics.opened(match self.mirror.options().io {
                 _ if opened.cached => OpenMode::Cached,
                 Io::Mmap => OpenMode::Mmap,
                 Io::Pread => OpenMode::Pread,
             });
-            return None;
-        };
+        }
+        let Choice::Kernel(_) = way else { return way };
         self.mirror.pages_unknown(opened.handle);
         if writes {
             // Stores come unseen from now on: what the kernel holds of the attributes must not
             // live on.
             self.attributes_changed(id);
         }
-        Some(backing)
+        way
     }
 
     /// Takes back what an open counted.

@@ -41,6 +41,18 @@ pub(super) struct Passthrough {
     metrics: Arc<Metrics>,
 }
 
+/// What came of an open.
+#[derive(Debug)]
+pub(super) enum Choice {
+    /// The kernel serves it.
+    Kernel(Arc<BackingId>),
+    /// We serve it.
+    Ourselves,
+    /// It can't be served the way that the kernel is held to: it reads one version of the file in
+    /// the cache, and this open writes, or is of another version. Nothing was counted.
+    Refused,
+}
+
 /// How an open inode is served.
 #[derive(Debug)]
 enum Way {
@@ -106,18 +118,27 @@ impl Passthrough {
         );
     }
 
-    /// Counts an open of an inode and chooses its way: `Some` when the kernel is to serve it.
-    /// `register` makes a backing id of the open file.
+    /// Counts an open of an inode and chooses its way. `whole` is the cache's file of the version
+    /// that is opened, where it has all of it; `register` makes a backing id of the open file.
+    ///
+    /// Under one lock: a writer that fell between the two would write to the cache.
     pub(super) fn open(
         &self,
         id: NodeId,
         writes: bool,
+        whole: Option<&Arc<OwnedFd>>,
         register: impl FnOnce() -> io::Result<(BackingId, Arc<OwnedFd>)>,
-    ) -> Option<Arc<BackingId>> {
+    ) -> Choice {
         if !self.agreed.load(Ordering::Relaxed) {
-            return None;
+            return Choice::Ourselves;
         }
         let mut inodes = self.inodes.lock();
+        if self.mode == OpenMode::Whole
+            && let Some(Way::Kernel { file, .. }) = inodes.get(&id)
+            && (writes || whole.is_none_or(|whole| !Arc::ptr_eq(whole, file)))
+        {
+            return Choice::Refused;
+        }
         let way = match inodes.entry(id) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(self.choose(register)),
@@ -132,11 +153,11 @@ impl Passthrough {
                 *opens += 1;
                 *writers += usize::from(writes);
                 self.metrics.opened(self.mode);
-                Some(backing.clone())
+                Choice::Kernel(backing.clone())
             }
             Way::Ourselves { opens } => {
                 *opens += 1;
-                None
+                Choice::Ourselves
             }
         }
     }
@@ -164,21 +185,6 @@ impl Passthrough {
             Some(Errno::NOTTY | Errno::NOSYS) => self.off(PassthroughState::NotSupported),
             // Of this file only: its file system is stacked too high (ELOOP), say.
             _ => log::debug!("passthrough of a file refused: {error}"),
-        }
-    }
-
-    /// Whether an open of this inode can't be served the way that the kernel is held to: it reads
-    /// one version of the file in the cache, and this open writes, or is of another version
-    /// (`whole`, if that is stored).
-    pub(super) fn refuses(&self, id: NodeId, writes: bool, whole: Option<&Arc<OwnedFd>>) -> bool {
-        if self.mode != OpenMode::Whole || !self.agreed.load(Ordering::Relaxed) {
-            return false;
-        }
-        match self.inodes.lock().get(&id) {
-            Some(Way::Kernel { file, .. }) => {
-                writes || whole.is_none_or(|whole| !Arc::ptr_eq(whole, file))
-            }
-            _ => false,
         }
     }
 

@@ -78,6 +78,7 @@ impl Teller<'_> {
             }
             Stale::Data(id) => {
                 self.metrics.invalidated(Invalidated::Data);
+                self.mirror.changed_behind(Some(*id));
                 self.inode(*id, Extent::All);
             }
             Stale::Attributes(id) => {
@@ -148,6 +149,7 @@ impl Teller<'_> {
     /// Drops all that the kernel caches: names, attributes, bytes.
     pub(super) fn everything(&self) {
         self.metrics.invalidated(Invalidated::Everything);
+        self.mirror.changed_behind(None);
         let all_names = logged(self.notifier.drop_names());
         for id in self.mirror.table().ids() {
             if !all_names && let Some((parent, name)) = self.last_seen(id) {

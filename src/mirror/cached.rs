@@ -5,19 +5,20 @@
 //! memory, and stored after that. An entry that was given up, because the source has another
 //! version, is not asked any more: the source serves.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, Stat};
 
+use super::entries::Entries;
 use super::file::{OpenFile, pread_full, with_buffer};
 use super::inode::{Inode, Key, NodeId, ROOT};
 use super::prefetch::{Course, Prefetch};
@@ -33,6 +34,13 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 /// Files of which it is remembered when they were last held against the source.
 const REMEMBERED: usize = 16 << 10;
 
+/// How long a file is not handed to the kernel after somebody wanted it in another way: the
+/// kernel tries once more, and must not find that somebody else was faster.
+const CALM: Duration = Duration::from_secs(5);
+
+/// Files of which that is remembered.
+const DISTURBED: usize = 1 << 10;
+
 /// Directories above a file, before its path is given up.
 const DEEPEST: usize = 2048;
 
@@ -44,12 +52,17 @@ pub(super) struct Cached {
     pub(super) store: Arc<Store>,
     /// The source keeps inode numbers over remounts.
     stable: bool,
+    /// The source's type (statfs(2)).
+    kind: i64,
     /// The source is read past its page cache.
     direct: bool,
-    /// Entries that are open, by the inode of the source. A leaf.
-    open: Mutex<HashMap<Key, Vec<Weak<Entry>>>>,
+    pub(super) open: Entries,
+    /// Counts the changes through the mount.
+    changes: AtomicU64,
     /// When paths were last held against the source. A leaf.
     validated: Mutex<LruCache<Vec<u8>, Instant>>,
+    /// When files were last wanted in another way than the kernel could serve. A leaf.
+    disturbed: Mutex<LruCache<Key, Instant>>,
     pub(super) prefetch: Prefetch,
 }
 
@@ -77,15 +90,17 @@ enum Outcome<R, F> {
 }
 
 impl Cached {
-    pub(super) fn new(store: Arc<Store>, source: &OwnedFd) -> Self {
-        let direct = rustix::fs::fstatfs(source).is_ok_and(|s| s.f_type == FUSE);
+    /// `descriptors` are for entries.
+    pub(super) fn new(store: Arc<Store>, source: &OwnedFd, descriptors: usize) -> Self {
+        let kind = rustix::fs::fstatfs(source).map_or(0, |stat| stat.f_type);
         Self {
             stable: store.options().source.stable_inodes,
-            direct,
-            open: Mutex::default(),
-            validated: Mutex::new(LruCache::new(
-                NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN),
-            )),
+            kind,
+            direct: kind == FUSE,
+            open: Entries::new(descriptors),
+            changes: AtomicU64::new(0),
+            validated: Mutex::new(LruCache::new(room(REMEMBERED))),
+            disturbed: Mutex::new(LruCache::new(room(DISTURBED))),
             prefetch: Prefetch::default(),
             store,
         }
@@ -99,6 +114,8 @@ impl Cached {
     fn entry(&self, path: Vec<u8>, stat: &Stat, how: Validate) -> Option<Arc<Entry>> {
         if self.believes(&path, how)
             && let Some(entry) = self.store.entry_as_stored(&path)
+            // Of another size it would be neither the one version nor the other.
+            && u64::try_from(stat.st_size) == Ok(entry.len())
         {
             return Some(entry);
         }
@@ -107,6 +124,15 @@ impl Cached {
             self.validated.lock().put(path, Instant::now());
         }
         Some(entry)
+    }
+
+    fn disturb(&self, key: Key) {
+        self.disturbed.lock().put(key, Instant::now());
+    }
+
+    fn is_calm(&self, key: Key) -> bool {
+        let at = self.disturbed.lock().peek(&key).copied();
+        at.is_none_or(|at| at.elapsed() > CALM)
     }
 
     /// Whether the source is not to be asked again yet.
@@ -119,30 +145,6 @@ impl Cached {
                 validated.is_some_and(|at| at.elapsed() < time)
             }
         }
-    }
-
-    fn register(&self, key: Key, entry: &Arc<Entry>) {
-        let mut open = self.open.lock();
-        let entries = open.entry(key).or_default();
-        entries.retain(|entry| entry.strong_count() > 0);
-        entries.push(Arc::downgrade(entry));
-    }
-
-    /// Forgets the entries of an inode that nobody reads any more.
-    fn unregister(&self, key: Key) {
-        let mut open = self.open.lock();
-        if let Some(entries) = open.get_mut(&key) {
-            entries.retain(|entry| entry.strong_count() > 0);
-            if entries.is_empty() {
-                open.remove(&key);
-            }
-        }
-    }
-
-    fn entries_of(&self, key: Key) -> Vec<Arc<Entry>> {
-        let open = self.open.lock();
-        let entries = open.get(&key).map_or(&[][..], Vec::as_slice);
-        entries.iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -176,23 +178,61 @@ impl Mirror {
         Some(path)
     }
 
-    /// What an open for reading asks of the source beside its own flags.
-    pub(super) fn flags_of_cached(&self) -> OFlags {
+    /// What an open for reading asks of the source beside its own flags. A file system that is
+    /// mounted within the source may ask for more alignment than requests have.
+    pub(super) fn flags_of_cached(&self, inode: &Inode) -> OFlags {
         match &self.cached {
-            Some(cached) if cached.direct => OFlags::DIRECT,
+            Some(cached) if cached.direct && inode.key.site == 0 => OFlags::DIRECT,
             _ => OFlags::empty(),
         }
     }
 
-    /// The entry that a new reader of an inode is served from.
-    pub(super) fn reader(&self, inode: &Inode, stat: &Stat) -> Option<Reader> {
+    /// Whether a file may be kept: of a file system that is mounted within the source only if it
+    /// is of the source's kind, as clocks, inode numbers and page caches are judged by that.
+    fn may_keep(&self, cached: &Cached, inode: &Inode, file: &OwnedFd, stat: &Stat) -> bool {
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let of_source = || {
+            let kind = || rustix::fs::fstatfs(file).map(|stat| stat.f_type);
+            inode.key.site == 0 || (!cached.direct && kind() == Ok(cached.kind))
+        };
+        regular && stat.st_size > 0 && of_source()
+    }
+
+    /// How many changes there were through the mount.
+    pub(super) fn changes_so_far(&self) -> u64 {
+        let cached = self.cached.as_ref();
+        cached.map_or(0, |cached| cached.changes.load(Ordering::SeqCst))
+    }
+
+    /// The entry that a new reader of an inode is served from: `file`, which was found as `stat`
+    /// says when there had been so many `changes`.
+    pub(super) fn reader(
+        &self,
+        inode: &Inode,
+        file: &OwnedFd,
+        stat: &Stat,
+        changes: u64,
+    ) -> Option<Reader> {
         let cached = self.cached.as_ref()?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size <= 0 {
+        if !self.may_keep(cached, inode, file, stat) {
             return None;
         }
-        let path = self.path_of(inode)?;
-        let entry = cached.entry(path, stat, self.options.validate)?;
-        cached.register(inode.key, &entry);
+        let entry = match cached.open.has_room() {
+            true => cached.entry(self.path_of(inode)?, stat, self.options.validate)?,
+            false => {
+                let open = cached.open.of(inode.key).into_iter();
+                let is_it = |entry: &Arc<Entry>| *entry.identity() == cached.identity(stat);
+                open.filter(|entry| !entry.is_abandoned()).find(is_it)?
+            }
+        };
+        cached.open.add(inode.key, &entry);
+        // Who wrote since did not find the entry, and so did not give it up.
+        if self.changes_so_far() != changes {
+            let now = rustix::fs::fstat(file).ok()?;
+            if cached.identity(&now) != *entry.identity() {
+                return None;
+            }
+        }
         Some(Reader::new(entry))
     }
 
@@ -210,6 +250,14 @@ impl Mirror {
             && (offset >= end || reader.entry.ready(offset..end) == Ready::All)
     }
 
+    /// Whether a reader is served another version than the one that `stat` shows (`validate=`).
+    pub(super) fn reads_another(&self, reader: Option<&Reader>, stat: &Stat) -> bool {
+        let (Some(cached), Some(reader)) = (&self.cached, reader) else {
+            return false;
+        };
+        *reader.entry.identity() != cached.identity(stat)
+    }
+
     /// Reads from the store, as far as it can serve; else gives `send` back.
     pub(super) fn read_cached<R, F: FnOnce(&[u8]) -> R>(
         &self,
@@ -222,22 +270,20 @@ impl Mirror {
             return Err(send);
         };
         let entry = &reader.entry;
-        if entry.is_abandoned() {
+        let range = range.start..range.end.min(entry.len());
+        // Past its end the file may have grown: nobody but the source knows.
+        if entry.is_abandoned() || range.is_empty() {
             return Err(send);
         }
-        let range = range.start..range.end.min(entry.len());
-        if range.is_empty() {
-            return Ok(Ok(send(&[])));
-        }
         let outcome = match self.readiness(entry, &range) {
-            Ready::All => self.by_window(entry, range.clone(), sequential, send),
+            Ready::All => self.serve_windows(entry, range.clone(), sequential, send),
             ready => {
                 // Suspect: under verify=always, where it was there.
                 match ready {
                     Ready::Missing => self.metrics.cache_miss(),
                     _ => self.metrics.cache_hit(),
                 }
-                self.by_blocks(file, entry, range.clone(), send)
+                self.serve_blocks(file, entry, range.clone(), send)
             }
         };
         if let Some(cached) = &self.cached {
@@ -269,7 +315,7 @@ impl Mirror {
         cached.is_some_and(|cached| cached.store.options().verify == Verify::Always)
     }
 
-    fn by_window<R, F: FnOnce(&[u8]) -> R>(
+    fn serve_windows<R, F: FnOnce(&[u8]) -> R>(
         &self,
         entry: &Arc<Entry>,
         range: Range<u64>,
@@ -304,7 +350,10 @@ impl Mirror {
                             Outcome::Done(Ok(send(buffer)))
                         }
                         // The cache never fails a reader.
-                        _ => Outcome::Source(send),
+                        _ => {
+                            entry.lose(range);
+                            Outcome::Source(send)
+                        }
                     }
                 })
                 .unwrap_or_else(|fail| Outcome::Done(Err(fail)))
@@ -313,7 +362,7 @@ impl Mirror {
     }
 
     /// Puts an answer together of blocks that are there and blocks that are fetched.
-    fn by_blocks<R, F: FnOnce(&[u8]) -> R>(
+    fn serve_blocks<R, F: FnOnce(&[u8]) -> R>(
         &self,
         file: &Arc<OpenFile>,
         entry: &Arc<Entry>,
@@ -379,8 +428,10 @@ impl Mirror {
         }
         match self.fetch(file, entry, number, deadline) {
             Ok(block) => Ok(Some(block)),
-            Err(fail) if fail.errno == Errno::BUSY => Ok(None),
-            Err(fail) => Err(fail),
+            // Somebody waited long enough already.
+            Err(fail) if fail.errno == Errno::TIMEDOUT => Err(fail),
+            // A block is more than what was asked for: the source may well have that.
+            Err(_) => Ok(None),
         }
     }
 
@@ -408,11 +459,42 @@ impl Mirror {
     pub(super) fn seen(&self, inode: &Inode, stat: &Stat) {
         let Some(cached) = &self.cached else { return };
         let how = self.options.validate;
-        for entry in cached.entries_of(inode.key) {
-            let same = entry.is_abandoned() || *entry.identity() == cached.identity(stat);
-            if !same && !cached.believes(entry.path(), how) {
+        let now = cached.identity(stat);
+        for entry in cached.open.of(inode.key) {
+            let same = entry.is_abandoned() || *entry.identity() == now;
+            if !same && (entry.len() != now.size || !cached.believes(entry.path(), how)) {
                 entry.abandon();
             }
+        }
+    }
+
+    fn hold_against_source(&self, file: &OpenFile) {
+        // Without an answer here, the source gives none to a read either.
+        if let Ok(stat) = rustix::fs::fstat(&*file.fd) {
+            self.seen(&file.inode, &stat);
+        }
+    }
+
+    /// Somebody says that a file changed behind the mirror; without an id, any may have.
+    pub fn changed_behind(&self, id: Option<NodeId>) {
+        if self.cached.is_none() {
+            return;
+        }
+        let key = match id {
+            Some(id) => match self.table.peek(id) {
+                Some(inode) => Some(inode.key),
+                None => return,
+            },
+            None => None,
+        };
+        let files = self.files.read();
+        let readers = files
+            .values()
+            .filter(|file| file.reader.is_some() && key.is_none_or(|key| key == file.inode.key));
+        let readers: Vec<_> = readers.cloned().collect();
+        drop(files);
+        for file in readers {
+            self.hold_against_source(&file);
         }
     }
 
@@ -425,7 +507,8 @@ impl Mirror {
     /// is stored of it is given up; those who have it open by passthrough see the new bytes.
     pub(super) fn outdated(&self, inode: &Inode, written: Option<(u64, &[u8])>) {
         let Some(cached) = &self.cached else { return };
-        for entry in cached.entries_of(inode.key) {
+        cached.changes.fetch_add(1, Ordering::SeqCst);
+        for entry in cached.open.of(inode.key) {
             match written {
                 Some((offset, bytes)) => {
                     if let Err(fail) = entry.correct(offset, bytes) {
@@ -448,6 +531,7 @@ impl Mirror {
     /// worth its room.
     pub(super) fn uncache(&self, inode: &Inode) {
         let Some(cached) = &self.cached else { return };
+        cached.disturb(inode.key);
         if let Some(path) = self.path_of(inode) {
             cached.store.remove(&path);
         }
@@ -462,10 +546,18 @@ impl Mirror {
     }
 
     /// A reader was released.
-    pub(super) fn reader_gone(&self, file: &OpenFile) {
-        if let (Some(cached), Some(reader)) = (&self.cached, &file.reader) {
-            reader.course.end();
-            cached.unregister(file.inode.key);
+    pub(super) fn reader_gone(&self, file: Arc<OpenFile>) {
+        let (Some(cached), Some(reader)) = (&self.cached, &file.reader) else {
+            return;
+        };
+        reader.course.end();
+        let (key, entry) = (file.inode.key, Arc::downgrade(&reader.entry));
+        let id = reader.entry.file_id();
+        drop(file);
+        if entry.strong_count() == 0 {
+            // No other entry has that id; its windows would keep the room of one that is evicted.
+            self.windows.forget(id);
+            cached.open.forget_closed(key);
         }
     }
 
@@ -474,13 +566,18 @@ impl Mirror {
     pub fn whole(&self, handle: u64) -> Option<Arc<OwnedFd>> {
         let file = self.file(handle).ok()?;
         let entry = &file.reader.as_ref()?.entry;
-        (!entry.is_abandoned() && entry.is_whole()).then(|| entry.data())
+        let cached = self.cached.as_ref()?;
+        (cached.is_calm(file.inode.key) && !entry.is_abandoned() && entry.is_whole())
+            .then(|| entry.data())
     }
 
     /// From now on a lookup of this inode finds another node id: those who have it open keep the
     /// way in which it is served to them.
     pub fn supersede(&self, id: NodeId) {
         if let Some(inode) = self.table.peek(id) {
+            if let Some(cached) = &self.cached {
+                cached.disturb(inode.key);
+            }
             self.table.supersede(&inode);
         }
     }
@@ -491,6 +588,10 @@ fn part<'a>(block: &'a Block, range: &Range<u64>) -> Option<&'a [u8]> {
     let start = usize::try_from(range.start.checked_sub(block.offset())?).ok()?;
     let end = usize::try_from(range.end.checked_sub(block.offset())?).ok()?;
     block.bytes().get(start..end)
+}
+
+fn room(count: usize) -> NonZeroUsize {
+    NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn reason(miss: Miss) -> Fallback {

@@ -122,33 +122,37 @@ impl Mirror {
             // To open a device or a FIFO has effects of its own, and the kernel never asks.
             return Err(Fail::new(Errno::NXIO, "open"));
         }
-        let file = self.open_in_source(&inode, &asked)?;
+        let (file, kept) = self.open_in_source(&inode, &asked)?;
+        let changes = self.changes_so_far();
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
         if asked.writes() {
             self.uncache(&inode);
         } else {
             self.seen(&inode, &stat);
         }
-        let reader = (!asked.writes())
-            .then(|| self.reader(&inode, &stat))
+        let reader = kept
+            .then(|| self.reader(&inode, &file, &stat, changes))
             .flatten();
         Ok(self.enter_file(caller, inode, file, asked, &stat, reader))
     }
 
-    fn open_in_source(&self, inode: &Inode, asked: &Asked) -> Result<OwnedFd> {
+    /// Opens a file in the source; whether what is read of it may be kept.
+    fn open_in_source(&self, inode: &Inode, asked: &Asked) -> Result<(OwnedFd, bool)> {
         let flags = self.open_flags(asked);
         let mut lesser = flags - OFlags::NOATIME;
         lesser.set(OFlags::APPEND, asked.append);
-        let direct = self.flags_of_cached();
+        let direct = self.flags_of_cached(inode);
         if !asked.writes() && !direct.is_empty() {
             match self.reopen(inode, flags | direct, lesser | direct) {
                 // What is read through the page cache of a FUSE source may be older than its
-                // attributes: it is served, as natively, and not kept (see `reader`).
-                Err(fail) if fail.errno == Errno::INVAL => {}
-                opened => return opened,
+                // attributes: it is served, as natively, and not kept.
+                Err(fail) if fail.errno == Errno::INVAL => {
+                    return Ok((self.reopen(inode, flags, lesser)?, false));
+                }
+                opened => return Ok((opened?, true)),
             }
         }
-        self.reopen(inode, flags, lesser)
+        Ok((self.reopen(inode, flags, lesser)?, !asked.writes()))
     }
 
     pub(super) fn enter_file(
@@ -165,13 +169,18 @@ impl Mirror {
         self.table.lend(&inode, &fd);
         let strict = self.options.coherence == Coherence::Strict;
         let hides_its_size = asked.access != libc::O_WRONLY && hides_its_size(&fd, stat);
+        let another = self.reads_another(reader.as_ref(), stat);
         let opened = Opened {
             handle,
-            keep_cache: !strict && keep_cache(&inode, stat),
+            keep_cache: !strict && keep_cache(&inode, stat) && !another,
             direct_io: strict || hides_its_size,
             cached: reader.is_some() && !hides_its_size,
             hides_its_size,
         };
+        if another {
+            // The pages to come are not of what `stat` shows.
+            inode.now_caches(None);
+        }
         let file = OpenFile {
             inode,
             fd,
@@ -338,12 +347,12 @@ impl Mirror {
         };
         self.metrics.handle_closed();
         self.locks.drop_handle(file.inode.file_id, handle);
-        self.reader_gone(&file);
         let nameless = self.nameless(&file.fd);
         // A window would keep the space of a file that has no name left.
         if self.give_back(&file.inode, &file.fd, nameless) && nameless {
             self.windows.forget(file.inode.file_id);
         }
+        self.reader_gone(file);
     }
 
     /// The descriptor of an open file or directory is about to be closed; true when it was the

@@ -7,6 +7,7 @@ mod attr;
 mod cached;
 mod caller;
 mod dir;
+mod entries;
 mod file;
 mod flags;
 mod ids;
@@ -100,7 +101,11 @@ impl Mirror {
         store: Option<Arc<Store>>,
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
-        let cached = store.map(|store| cached::Cached::new(store, &source));
+        // A reader by way of the store needs descriptors there as well.
+        let of_entries = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .current
+            .map_or(usize::MAX, |limit| limit as usize / 4);
+        let cached = store.map(|store| cached::Cached::new(store, &source, of_entries));
         let windows = WindowOptions {
             window: options.window,
             budget: options.window_budget,
@@ -108,7 +113,10 @@ impl Mirror {
         };
         windows.check()?;
         let ceilings = Ceilings {
-            descriptors,
+            descriptors: match &cached {
+                Some(_) => descriptors.min(of_entries),
+                None => descriptors,
+            },
             inodes: options.inode_limit.unwrap_or(usize::MAX),
         };
         let table = InodeTable::new(source, ceilings, options.reach, metrics.clone())?;

@@ -111,17 +111,20 @@ impl Prefetch {
     ) {
         let Some(reader) = &file.reader else { return };
         let entry = &reader.entry;
-        if most == 0 || entry.is_whole() {
+        if most == 0 {
             return;
         }
         let size = entry.block_size();
         let (ahead, seeks) = reader.course.note(range, sequential, size, most);
         let blocks = ahead.start.div_ceil(size)..ahead.end.min(entry.len()).div_ceil(size);
-        if blocks.is_empty() {
+        let mut missing = blocks
+            .filter(|block| entry.ready(block * size..(block + 1) * size) == Ready::Missing)
+            .peekable();
+        if missing.peek().is_none() {
             return;
         }
         let mut queue = self.shared.queue.lock();
-        for block in blocks {
+        for block in missing {
             if queue.ended || queue.jobs.len() >= LONGEST {
                 break;
             }

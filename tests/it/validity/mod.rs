@@ -1,6 +1,7 @@
 //! The copy-on-read cache while all goes well: what is served from it, when it is held against the
 //! source, and in which way files are served.
 
+mod broken;
 mod changes;
 mod modes;
 mod reading;
