@@ -6,9 +6,9 @@
 //! version, is not asked any more: the source serves.
 
 use std::ffi::OsStr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use rustix::fs::{FileType, OFlags, Stat};
+use rustix::fs::{Advice, FileType, OFlags, Stat};
 
 use super::entries::Entries;
 use super::file::{OpenFile, pread_full, with_buffer};
@@ -25,7 +25,7 @@ use super::prefetch::{Course, Prefetch};
 use super::{MAX_READ, Mirror, Validate};
 use crate::cache::{Block, Entry, Identity, Ready, Store, Verify};
 use crate::observe::{Fallback, ReadMode};
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Errno, Fail, OrFail, Result, pages};
 use crate::window::Miss;
 
 /// How long a reader waits for a block that somebody else is fetching.
@@ -435,6 +435,29 @@ impl Mirror {
         }
     }
 
+    /// Reads a block from the source. Of a FUSE source past the page cache: when it answers a direct
+    /// read short of the size that it told, the kernel goes on through the page cache
+    /// (mm/filemap.c, generic_file_read_iter), where zeros or older bytes may stand.
+    ///
+    /// # Errors
+    /// Those of pread(2); EBUSY when pages can't be passed by: they are served, and not kept.
+    fn read_block(&self, fd: &Arc<OwnedFd>, buffer: &mut [u8], offset: u64) -> Result<usize> {
+        let filled = pread_full(fd, buffer, offset)?;
+        let length = filled as u64;
+        let passed_by = || pages::cached(fd.as_fd(), offset, length).is_none_or(|pages| pages == 0);
+        let direct = self.cached.as_ref().is_some_and(|cached| cached.direct);
+        if !direct || length == 0 || passed_by() {
+            return Ok(filled);
+        }
+        // Others may have read it through the page cache: once more, without what they left.
+        let _ = rustix::fs::fadvise(fd, offset, NonZeroU64::new(length), Advice::DontNeed);
+        let filled = pread_full(fd, buffer, offset)?;
+        if passed_by() {
+            return Ok(filled);
+        }
+        Err(Fail::new(Errno::BUSY, "read past the page cache"))
+    }
+
     /// Fetches a block from the source, for whoever waits for it.
     pub(super) fn fetch(
         &self,
@@ -444,7 +467,7 @@ impl Mirror {
         deadline: Instant,
     ) -> Result<Arc<Block>> {
         let offset = number * entry.block_size();
-        let read = |buffer: &mut [u8]| pread_full(&file.fd, buffer, offset);
+        let read = |buffer: &mut [u8]| self.read_block(&file.fd, buffer, offset);
         let (fd, identity) = (file.fd.clone(), *entry.identity());
         let stable = self.cached.as_ref().is_some_and(|cached| cached.stable);
         let same = move || {

@@ -10,6 +10,7 @@ pub mod handle;
 pub mod memory;
 pub mod mountinfo;
 pub mod ofd;
+pub mod pages;
 pub mod priority;
 pub mod process;
 pub mod procfd;
