@@ -131,7 +131,9 @@ pub(super) fn status(target: &Target, json: bool) -> Result<(), Refusal> {
 }
 
 fn tell_people(target: &Target, whole: &Whole, sources: &[Source]) -> Result<(), Refusal> {
-    let limit = whole.limit_bytes.map(|limit| format!(" of {}", size(limit)));
+    let limit = whole
+        .limit_bytes
+        .map(|limit| format!(" of {}", size(limit)));
     let doubt = if whole.counted { "" } else { ", to be counted" };
     say(&format!(
         "cache     {}\nused      {}{}{doubt}; {} free on its disk\nprocesses {}",

@@ -14,8 +14,8 @@ use rustix::fs::Advice;
 use serde::Serialize;
 
 use super::place::Target;
-use crate::cache::StoreView;
 use super::{Failed, complain, print};
+use crate::cache::StoreView;
 use crate::fuse::session::refusal::{Refusal, shown};
 
 /// Bytes of one read: the most that FUSE asks for at a time.
