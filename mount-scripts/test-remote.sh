@@ -93,7 +93,7 @@ start_corfs() {
     mkdir -p "$2" "$work/cache"
     chmod 700 "$work/cache"
     # The data was made just now, and is to be cached all the same.
-    "$corfs" "$1" "$2" -o "cache=$work/cache,cache_id=$3,racy=0,source_timeout=5s"
+    "$corfs" "$1" "$2" -o "cache=$work/cache,cache_id=$3,racy=0"
     mounted+=("$2")
 }
 

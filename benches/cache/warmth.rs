@@ -138,7 +138,6 @@ pub(crate) fn hang(sizes: &Sizes, verdicts: &mut Verdicts) {
     let scratch = Scratch::new();
     let mount = cached(source.path(), &scratch.dir("cache"))
         .opt("passthrough=never")
-        .opt("source_timeout=5s")
         .start();
     let (file, other) = (mount.path().join("file"), mount.path().join("other"));
     readers::through(&file);

@@ -160,6 +160,12 @@ fn evicting_leaves_what_is_in_use_and_as_much_as_is_to_be_kept() {
     let stage = Stage::new(10);
     let mount = stage.mount().start();
     result(&["warm"], mount.path());
+    // What is stored after its answer is in use until then.
+    wait_until("all is stored and let go", PATIENCE, || {
+        let files = asked(&["list"], mount.path());
+        let done = |file: &Value| file["whole"] == true && file["in_use"] == false;
+        files.len() == 10 && files.iter().all(done)
+    });
     let open = File::open(mount.path().join(name(3))).expect("open");
     let mut bytes = vec![0; BLOCK as usize];
     open.read_exact_at(&mut bytes, 0).expect("read");

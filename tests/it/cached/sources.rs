@@ -63,32 +63,6 @@ fn errors_of_the_source_are_told_and_never_kept() {
 }
 
 #[test]
-fn short_reads_of_the_source_are_never_kept() {
-    if !require(&[Need::Fuse, Need::Root]) {
-        return;
-    }
-    let (source, tree) = source_with(4, 6 * BLOCK);
-    let scratch = Scratch::new();
-    let cache = cache_folder(&scratch, "cache");
-    let mount = cached(source.path(), &cache).start();
-    source.faults().cut(2 * BLOCK + 100);
-    for at in 0..tree.files {
-        if let Ok(bytes) = fs::read(mount.path().join(name(at))) {
-            assert_content(at, 0, &bytes);
-        }
-    }
-    source.faults().heal();
-    drop(mount);
-    // The kernel's own pages of the source may hold zeros where it was short, which are the
-    // source's; the cache may not.
-    for file in open_all(&tree, source.path()) {
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("fadvise");
-    }
-    let mount = cached(source.path(), &cache).start();
-    tree.compare(mount.path());
-}
-
-#[test]
 fn while_the_source_hangs_what_is_cached_is_read() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;
