@@ -1,7 +1,7 @@
 //! Which entries should have gone: the policy against plain LRU, on traces whose answer is known.
 //! `cargo test --lib cache::tests::policy -- --nocapture` prints the hit rates.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::super::layout::Use;
 
@@ -37,6 +37,7 @@ fn hits(policy: Policy, room: usize, trace: impl Iterator<Item = u64>) -> f64 {
     let mut there: HashMap<u64, Use> = HashMap::new();
     let mut list: Vec<u64> = Vec::new();
     let mut pool: Vec<u64> = Vec::new();
+    let mut order: BTreeMap<u64, u64> = BTreeMap::new();
     let (mut hits, mut all) = (0u32, 0u32);
     for (step, file) in trace.enumerate() {
         let now = 1_000_000 + 20 * step as u64;
@@ -46,7 +47,7 @@ fn hits(policy: Policy, room: usize, trace: impl Iterator<Item = u64>) -> f64 {
         if used.is_none() {
             if there.len() == room {
                 let gone = match policy {
-                    Policy::Lru => list.iter().copied().min_by_key(|file| there[file].last),
+                    Policy::Lru => order.first_key_value().map(|(_, file)| *file),
                     Policy::Ours => {
                         for _ in 0..8 {
                             let drawn = list[(numbers.next() % room as u64) as usize];
@@ -62,12 +63,17 @@ fn hits(policy: Policy, room: usize, trace: impl Iterator<Item = u64>) -> f64 {
                     }
                 };
                 let gone = gone.expect("there is one");
-                there.remove(&gone);
+                let used = there.remove(&gone).expect("it is there");
+                order.remove(&used.last);
                 let at = list.iter().position(|file| *file == gone);
                 list.swap_remove(at.expect("it is listed"));
             }
             list.push(file);
         }
+        if let Some(used) = used {
+            order.remove(&used.last);
+        }
+        order.insert(now, file);
         there.insert(file, used.unwrap_or_default().again(now));
     }
     f64::from(hits) / f64::from(all)

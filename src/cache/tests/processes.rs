@@ -71,7 +71,7 @@ fn child_reads_for_a_while() {
     let store = open(&child_options(&dir));
     store.start().expect("threads start");
     let mut random = fastrand::Rng::with_seed(seed);
-    for _ in 0..(1500.0 * soak()) as u32 {
+    for _ in 0..(1000.0 * soak()) as u32 {
         read_some(&store, &mut random);
     }
     store.close();
