@@ -240,6 +240,11 @@ fn mount_with_plain_reads() {
 }
 
 #[test]
+fn mount_served_by_workers() {
+    on_a_mount("source_workers=always");
+}
+
+#[test]
 fn mount_with_passthrough() {
     on_a_mount("passthrough=always");
 }
