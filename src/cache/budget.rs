@@ -381,8 +381,11 @@ impl Budget {
         self.have_turn(|ledger, _| {
             ledger.sure = true;
             for (slot, reserved) in dead {
-                ledger.release(slot, reserved);
-                ledger.slots[slot].limit *= u64::from(self.is_alive(slot));
+                // Somebody may have taken the slot meanwhile, and moved what was in it.
+                if !self.is_alive(slot) {
+                    ledger.release(slot, reserved);
+                    ledger.slots[slot].limit = 0;
+                }
             }
         })?;
         Ok(true)

@@ -159,12 +159,13 @@ impl Entry {
         if self.is_trusted(block) {
             return Ready::All;
         }
+        let doubts = self.store.doubts();
         let Some(record) = self.record(block) else {
             return Ready::Missing;
         };
         match self.store.trust(record.epoch) {
             Trust::Trusted => {
-                self.set_trusted(block);
+                self.set_trusted(block, doubts);
                 Ready::All
             }
             Trust::Suspect => Ready::Suspect,
@@ -185,9 +186,14 @@ impl Entry {
         word.is_some_and(|word| word.load(Ordering::Acquire) >> (block % 64) & 1 != 0)
     }
 
-    pub(super) fn set_trusted(&self, block: u64) {
+    /// Remembers that a block is trusted, as was found when the store's count of doubts was
+    /// `doubts`. If that has grown since, whoever noticed may have cleared the bits already.
+    pub(super) fn set_trusted(&self, block: u64, doubts: u64) {
         if let Some(word) = self.trusted.get((block / 64) as usize) {
-            word.fetch_or(1 << (block % 64), Ordering::Release);
+            word.fetch_or(1 << (block % 64), Ordering::AcqRel);
+        }
+        if self.store.doubts() != doubts {
+            self.distrust(block);
         }
     }
 
@@ -267,6 +273,7 @@ impl Entry {
         let Some(record) = self.read_checked(block, buffer.bytes_mut()) else {
             return false;
         };
+        let doubts = self.store.doubts();
         let renewed = Record {
             epoch: self.store.epoch(),
             ..record
@@ -278,7 +285,7 @@ impl Entry {
                 self.store.trouble(&fail);
             }
         }
-        self.set_trusted(block);
+        self.set_trusted(block, doubts);
         true
     }
 
@@ -339,8 +346,12 @@ impl Entry {
         if !self.whole.load(Ordering::Acquire) {
             let doubts = self.store.doubts();
             let whole = (0..self.blocks()).all(|block| self.state(block) == Ready::All);
-            if whole && self.store.doubts() == doubts {
+            if whole {
                 self.whole.store(true, Ordering::Release);
+            }
+            if self.store.doubts() != doubts {
+                self.whole.store(false, Ordering::Release);
+                return false;
             }
             return whole;
         }

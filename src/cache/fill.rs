@@ -191,6 +191,7 @@ fn store_block(entry: &Entry, number: u64, bytes: &[u8]) -> Result<bool> {
             return Err(fail);
         }
     };
+    let doubts = store.doubts();
     let mut began = false;
     let written = entry.alone(number, || {
         if entry.state(number) == Ready::All {
@@ -203,7 +204,7 @@ fn store_block(entry: &Entry, number: u64, bytes: &[u8]) -> Result<bool> {
     budget.commit(fan, cost, if began { cost } else { 0 })?;
     drop(inside);
     written?;
-    entry.set_trusted(number);
+    entry.set_trusted(number, doubts);
     store.wrote();
     Ok(true)
 }

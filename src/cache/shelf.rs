@@ -378,8 +378,8 @@ impl Shelf {
         if gone == 0 {
             return Ok(Taken::Nothing);
         }
-        // Its share of the folder's names, too.
-        budget.removed(name.fan(), bytes + 256, None)?;
+        // Its share of the folder stays counted, as the folder itself does not shrink.
+        budget.removed(name.fan(), bytes, None)?;
         Ok(Taken::Freed(bytes))
     }
 

@@ -519,8 +519,9 @@ impl Store {
         }
         if let Some(budget) = &self.budget {
             self.noted(self.shelf.sweep(budget));
-            let synced = self.noted(self.end()).unwrap_or(false);
-            self.noted(budget.close(synced && stored));
+            // A block whose source did not answer may be written yet: then it is no clean stop.
+            let synced = stored && self.noted(self.end()).unwrap_or(false);
+            self.noted(budget.close(synced));
         }
     }
 
