@@ -51,10 +51,12 @@ impl State {
             epoch: before.epoch.saturating_add(1),
             clean: false,
             place,
-            durable: if before.clean && !doubts {
-                before.epoch
-            } else {
-                before.durable
+            // After a loss of power not even what was on disk before is beyond doubt: a file system
+            // without an order of its own may show an old index beside the data of a later entry.
+            durable: match (before.clean && !doubts, safe) {
+                (true, _) => before.epoch,
+                (false, true) => before.durable,
+                (false, false) => 0,
             },
             suspect_to: if safe {
                 before.suspect_to
