@@ -18,6 +18,20 @@ fn whole() -> (World, Mount) {
     (world, mount)
 }
 
+/// An open that is served by the kernel: the one before may not be released yet, and an inode has one
+/// way at a time.
+#[track_caller]
+fn open_whole(mount: &Mount) -> File {
+    let mut opened = None;
+    wait_until("an open served by the kernel", PATIENCE, || {
+        opened = None;
+        let so_far = opens(mount, "whole");
+        opened = Some(File::open(mount.path().join("f")).expect("open"));
+        opens(mount, "whole") > so_far
+    });
+    opened.expect("opened")
+}
+
 fn map(file: &File) -> Mmap {
     // SAFETY: nothing truncates the file while the mapping lives.
     unsafe { Mmap::map(file) }.unwrap()
@@ -38,10 +52,8 @@ fn a_whole_file_is_read_and_mapped_by_the_kernel() {
         let stats = mount.stats();
         ["mmap", "block"].map(|mode| stats.value("corfs_read_bytes_total", &[("mode", mode)]))
     };
+    let file = open_whole(&mount);
     let before = moved();
-    let so_far = opens(&mount, "whole");
-    let file = File::open(mount.path().join("f")).unwrap();
-    assert_eq!(opens(&mount, "whole"), so_far + 1);
     let bytes = version(b'A', SIZE);
     same(&read_at(&file, 0, SIZE as usize), &bytes, "read");
     same(&map(&file), &bytes, "mapped");
@@ -74,10 +86,8 @@ fn readers_by_passthrough_see_what_is_written_after_they_opened() {
     }
     let (world, mount) = whole();
     let on = mount.path().join("f");
-    let so_far = opens(&mount, "whole");
-    let reader = File::open(&on).unwrap();
+    let reader = open_whole(&mount);
     let mapping = map(&reader);
-    assert_eq!(opens(&mount, "whole"), so_far + 1);
     let writer = writable(&on);
     writer.write_all_at(b"written", 10).unwrap();
     assert_eq!(read_at(&reader, 10, 7), b"written");
@@ -136,10 +146,8 @@ fn old_readers_keep_the_old_version_and_new_ones_get_the_new() {
     }
     let (world, mount) = whole();
     let on = mount.path().join("f");
-    let so_far = opens(&mount, "whole");
-    let reader = File::open(&on).unwrap();
+    let reader = open_whole(&mount);
     let mapping = map(&reader);
-    assert_eq!(opens(&mount, "whole"), so_far + 1);
     let new = version(b'Z', SIZE);
     fs::write(world.behind("f"), &new).unwrap();
     wait_until("the change shows", PATIENCE, || read_file(&on) == new);
