@@ -21,7 +21,7 @@ use crate::observe::Metrics;
 use crate::sys::ofd::{self, Lock};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
-use super::ledger::{FANS, LEN, Ledger, OTHER, SLOTS, Slot};
+use super::ledger::{self, FANS, LEN, Ledger, OTHER, SLOTS, Slot};
 use super::options::Share;
 use super::place;
 
@@ -245,15 +245,10 @@ impl Budget {
         })
     }
 
-    /// That many bytes are gone from a folder, or have moved into `to`.
-    pub(super) fn removed(&self, folder: usize, bytes: u64, to: Option<usize>) -> Result<()> {
+    /// That many bytes are gone from a folder.
+    pub(super) fn removed(&self, folder: usize, bytes: u64) -> Result<()> {
         self.drifted(folder, bytes);
-        self.have_turn(|ledger, _| {
-            ledger.removed(folder, bytes);
-            if let Some(to) = to {
-                ledger.commit(SLOTS, to, bytes);
-            }
-        })
+        self.have_turn(|ledger, _| ledger.removed(folder, bytes))
     }
 
     fn drifted(&self, folder: usize, bytes: u64) {
@@ -477,11 +472,24 @@ fn count_fan(top: BorrowedFd<'_>, fan: usize, alone: bool) -> Result<u64> {
                 let flags = rustix::fs::AtFlags::empty();
                 rustix::fs::unlinkat(&dir, &name, flags).or_fail("unlinkat")?;
             } else {
-                bytes += place::allocated(dir.as_fd(), &name);
+                bytes += place::allocated(dir.as_fd(), &name) + to_come(dir.as_fd(), &name);
             }
         }
     }
     Ok(bytes)
+}
+
+/// What a data file may take with its next block beyond what that reserves: the first block in
+/// which its extents are kept. It was reserved when the entry was made, and may be there or not.
+fn to_come(dir: BorrowedFd<'_>, name: &str) -> u64 {
+    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
+    let size = rustix::fs::statat(dir, name, flags).map_or(0, |stat| stat.st_size);
+    let several = size > 4 * i64::from(*super::options::BLOCKS.start());
+    if several && name.ends_with(".data") {
+        ledger::EXTENTS
+    } else {
+        0
+    }
 }
 
 /// Bytes of everything else.

@@ -179,10 +179,13 @@ pub(super) fn block_cost(bytes: u64) -> u64 {
     bytes.next_multiple_of(4096) + bytes / 128
 }
 
+/// The first block of a file's extents, which a file of up to four has in its inode (ext4).
+pub(super) const EXTENTS: u64 = 4096;
+
 /// What an entry takes before there is a block in it: its index, its share of the folder's names,
 /// and of a file of several blocks the first block of extents.
 pub(super) fn entry_cost(index: u64, blocks: u64) -> u64 {
-    index.next_multiple_of(4096) + 256 + if blocks > 4 { 4096 } else { 0 }
+    index.next_multiple_of(4096) + 256 + if blocks > 4 { EXTENTS } else { 0 }
 }
 
 #[cfg(test)]

@@ -379,12 +379,14 @@ impl Shelf {
             return Ok(Taken::Nothing);
         }
         // Its share of the folder stays counted, as the folder itself does not shrink.
-        budget.removed(name.fan(), bytes, None)?;
+        budget.removed(name.fan(), bytes)?;
         Ok(Taken::Freed(bytes))
     }
 
     fn orphan(&self, name: Name, budget: &Budget, bytes: u64) -> Result<Taken> {
         let _inside = budget.enter(OTHER)?;
+        // Counted in both folders for a moment: who is killed here leaves too much counted.
+        budget.commit(OTHER, 0, bytes)?;
         let salt = fastrand::u64(..);
         for (from, what) in [(index_name(name), "index"), (data_name(name), "data")] {
             let to = format!("{}.{salt:016x}.{what}", name.hex());
@@ -393,7 +395,7 @@ impl Shelf {
                 Err(errno) => return Err(errno).or_fail("renameat"),
             }
         }
-        budget.removed(name.fan(), bytes, Some(OTHER))?;
+        budget.removed(name.fan(), bytes)?;
         Ok(Taken::Orphaned)
     }
 
@@ -428,7 +430,7 @@ impl Shelf {
                 }
             }
             if gone {
-                budget.removed(OTHER, bytes, None)?;
+                budget.removed(OTHER, bytes)?;
             }
         }
         Ok(left)
