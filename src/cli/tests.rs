@@ -514,4 +514,7 @@ fn words_of_the_cache_need_one_and_go_with_what_keeps_to_it() {
         Passthrough::Never
     );
     assert_eq!(with("").cache, None);
+    let dir = |option: &str| with(option).cache.unwrap().dir;
+    assert_eq!(dir("cache=/c"), PathBuf::from("/c"));
+    assert_eq!(dir("cache=c"), std::env::current_dir().unwrap().join("c"));
 }

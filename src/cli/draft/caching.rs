@@ -66,8 +66,10 @@ impl Draft {
                     .into(),
             );
         }
+        // The daemon changes to `/`, and whoever reads its configuration is elsewhere too.
+        let absolute = std::path::absolute(dir);
         Ok(Some(Caching {
-            dir: dir.clone(),
+            dir: absolute.map_err(|error| format!("option cache={}: {error}", dir.display()))?,
             id: words.id.clone(),
             size: words.size.unwrap_or(Share::Percent(10)),
             free: words.free.unwrap_or(Share::Percent(5)),

@@ -60,7 +60,7 @@ pub struct Settings {
 /// The cache of a mount.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caching {
-    /// Its directory, as given.
+    /// Its directory, absolute.
     pub dir: PathBuf,
     /// The name of the source in it; `None`: what its file system says.
     pub id: Option<String>,
@@ -227,12 +227,7 @@ fn cache_lines(
         Share::Bytes(bytes) => bytes.to_string(),
         Share::Percent(percent) => format!("{percent}%"),
     };
-    // Whoever reads this has another working directory.
-    let dir = std::path::absolute(&cache.dir);
-    line(
-        "cache",
-        &octal(dir.as_deref().unwrap_or(&cache.dir).as_os_str()),
-    );
+    line("cache", &octal(cache.dir.as_os_str()));
     if let Some(id) = &cache.id {
         line("cache_id", &octal(OsStr::new(id)));
     }

@@ -6,6 +6,7 @@ mod changes;
 mod modes;
 mod reading;
 mod refusals;
+mod told;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
