@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
 use memmap2::{Mmap, MmapMut};
+use rustix::fs::FallocateFlags;
 
 use super::*;
 
@@ -175,4 +176,105 @@ fn programs_run_from_the_cache() {
     }
     assert!(opens(&mount, "whole") > 0);
     assert_eq!(names(mount.path()), ["true"]);
+}
+
+/// All of an open file, as its reader sees it now.
+#[track_caller]
+fn seen(file: &File) -> Vec<u8> {
+    let mut all = vec![0; SIZE as usize + 1000];
+    let mut filled = 0;
+    while filled < all.len() {
+        match file
+            .read_at(&mut all[filled..], filled as u64)
+            .expect("read")
+        {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    all.truncate(filled);
+    all
+}
+
+/// Changes a file, which it leaves open for writing.
+type Changed<'a> = &'a dyn Fn(&Path) -> File;
+
+/// The kernel reads a file of the cache, which is as long as the file was, and is told of bytes
+/// that are written, and of nothing else.
+#[test]
+fn readers_by_passthrough_keep_what_else_than_written_bytes_changes() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let append = |on: &Path| {
+        let file = File::options().append(true).open(on).unwrap();
+        (&file).write_all(b"tail").unwrap();
+        file
+    };
+    let truncate = |on: &Path| {
+        let file = writable(on);
+        file.set_len(1000).unwrap();
+        file
+    };
+    let punch = |on: &Path| {
+        let file = writable(on);
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, flags, 0, 8192).unwrap();
+        file
+    };
+    let copy = |on: &Path| {
+        let file = writable(on);
+        let (mut from, mut to) = (MIB, 0);
+        let copied =
+            rustix::fs::copy_file_range(&file, Some(&mut from), &file, Some(&mut to), 8000);
+        assert_eq!(copied, Ok(8000));
+        file
+    };
+    let changes: [(&str, Changed<'_>); 4] = [
+        ("append", &append),
+        ("truncate", &truncate),
+        ("punch", &punch),
+        ("copy_file_range", &copy),
+    ];
+    let old = version(b'A', SIZE);
+    for (what, change) in changes {
+        let (world, mount) = whole();
+        let on = mount.path().join("f");
+        let reader = open_whole(&mount);
+        let mapping = map(&reader);
+        let writer = change(&on);
+        let now = fs::read(world.behind("f")).unwrap();
+        assert!(now != old, "{what}: the source is not changed");
+        same(&seen(&reader), &old, what);
+        same(&mapping, &old, what);
+        let fresh = File::open(&on).unwrap();
+        same(&seen(&fresh), &now, what);
+        // What is written afterwards shows to both.
+        writer.write_all_at(b"written", 100).unwrap();
+        if what != "append" {
+            assert_eq!(read_at(&reader, 100, 7), b"written", "{what}");
+            assert_eq!(read_at(&fresh, 100, 7), b"written", "{what}");
+        }
+        let now = fs::read(world.behind("f")).unwrap();
+        drop((mapping, reader, fresh, writer));
+        same(&keep(&mount, "f"), &now, what);
+    }
+}
+
+/// Of what is written over the end, they see the part that lies before it.
+#[test]
+fn readers_by_passthrough_see_up_to_the_end_that_they_opened() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let (world, mount) = whole();
+    let on = mount.path().join("f");
+    let reader = open_whole(&mount);
+    writable(&on)
+        .write_all_at(&[b'#'; 200], SIZE - 100)
+        .unwrap();
+    let now = fs::read(world.behind("f")).unwrap();
+    assert_eq!(now.len() as u64, SIZE + 100);
+    same(&seen(&reader), &now[..SIZE as usize], "the old reader");
+    same(&read_file(&on), &now, "a new one");
 }
