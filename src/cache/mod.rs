@@ -25,6 +25,7 @@ mod inspect;
 mod keeping;
 mod layout;
 mod ledger;
+mod names;
 mod options;
 mod place;
 mod shelf;
@@ -40,5 +41,6 @@ pub use identity::{Identity, Stamp};
 pub use inspect::{
     CacheDir, CacheReport, CacheStatus, EntryInfo, Evicted, StoreInfo, StoreView, Verified,
 };
+pub use names::{Change, Named, Names, Record};
 pub use options::{BLOCK, BLOCKS, Share, SourceClock, SourceKey, StoreOptions, Verify};
 pub use store::Store;

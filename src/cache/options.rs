@@ -54,6 +54,8 @@ pub struct SourceKey {
     /// What the source was when it was last seen, for people and for offline use: lines
     /// `name value`.
     pub about: String,
+    /// Where it is, or was when it was last seen.
+    pub path: PathBuf,
     /// Whether inode numbers outlive a remount.
     pub stable_inodes: bool,
     /// Whose clock stamps its files.

@@ -12,6 +12,7 @@ use crate::sys::mountinfo::{self, Mount};
 use crate::sys::{OrFail, Result, fsuuid};
 
 use super::options::{SourceClock, SourceKey};
+use super::{budget, place};
 
 /// File systems whose files are stamped by this kernel.
 const LOCAL: [&str; 12] = [
@@ -51,20 +52,82 @@ impl SourceKey {
         if let Some(mount) = &mount {
             // Writing to a String does not fail.
             let _ = writeln!(about, "fsname {}", mount.source.as_bytes().escape_ascii());
+            let _ = writeln!(about, "mountpoint {}", shown(&mount.mountpoint));
         }
         if let Some(uuid) = uuid {
             let _ = writeln!(about, "uuid {uuid}");
         }
-        Ok(Self {
+        Ok(Self::made(key, about, path, &kind))
+    }
+}
+
+impl SourceKey {
+    /// Whether a directory is of the same type and name as this source, by what is mounted there:
+    /// it asks nobody but the kernel, and works in a sandbox.
+    pub fn is_of(&self, dir: BorrowedFd<'_>) -> bool {
+        let path = std::fs::read_link(crate::sys::procfd::path(dir));
+        let Ok(Ok(Some(mount))) = path.map(|path| mount_of(dir, &path)) else {
+            return false;
+        };
+        let same = |name: &str, value: String| {
+            let known = self.about_line(name);
+            known.is_none_or(|known| known == value)
+        };
+        same("type", mount.kind.to_string_lossy().into_owned())
+            && same("fsname", mount.source.as_bytes().escape_ascii().to_string())
+    }
+
+    /// As what a cache directory knows the source at one of `paths` (or called `cache_id`), if it
+    /// has names of it. Of several the one that was used last.
+    pub fn remembered(dir: &Path, paths: &[PathBuf], cache_id: Option<&str>) -> Option<Self> {
+        if !dir.is_dir() {
+            return None;
+        }
+        let root = place::open_root(dir).ok()?;
+        let top = place::open_dir(root.as_fd(), &format!("v{}", super::layout::VERSION)).ok()?;
+        let stores = budget::stores(top.as_fd()).ok()?;
+        let known = stores.iter().filter_map(|store| {
+            let text = place::read_small(top.as_fd(), &format!("{store}/source")).ok()?;
+            let text = String::from_utf8(text).ok()?;
+            let (key, about) = text.strip_prefix("key ")?.split_once('\n')?;
+            let named = match cache_id {
+                Some(id) => key == format!("id:{}", id.as_bytes().escape_ascii()),
+                None => {
+                    let path = about.lines().find_map(|line| line.strip_prefix("path "));
+                    paths.iter().any(|one| Some(shown(one).as_str()) == path)
+                }
+            };
+            let flags = AtFlags::SYMLINK_NOFOLLOW;
+            let names = format!("{store}/{}", super::names::PLACE);
+            rustix::fs::statat(&top, names, flags).ok()?;
+            let used = rustix::fs::statat(&top, format!("{store}/state"), flags).ok()?;
+            named.then(|| (used.st_mtime, key.to_owned(), about.to_owned()))
+        });
+        let (_, key, about) = known.max_by_key(|(used, _, _)| *used)?;
+        let kind = about.lines().find_map(|line| line.strip_prefix("type "));
+        let kind = kind.unwrap_or_default().to_owned();
+        Some(Self::made(key, about, paths.first()?.clone(), &kind))
+    }
+
+    fn made(key: String, about: String, path: PathBuf, kind: &str) -> Self {
+        let local = LOCAL.contains(&kind);
+        Self {
             key,
             about,
+            path,
             // An overlay may number its inodes anew at every mount.
             stable_inodes: local && kind != "overlay",
             clock: match local {
                 true => SourceClock::Ours,
                 false => SourceClock::Theirs,
             },
-        })
+        }
+    }
+
+    /// A line of what was last seen.
+    pub fn about_line(&self, name: &str) -> Option<&str> {
+        let mut lines = self.about.lines();
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
     }
 }
 

@@ -167,6 +167,7 @@ impl Draft {
             nonempty: self.nonempty,
             cache: self.caching()?,
             source_workers: self.source_workers,
+            absent: false,
             source_timeout: self.source_timeout,
             source_timeout_write: self.source_timeout_write,
             options: self.options(access)?,
@@ -219,6 +220,9 @@ impl Draft {
             io: self.io,
             passthrough: self.passthrough()?,
             validate: self.cache.validate.unwrap_or(Validate::Open),
+            offline: self.cache.dir.is_some() && self.cache.offline.unwrap_or(true),
+            // Who mounts finds it out.
+            may_hang: false,
             prefetch: self.cache.prefetch.unwrap_or(caching::PREFETCH),
             window: self.fitting_window()?,
             window_budget: self.window_budget,

@@ -58,6 +58,34 @@ impl Statistics {
     }
 }
 
+impl Statistics {
+    /// When the source was lost, in words, while it is.
+    fn offline_since(&self) -> Option<String> {
+        let mut series = self.series.iter();
+        let since = series.find(|one| one.name == names::SOURCE_OFFLINE_SINCE)?;
+        (since.value > 0.0).then(|| date(since.value as u64))
+    }
+}
+
+/// Seconds since 1970 as a date and a time of day, in UTC. Days are counted in eras of 400 years that
+/// begin in March, as in Howard Hinnant's `civil_from_days`.
+fn date(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (month, later) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
+    let year = year + era * 400 + later;
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
 /// For programs: one JSON object, on one line.
 pub fn json(text: &str) -> String {
     // Plain numbers, strings and maps with string keys always have a JSON form.
@@ -68,6 +96,9 @@ pub fn json(text: &str) -> String {
 pub fn table(text: &str) -> String {
     let statistics = Statistics::of(text);
     let mut out = String::new();
+    if let Some(since) = statistics.offline_since() {
+        out.push_str(&format!("the source is offline since {since}\n\n"));
+    }
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
@@ -227,6 +258,21 @@ corfs_windows 3
         );
         assert!(lines.contains(&"windows 3".to_owned()), "{table}");
         assert!(!table.contains("mkdir"));
+    }
+
+    #[test]
+    fn people_are_told_since_when_the_source_is_offline() {
+        for (seconds, expected) in [
+            (951_782_400, "2000-02-29 00:00:00 UTC"),
+            (1_767_225_599, "2025-12-31 23:59:59 UTC"),
+            (1_772_323_200, "2026-03-01 00:00:00 UTC"),
+        ] {
+            let text = format!("corfs_source_offline_since_seconds {seconds}\n");
+            let table = table(&text);
+            let line = format!("the source is offline since {expected}");
+            assert!(table.starts_with(&line), "{table}");
+        }
+        assert!(!table("corfs_source_offline_since_seconds 0\n").contains("offline since 1"));
     }
 
     #[test]

@@ -81,6 +81,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("racy", "3"),
         ("prefetch", "0"),
         ("validate", "ttl:30s"),
+        ("offline", "never"),
         ("window", "128K"),
         ("window-budget", "64M"),
         ("inode-limit", "64K"),
@@ -111,7 +112,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         let beside = match name {
             "watch-timeout" | "watch-limit" => "coherence=watch",
             "cache-id" | "cache-size" | "cache-free" | "block" | "verify" | "racy" | "prefetch"
-            | "validate" => "cache=/c",
+            | "validate" | "offline" => "cache=/c",
             _ => "rw",
         };
         let long = mounting(&["/s", "/m", "-o", beside, &format!("--{name}"), value]);

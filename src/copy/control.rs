@@ -41,8 +41,8 @@ const SHORT: usize = 4096;
 
 /// What a mount tells its copies.
 pub struct JobsOptions {
-    /// The root of the mounted tree; no name leads out of it.
-    pub root: Arc<OwnedFd>,
+    /// The root of the mounted tree, as it is held at this moment; no name leads out of it.
+    pub root: Root,
     /// What an absolute name must begin with: the mountpoint, absolute, as it was given and as
     /// the kernel names it.
     pub mountpoints: Vec<PathBuf>,
@@ -51,6 +51,9 @@ pub struct JobsOptions {
     /// The name that the mount answers itself (`.copy`): no file is newly made under it, EEXIST.
     pub control_name: Option<OsString>,
 }
+
+/// Gives the root of the mounted tree, or says why there is none now.
+pub type Root = Box<dyn Fn() -> Result<Arc<OwnedFd>> + Send + Sync>;
 
 /// Called when a file has taken its place, or was changed in it, on a thread that holds no lock and
 /// acts as the one who copies; before the write that asked for it is answered.
@@ -86,8 +89,10 @@ impl Jobs {
     /// No jobs yet. What copies that were killed have left in the root goes now; elsewhere with the
     /// next job there.
     pub fn new(options: JobsOptions, metrics: Arc<Metrics>, tell: Tell) -> Arc<Self> {
-        if !options.read_only {
-            leftovers::visit_at_mount(Arc::clone(&options.root));
+        if !options.read_only
+            && let Ok(root) = (options.root)()
+        {
+            leftovers::visit_at_mount(root);
         }
         let shares = |(each, all, always)| Shares::new(each, all, always);
         Arc::new(Self {
@@ -257,8 +262,9 @@ impl Jobs {
         if self.options.read_only {
             return Err(Fail::new(Errno::ROFS, "copy"));
         }
+        let root = (self.options.root)()?;
         let tree = Tree {
-            root: self.options.root.as_fd(),
+            root: root.as_fd(),
             directory: directory.as_fd(),
             mountpoints: &self.options.mountpoints,
             reserved: self.options.control_name.as_deref(),

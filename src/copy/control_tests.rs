@@ -34,8 +34,9 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("d")).unwrap();
         fs::write(folder.path().join("d/a"), "text").unwrap();
+        let root = folder_fd(folder.path());
         let options = JobsOptions {
-            root: folder_fd(folder.path()),
+            root: Box::new(move || Ok(Arc::clone(&root))),
             mountpoints: vec!["/mnt".into()],
             read_only,
             control_name: Some(".copy".into()),

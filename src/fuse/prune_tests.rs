@@ -24,6 +24,8 @@ impl Drop for Unmount<'_> {
 
 fn options(inode_limit: usize) -> Options {
     Options {
+        offline: false,
+        may_hang: false,
         read_only: false,
         noatime: false,
         io: Io::Mmap,

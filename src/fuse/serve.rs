@@ -26,6 +26,8 @@ pub struct Serving {
     pub timeout: Option<Duration>,
     /// The same for who changes something.
     pub timeout_write: Option<Duration>,
+    /// The source is not there yet.
+    pub absent: bool,
 }
 
 /// How long a request may wait for the source.
@@ -130,12 +132,22 @@ impl Adapter {
         work: impl FnOnce(&Arc<Shared>, [&[u8]; N], Slot<R>) + Send + 'static,
     ) {
         let shared = &self.shared;
-        match &shared.workers {
-            None => work(shared, lent, Slot::Own(reply)),
-            Some(workers) => {
-                let job = job(shared, wait, caller, reply, lent, work);
-                workers.submit(job);
+        let Some(workers) = &shared.workers else {
+            return work(shared, lent, Slot::Own(reply));
+        };
+        if wait != Wait::Read {
+            return workers.submit(job(shared, wait, caller, reply, lent, work));
+        }
+        // Without the source there is nothing to wait for.
+        let mut asked = Some((reply, work));
+        let apart = shared.mirror.serve_apart(|| {
+            if let Some((reply, work)) = asked.take() {
+                work(shared, lent, Slot::Own(reply));
             }
+        });
+        drop(apart);
+        if let Some((reply, work)) = asked {
+            workers.submit(job(shared, wait, caller, reply, lent, work));
         }
     }
 
@@ -203,6 +215,7 @@ fn job<R: Answer, const N: usize>(
     let slot = Slot::Shared(place.clone());
     Job {
         pending: place,
+        reads: wait == Wait::Read,
         deadline: patience.map(|patience| Instant::now() + patience),
         caller,
         must: wait == Wait::Release,

@@ -26,10 +26,10 @@ use super::workers::{Job, Workers};
 use crate::cache::Store;
 use crate::copy::{Change, Jobs, JobsOptions};
 use crate::mirror::{
-    Attr, Caller, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust,
+    Attr, Caller, Control, EventQueue, InodeTable, Mirror, NodeId, Options, Trust, Turn,
 };
 use crate::observe::{Metrics, Op};
-use crate::sys::{self, OrFail};
+use crate::sys;
 
 /// An id is given again only after the kernel has forgotten it, so one generation will do.
 pub(super) const GENERATION: Generation = Generation(0);
@@ -65,14 +65,9 @@ impl Shared {
         serving: Serving,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
-        let root = rustix::io::fcntl_dupfd_cloexec(&source, 0).or_fail("dup")?;
-        let jobs_options = JobsOptions {
-            root: Arc::new(root),
-            mountpoints,
-            read_only: options.read_only,
-            control_name: (options.control != Control::Off).then(|| options.control_name.clone()),
-        };
         let asked = options.passthrough;
+        let (read_only, control) = (options.read_only, options.control != Control::Off);
+        let control_name = control.then(|| options.control_name.clone());
         let mirror = Arc::new(Mirror::new(
             source,
             descriptors,
@@ -81,6 +76,16 @@ impl Shared {
             store,
             metrics.clone(),
         )?);
+        if serving.absent {
+            mirror.begin_without_source();
+        }
+        let rooted = Arc::clone(&mirror);
+        let jobs_options = JobsOptions {
+            root: Box::new(move || rooted.root_in_source()),
+            mountpoints,
+            read_only,
+            control_name,
+        };
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
         let (of_jobs, known) = (notifier.clone(), Arc::downgrade(&mirror));
         let counted = metrics.clone();
@@ -100,10 +105,14 @@ impl Shared {
         let (of_control, counted) = (oplog.clone(), metrics.clone());
         let mut control = ControlFiles::new(mirror.clone(), counted, jobs, of_control, config);
         control.set_apart(serving.workers);
+        let suspected = Arc::clone(&mirror);
+        let suspect = Box::new(move || suspected.suspect_source());
         Ok(Self {
             oplog,
             serving,
-            workers: serving.workers.then(|| Workers::new(metrics.clone())),
+            workers: serving
+                .workers
+                .then(|| Workers::new(metrics.clone(), suspect)),
             forgotten: Mutex::default(),
             room: Room::default(),
             mirror,
@@ -197,8 +206,27 @@ impl Shared {
     ///
     /// # Errors
     /// Those of starting a thread.
-    pub fn start(&self) -> sys::Result<()> {
-        self.mirror.start()
+    pub fn start(self: &Arc<Self>) -> sys::Result<()> {
+        let shared = Arc::downgrade(self);
+        let told = move |turn| {
+            if let Some(shared) = shared.upgrade() {
+                shared.turned(turn);
+            }
+        };
+        self.mirror.start(self.serving.timeout, Box::new(told))
+    }
+
+    /// The source was lost, or is back.
+    fn turned(&self, turn: Turn) {
+        match turn {
+            Turn::Lost => {
+                if let Some(workers) = &self.workers {
+                    workers.give_up();
+                }
+            }
+            // What was seen before may be otherwise now.
+            Turn::Back => self.drop_caches(),
+        }
     }
 
     /// Ends what still runs, after the last request.
@@ -307,7 +335,8 @@ impl Shared {
         self.metrics.operation(op, started, done.is_err());
         self.tell(op, started, done.as_ref().err().map_or(0, number));
         done.map_err(|fail| {
-            if fail.errno == sys::Errno::IO {
+            self.mirror.heard(&fail);
+            if fail.errno == sys::Errno::IO && !self.mirror.is_offline() {
                 log::warn!("{op:?}: {fail}");
             } else {
                 log::debug!("{op:?}: {fail}");

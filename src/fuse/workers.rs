@@ -48,6 +48,8 @@ pub(super) trait Pending: Send + Sync {
 pub(super) struct Job {
     /// Its answer.
     pub(super) pending: Arc<dyn Pending>,
+    /// It changes nothing: it can be given up.
+    pub(super) reads: bool,
     /// When it is answered ETIMEDOUT.
     pub(super) deadline: Option<Instant>,
     /// The thread that waits for it; 0 when nobody is known to.
@@ -63,6 +65,7 @@ impl Job {
     pub(super) fn of_nobody(run: impl FnOnce() + Send + 'static) -> Self {
         Self {
             pending: Arc::new(Nobody),
+            reads: false,
             deadline: None,
             caller: 0,
             must: true,
@@ -87,6 +90,7 @@ impl Pending for Nobody {
 /// A job under way, as the watching thread sees it.
 struct Watched {
     pending: Arc<dyn Pending>,
+    reads: bool,
     deadline: Option<Instant>,
     since: Instant,
     caller: u32,
@@ -99,6 +103,11 @@ struct State {
     next: u64,
     threads: usize,
     idle: usize,
+    /// Threads that wait for a source that was lost meanwhile, on jobs before that ticket: others
+    /// take their places.
+    lost: usize,
+    lost_before: u64,
+    running: usize,
     watching: bool,
     /// The watching thread has nothing to watch.
     asleep: bool,
@@ -114,13 +123,15 @@ struct Inner {
     /// A worker has ended.
     ended: Condvar,
     metrics: Arc<Metrics>,
+    suspect: Box<dyn Fn() + Send + Sync>,
 }
 
 /// The workers of one mount.
 pub(super) struct Workers(Arc<Inner>);
 
 impl Workers {
-    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+    /// `suspect` is called when something waits for long.
+    pub(super) fn new(metrics: Arc<Metrics>, suspect: Box<dyn Fn() + Send + Sync>) -> Self {
         Self(Arc::new(Inner {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -128,6 +139,9 @@ impl Workers {
                 next: 0,
                 threads: 0,
                 idle: 0,
+                lost: 0,
+                lost_before: 0,
+                running: 0,
                 watching: false,
                 asleep: false,
                 ending: false,
@@ -136,6 +150,7 @@ impl Workers {
             look: Condvar::new(),
             ended: Condvar::new(),
             metrics,
+            suspect,
         }))
     }
 
@@ -159,6 +174,7 @@ impl Workers {
         if !job.must {
             let watched = Watched {
                 pending: job.pending.clone(),
+                reads: job.reads,
                 deadline: job.deadline,
                 since: Instant::now(),
                 caller: job.caller,
@@ -167,7 +183,7 @@ impl Workers {
             state.watched.insert(ticket, Arc::new(watched));
         }
         state.queue.push_back((ticket, job));
-        let wanting = state.queue.len() > state.idle && state.threads < MOST;
+        let wanting = state.queue.len() > state.idle && state.threads - state.lost < MOST;
         let watcher = !state.watching;
         state.watching = true;
         state.threads += usize::from(wanting);
@@ -223,6 +239,24 @@ impl Workers {
         }
     }
 
+    /// The source was lost: who only asks or reads is answered now, and as many threads as wait for
+    /// it may be started in their places, once.
+    pub(super) fn give_up(&self) {
+        let inner = &self.0;
+        let mut state = inner.state.lock();
+        let reads = state.watched.values().filter(|watched| watched.reads);
+        let pending: Vec<_> = reads.map(|watched| watched.pending.clone()).collect();
+        state.queue.retain(|(_, job)| !job.reads);
+        state.lost = state.running.min(MOST);
+        state.lost_before = state.next;
+        drop(state);
+        for pending in pending {
+            if pending.refuse(Errno::ETIMEDOUT) {
+                inner.metrics.source_timeout();
+            }
+        }
+    }
+
     /// Waits until all that was asked is done. Whoever can't wait for ever has to see to it.
     pub(super) fn finish(&self) {
         let inner = &self.0;
@@ -244,8 +278,13 @@ impl Inner {
                 // A panic was logged by the hook; the reply that is dropped says EIO.
                 let _ = catch_unwind(AssertUnwindSafe(job.run));
             }
+            let mut state = self.state.lock();
+            state.running -= 1;
+            if ticket < state.lost_before {
+                state.lost = state.lost.saturating_sub(1);
+            }
             if !job.must {
-                self.state.lock().watched.remove(&ticket);
+                state.watched.remove(&ticket);
             }
         }
     }
@@ -255,6 +294,7 @@ impl Inner {
         let until = idle.map(|idle| Instant::now() + idle);
         loop {
             if let Some(job) = state.queue.pop_front() {
+                state.running += 1;
                 return Some(job);
             }
             if state.ending || until.is_none_or(|until| until <= Instant::now()) {
@@ -282,6 +322,9 @@ impl Inner {
             };
             let old: Vec<_> = state.watched.values().filter(doubtful).cloned().collect();
             drop(state);
+            if old.iter().any(|watched| watched.reads) {
+                (self.suspect)();
+            }
             for watched in old {
                 self.judge(&watched, now);
             }

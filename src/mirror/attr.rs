@@ -12,6 +12,7 @@ use rustix::fs::{
 use super::ids::{Ids, NOBODY};
 use super::inode::{Inode, NodeId, ROOT};
 use super::named::{ACCESS_ACL, Named, Way};
+use super::offline::{NO_ACLS, acl_kind};
 use super::{Caller, IdMap, Mirror};
 use crate::sys::{Errno, Fail, OrFail, Result, procfd};
 
@@ -84,17 +85,23 @@ impl Mirror {
     /// # Errors
     /// Those of fstat(2); ESTALE when the inode is gone.
     pub fn getattr(&self, id: NodeId, handle: Option<u64>) -> Result<Attr> {
+        if self.is_apart() {
+            return self.getattr_apart(id);
+        }
         let open = handle.and_then(|handle| self.files.read().get(&handle).cloned());
+        let open = open.and_then(|file| Some((file.fd().ok()?, file)));
         let stat = match open {
-            Some(file) => {
-                let stat = rustix::fs::fstat(&*file.fd).or_fail("fstat")?;
+            Some((fd, file)) => {
+                let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
                 self.seen(&file.inode, &stat);
+                self.noted(&file.inode, &stat);
                 stat
             }
             None => {
                 let inode = self.table.get(id)?;
                 let stat = rustix::fs::fstat(&*self.table.fd(&inode)?).or_fail("fstat")?;
                 self.seen(&inode, &stat);
+                self.noted(&inode, &stat);
                 stat
             }
         };
@@ -141,6 +148,7 @@ impl Mirror {
         self.outdated(&inode, None);
         self.changed_by_us(id, fd.as_fd());
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
+        self.noted(&inode, &stat);
         Ok(self.attr(id, stat))
     }
 
@@ -163,7 +171,7 @@ impl Mirror {
     fn truncate(&self, inode: &Inode, handle: Option<u64>, size: u64) -> Result<()> {
         let open = handle.and_then(|handle| self.files.read().get(&handle).cloned());
         if let Some(file) = open.filter(|file| file.writable) {
-            return rustix::fs::ftruncate(&*file.fd, size).or_fail("ftruncate");
+            return rustix::fs::ftruncate(&*file.fd()?, size).or_fail("ftruncate");
         }
         if inode.kind != FileType::RegularFile {
             return Err(Fail::new(Errno::INVAL, "truncate"));
@@ -178,8 +186,15 @@ impl Mirror {
     /// # Errors
     /// Those of fstatvfs(3).
     pub fn statfs(&self, id: NodeId) -> Result<StatVfs> {
+        if self.is_apart() {
+            return self.statfs_apart();
+        }
         let inode = self.table.get(id)?;
-        rustix::fs::fstatvfs(&*self.table.fd(&inode)?).or_fail("fstatvfs")
+        let stat = rustix::fs::fstatvfs(&*self.table.fd(&inode)?).or_fail("fstatvfs")?;
+        if self.lets_go() {
+            *self.last_statfs.lock() = Some(again(&stat));
+        }
+        Ok(stat)
     }
 
     /// Whether this process has the access asked for: without `default_permissions`, the only
@@ -198,12 +213,25 @@ impl Mirror {
         if access.contains(Access::WRITE_OK) && kept.contains(&inode.kind) {
             self.writable("access")?;
         }
+        if self.is_apart() {
+            return self.access_apart(&inode, access);
+        }
         let fd = self.table.fd(&inode)?;
         let name = procfd::name(fd.as_fd());
         rustix::fs::accessat(self.proc.dir(), name, access, AtFlags::EACCESS).or_fail("faccessat")
     }
 
     fn xattr_path(&self, id: NodeId) -> Result<(std::sync::Arc<OwnedFd>, String)> {
+        if self.is_apart() {
+            return Err(match self.lets_go() {
+                true => Fail::new(Errno::OPNOTSUPP, "xattr"),
+                false => self
+                    .outage
+                    .check("xattr")
+                    .err()
+                    .unwrap_or(Fail::new(Errno::IO, "xattr")),
+            });
+        }
         let inode = self.table.get(id)?;
         let fd = self.table.fd(&inode)?;
         let path = procfd::path(fd.as_fd());
@@ -244,6 +272,18 @@ impl Mirror {
     /// # Errors
     /// ERANGE when it is longer, ENODATA when there is none.
     pub fn getxattr(&self, id: NodeId, name: &OsStr, size: usize) -> Result<Vec<u8>> {
+        if self.is_apart() {
+            let value = self.xattr_apart(id, name)?;
+            let named = self.named(name);
+            let value = match named {
+                Some((ids, named)) => named.translate(ids, Way::Out, value)?,
+                None => value,
+            };
+            return match value.len() > size {
+                true => Err(Fail::new(Errno::RANGE, "getxattr")),
+                false => Ok(value),
+            };
+        }
         if let Some((ids, named)) = self.named(name) {
             let value = self.translated(id, name, ids, named)?;
             if value.len() > size {
@@ -253,9 +293,28 @@ impl Mirror {
         }
         let (_fd, path) = self.xattr_path(id)?;
         let mut value = vec![0; size];
-        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr")?;
-        value.truncate(length);
+        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr");
+        if let Err(fail) = &length {
+            self.noted_no_acl(id, name, fail);
+        }
+        value.truncate(length?);
+        self.noted_acl_of(id, name, &value);
         Ok(value)
+    }
+
+    /// The source has no ACL there, or has none at all.
+    fn noted_no_acl(&self, id: NodeId, name: &OsStr, fail: &Fail) {
+        match (fail.errno, acl_kind(name)) {
+            (Errno::NODATA, Some(kind)) => self.noted_acl(id, kind, None),
+            (Errno::OPNOTSUPP, Some(_)) => self.noted_acl(ROOT, NO_ACLS, None),
+            _ => {}
+        }
+    }
+
+    fn noted_acl_of(&self, id: NodeId, name: &OsStr, value: &[u8]) {
+        if let Some(kind) = acl_kind(name) {
+            self.noted_acl(id, kind, Some(value));
+        }
     }
 
     /// The length of an extended attribute's value, in bytes.
@@ -263,11 +322,18 @@ impl Mirror {
     /// # Errors
     /// ENODATA when there is none.
     pub fn getxattr_size(&self, id: NodeId, name: &OsStr) -> Result<usize> {
+        if self.is_apart() {
+            return Ok(self.getxattr(id, name, MAX_XATTR)?.len());
+        }
         if let Some((ids, named)) = self.named(name) {
             return Ok(self.translated(id, name, ids, named)?.len());
         }
         let (_fd, path) = self.xattr_path(id)?;
-        rustix::fs::getxattr_query(path, name).or_fail("getxattr")
+        let length = rustix::fs::getxattr_query(path, name).or_fail("getxattr");
+        if let Err(fail) = &length {
+            self.noted_no_acl(id, name, fail);
+        }
+        length
     }
 
     /// What an attribute names, if it names users or groups and those are mapped.
@@ -279,8 +345,12 @@ impl Mirror {
     fn translated(&self, id: NodeId, name: &OsStr, ids: &IdMap, named: Named) -> Result<Vec<u8>> {
         let (_fd, path) = self.xattr_path(id)?;
         let mut value = vec![0; MAX_XATTR];
-        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr")?;
-        value.truncate(length);
+        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr");
+        if let Err(fail) = &length {
+            self.noted_no_acl(id, name, fail);
+        }
+        value.truncate(length?);
+        self.noted_acl_of(id, name, &value);
         named.translate(ids, Way::Out, value)
     }
 
@@ -314,6 +384,11 @@ impl Mirror {
         let (_fd, path) = self.xattr_path(id)?;
         rustix::fs::removexattr(path, name).or_fail("removexattr")
     }
+}
+
+/// The same numbers once more: the type can't be cloned.
+pub(super) fn again(stat: &StatVfs) -> StatVfs {
+    StatVfs { ..*stat }
 }
 
 /// Whom a change of owner means in the source; `None` for the one that is shown anyway.

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -53,9 +53,7 @@ pub(super) struct Cached {
     /// The source keeps inode numbers over remounts.
     stable: bool,
     /// The source's type (statfs(2)).
-    kind: i64,
-    /// The source is read past its page cache.
-    direct: bool,
+    kind: AtomicI64,
     pub(super) open: Entries,
     /// Counts the changes through the mount.
     changes: AtomicU64,
@@ -95,8 +93,7 @@ impl Cached {
         let kind = rustix::fs::fstatfs(source).map_or(0, |stat| stat.f_type);
         Self {
             stable: store.options().source.stable_inodes,
-            kind,
-            direct: kind == FUSE,
+            kind: AtomicI64::new(kind),
             open: Entries::new(descriptors),
             changes: AtomicU64::new(0),
             validated: Mutex::new(LruCache::new(room(REMEMBERED))),
@@ -108,6 +105,23 @@ impl Cached {
 
     pub(super) fn identity(&self, stat: &Stat) -> Identity {
         Identity::of(stat, self.stable)
+    }
+
+    /// Whether the source keeps inode numbers over remounts.
+    pub(super) fn is_stable(&self) -> bool {
+        self.stable
+    }
+
+    /// Whether the source is read past its page cache.
+    fn is_direct(&self) -> bool {
+        self.kind.load(Ordering::Relaxed) == FUSE
+    }
+
+    /// The source is another mount now, or was none before.
+    pub(super) fn found_again(&self, root: &OwnedFd) {
+        if let Ok(stat) = rustix::fs::fstatfs(root) {
+            self.kind.store(stat.f_type, Ordering::Relaxed);
+        }
     }
 
     /// The entry for a reader of the file at `path`, which was found as `stat` says.
@@ -168,7 +182,7 @@ impl Mirror {
     }
 
     /// The path of a name in a directory.
-    fn path_in(&self, parent: &Inode, name: &OsStr) -> Option<Vec<u8>> {
+    pub(super) fn path_in(&self, parent: &Inode, name: &OsStr) -> Option<Vec<u8>> {
         if parent.id == ROOT {
             return Some(name.as_bytes().to_vec());
         }
@@ -182,7 +196,7 @@ impl Mirror {
     /// mounted within the source may ask for more alignment than requests have.
     pub(super) fn flags_of_cached(&self, inode: &Inode) -> OFlags {
         match &self.cached {
-            Some(cached) if cached.direct && inode.key.site == 0 => OFlags::DIRECT,
+            Some(cached) if cached.is_direct() && self.table.is_home(inode.key) => OFlags::DIRECT,
             _ => OFlags::empty(),
         }
     }
@@ -193,7 +207,8 @@ impl Mirror {
         let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         let of_source = || {
             let kind = || rustix::fs::fstatfs(file).map(|stat| stat.f_type);
-            inode.key.site == 0 || (!cached.direct && kind() == Ok(cached.kind))
+            let home = self.table.is_home(inode.key);
+            home || (!cached.is_direct() && kind() == Ok(cached.kind.load(Ordering::Relaxed)))
         };
         regular && stat.st_size > 0 && of_source()
     }
@@ -445,7 +460,7 @@ impl Mirror {
         let filled = pread_full(fd, buffer, offset)?;
         let length = filled as u64;
         let passed_by = || pages::cached(fd.as_fd(), offset, length).is_none_or(|pages| pages == 0);
-        let direct = self.cached.as_ref().is_some_and(|cached| cached.direct);
+        let direct = self.cached.as_ref().is_some_and(Cached::is_direct);
         if !direct || length == 0 || passed_by() {
             return Ok(filled);
         }
@@ -467,8 +482,10 @@ impl Mirror {
         deadline: Instant,
     ) -> Result<Arc<Block>> {
         let offset = number * entry.block_size();
-        let read = |buffer: &mut [u8]| self.read_block(&file.fd, buffer, offset);
-        let (fd, identity) = (file.fd.clone(), *entry.identity());
+        let fd = self.source_of(file)?;
+        let of_source = fd.clone();
+        let read = |buffer: &mut [u8]| self.read_block(&of_source, buffer, offset);
+        let identity = *entry.identity();
         let stable = self.cached.as_ref().is_some_and(|cached| cached.stable);
         let same = move || {
             let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
@@ -493,7 +510,12 @@ impl Mirror {
 
     fn hold_against_source(&self, file: &OpenFile) {
         // Without an answer here, the source gives none to a read either.
-        if let Ok(stat) = rustix::fs::fstat(&*file.fd) {
+        if self.is_apart() {
+            return;
+        }
+        if let Ok(fd) = file.fd()
+            && let Ok(stat) = rustix::fs::fstat(&*fd)
+        {
             self.seen(&file.inode, &stat);
         }
     }

@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
@@ -14,10 +15,15 @@ use super::Mirror;
 use super::attr::Attr;
 use super::file::keep_cache;
 use super::inode::{Inode, Key, NodeId};
+use super::remember::{LISTING, version_of};
+use crate::cache::Named;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
 /// How much one getdents64(2) may return, in bytes.
 const BATCH: usize = 32 << 10;
+
+/// How many names that were seen are read at once.
+const SEEN: usize = 256;
 
 /// One entry of a directory.
 #[derive(Clone, Debug)]
@@ -76,7 +82,10 @@ impl Ahead {
 #[derive(Debug)]
 pub(super) struct OpenDir {
     inode: Arc<Inode>,
-    fd: Arc<OwnedFd>,
+    /// None for one that is read from the names that were seen.
+    fd: Option<Arc<OwnedFd>>,
+    /// The directory's version when it was opened, if its listing is to be remembered.
+    version: Option<Vec<u8>>,
     /// Held while the directory is read: readers of one stream share its position anyway.
     stream: Mutex<Stream>,
 }
@@ -87,6 +96,19 @@ struct Stream {
     ahead: VecDeque<Entry>,
     /// The position at which `ahead` begins, or the source will go on.
     at: u64,
+    /// All that was read since the start, if it is to be remembered.
+    seen: Option<Vec<Named>>,
+    /// Of names that were seen before: how many were read, and the last of them.
+    read: u64,
+    last: Vec<u8>,
+}
+
+impl OpenDir {
+    /// What is open in the source.
+    fn fd(&self) -> Result<&Arc<OwnedFd>> {
+        let none = || Fail::new(Errno::IO, "find the open directory in the source");
+        self.fd.as_ref().ok_or_else(none)
+    }
 }
 
 /// What became of one entry of a listing.
@@ -124,6 +146,9 @@ impl Mirror {
     /// ENOTDIR; those of open(2).
     pub fn opendir(&self, id: NodeId, asked: i32) -> Result<OpenedDir> {
         let inode = self.table.get(id)?;
+        if self.is_apart() {
+            return self.opendir_apart(inode);
+        }
         let mut flags = OFlags::RDONLY | OFlags::DIRECTORY;
         if self.options.noatime || asked & libc::O_NOATIME != 0 {
             flags |= OFlags::NOATIME;
@@ -133,17 +158,51 @@ impl Mirror {
         // Before the stream is read: what is read later is not older than what is remembered.
         let cache = self.keeps_listings(id);
         let keep_cache = cache && keep_cache(&inode, &rustix::fs::fstat(&fd).or_fail("fstat")?);
-        let dir = OpenDir {
-            inode,
-            fd,
-            stream: Mutex::default(),
-        };
-        let handle = self.new_handle();
-        self.dirs.write().insert(handle, Arc::new(dir));
+        let version = self.version_to_remember(&inode, &fd);
+        let handle = self.enter_dir(inode, Some(fd), version);
         Ok(OpenedDir {
             handle,
             cache,
             keep_cache,
+        })
+    }
+
+    /// The version of a directory whose listing is news.
+    fn version_to_remember(&self, inode: &Inode, fd: &OwnedFd) -> Option<Vec<u8>> {
+        let memory = self.memory.as_ref()?;
+        let stat = rustix::fs::fstat(fd).ok()?;
+        self.noted(inode, &stat);
+        let version = version_of(&stat);
+        memory
+            .is_news((inode.id, "list", &version))
+            .then_some(version)
+    }
+
+    fn enter_dir(
+        &self,
+        inode: Arc<Inode>,
+        fd: Option<Arc<OwnedFd>>,
+        version: Option<Vec<u8>>,
+    ) -> u64 {
+        let dir = OpenDir {
+            inode,
+            fd,
+            version,
+            stream: Mutex::default(),
+        };
+        let handle = self.new_handle();
+        self.dirs.write().insert(handle, Arc::new(dir));
+        handle
+    }
+
+    /// Opens a directory of which names were seen.
+    fn opendir_apart(&self, inode: Arc<Inode>) -> Result<OpenedDir> {
+        self.list_apart(inode.id, b"", 1)?;
+        inode.opens.fetch_add(1, Ordering::Relaxed);
+        Ok(OpenedDir {
+            handle: self.enter_dir(inode, None, None),
+            cache: false,
+            keep_cache: false,
         })
     }
 
@@ -182,8 +241,7 @@ impl Mirror {
         let dir = self.open_dir(handle)?;
         self.each_entry(&dir, offset, |entry| {
             if entry.is_dot() {
-                let stat = rustix::fs::fstat(&dir.fd).or_fail("fstat")?;
-                let attr = self.attr(entry.ino, stat);
+                let attr = self.dot(&dir, entry)?;
                 return Ok(Step::of(emit(entry, Some(&attr))));
             }
             match self.found(&dir.inode, &entry.name) {
@@ -229,12 +287,25 @@ impl Mirror {
         }
     }
 
+    /// The attributes of `.`, and of `..` for want of better.
+    fn dot(&self, dir: &OpenDir, entry: &Entry) -> Result<Attr> {
+        if self.is_apart() || dir.fd.is_none() {
+            let attr = self.getattr(dir.inode.id, None)?;
+            return Ok(Attr {
+                id: entry.ino,
+                ..attr
+            });
+        }
+        let stat = rustix::fs::fstat(dir.fd()?).or_fail("fstat")?;
+        Ok(self.attr(entry.ino, stat))
+    }
+
     /// What the source has ready at a position.
     fn peek(&self, dir: &OpenDir, offset: u64) -> Result<Vec<Entry>> {
         let mut stream = dir.stream.lock();
         self.go_to(dir, &mut stream, offset)?;
         if stream.ahead.is_empty() {
-            self.fill(dir, &mut stream.ahead)?;
+            self.fill(dir, &mut stream)?;
         }
         Ok(stream.ahead.iter().cloned().collect())
     }
@@ -256,8 +327,7 @@ impl Mirror {
     fn look_at(&self, dir: &OpenDir, entry: Entry) -> Ahead {
         let mut ahead = Ahead::bare(entry);
         if ahead.entry.is_dot() {
-            let stat = rustix::fs::fstat(&dir.fd).ok();
-            ahead.attr = stat.map(|stat| self.attr(ahead.entry.ino, stat));
+            ahead.attr = self.dot(dir, &ahead.entry).ok();
             return ahead;
         }
         match self.found(&dir.inode, &ahead.entry.name) {
@@ -295,11 +365,18 @@ impl Mirror {
     /// Brings a stream to a position.
     fn go_to(&self, dir: &OpenDir, stream: &mut Stream, offset: u64) -> Result<()> {
         // A rewound or new stream shows the directory as it is now.
-        if stream.at != offset || offset == 0 {
-            rustix::fs::seek(&dir.fd, SeekFrom::Start(offset)).or_fail("lseek")?;
-            stream.ahead.clear();
-            stream.at = offset;
+        if stream.at == offset && offset != 0 {
+            return Ok(());
         }
+        if dir.fd.is_none() {
+            return self.go_to_seen(dir, stream, offset);
+        }
+        self.outage.check("lseek")?;
+        rustix::fs::seek(dir.fd()?, SeekFrom::Start(offset)).or_fail("lseek")?;
+        stream.ahead.clear();
+        stream.at = offset;
+        // Whoever begins at the start may see all of it.
+        stream.seen = (offset == 0 && dir.version.is_some()).then(Vec::new);
         Ok(())
     }
 
@@ -314,7 +391,7 @@ impl Mirror {
         let mut given = 0u32;
         loop {
             if stream.ahead.is_empty() {
-                match self.fill(dir, &mut stream.ahead) {
+                match self.fill(dir, &mut stream) {
                     // What was given stands; the error comes with the next request.
                     Err(_) if given > 0 => return Ok(()),
                     filled => filled?,
@@ -334,24 +411,97 @@ impl Mirror {
         }
     }
 
-    fn fill(&self, dir: &OpenDir, ahead: &mut VecDeque<Entry>) -> Result<()> {
+    fn fill(&self, dir: &OpenDir, stream: &mut Stream) -> Result<()> {
+        if dir.fd.is_none() {
+            return self.fill_seen(dir, stream);
+        }
+        self.outage.check("getdents64")?;
         let mut buffer = Vec::with_capacity(BATCH);
-        let mut raw = RawDir::new(&dir.fd, buffer.spare_capacity_mut());
+        let mut raw = RawDir::new(dir.fd()?, buffer.spare_capacity_mut());
+        let mut any = false;
         while let Some(entry) = raw.next() {
             let entry = entry.or_fail("getdents64")?;
+            any = true;
             let name = OsStr::from_bytes(entry.file_name().to_bytes()).to_owned();
-            ahead.push_back(Entry {
+            let kind = entry_kind(dir, entry.file_type(), &name);
+            if let Some(seen) = &mut stream.seen {
+                seen.push((name.as_bytes().to_vec(), kind, entry.ino()));
+            }
+            stream.ahead.push_back(Entry {
                 ino: self.table.likely_id(Key {
                     ino: entry.ino(),
                     ..dir.inode.key
                 }),
                 next: entry.next_entry_cookie(),
-                kind: entry_kind(dir, entry.file_type(), &name),
+                kind,
                 name,
             });
             if raw.is_buffer_empty() {
                 break;
             }
+        }
+        self.remember(dir, stream, !any);
+        Ok(())
+    }
+
+    /// Hands a listing that came to its end to the store of names.
+    fn remember(&self, dir: &OpenDir, stream: &mut Stream, end: bool) {
+        let too_long = stream
+            .seen
+            .as_ref()
+            .is_some_and(|seen| seen.len() > LISTING);
+        if too_long {
+            stream.seen = None;
+        }
+        if end && let (Some(mut seen), Some(version)) = (stream.seen.take(), &dir.version) {
+            seen.retain(|(name, _, _)| name != b"." && name != b"..");
+            self.noted_listing(dir.inode.id, version.clone(), seen);
+        }
+    }
+
+    /// Brings a stream of names that were seen to a position: their number.
+    fn go_to_seen(&self, dir: &OpenDir, stream: &mut Stream, offset: u64) -> Result<()> {
+        *stream = Stream::default();
+        while stream.at < offset {
+            self.fill_seen(dir, stream)?;
+            let Some(last) = stream.ahead.back().map(|last| last.next) else {
+                return Ok(());
+            };
+            if last > offset {
+                stream.ahead.retain(|entry| entry.next > offset);
+                stream.at = offset;
+                return Ok(());
+            }
+            stream.ahead.clear();
+            stream.at = last;
+        }
+        Ok(())
+    }
+
+    /// As [`Mirror::fill`], from the names that were seen.
+    fn fill_seen(&self, dir: &OpenDir, stream: &mut Stream) -> Result<()> {
+        let mut push = |read: &mut u64, ino: u64, kind: FileType, name: &[u8]| {
+            *read += 1;
+            stream.ahead.push_back(Entry {
+                ino,
+                next: *read,
+                kind,
+                name: OsStr::from_bytes(name).to_owned(),
+            });
+        };
+        if stream.read == 0 {
+            for name in [&b"."[..], b".."] {
+                push(&mut stream.read, dir.inode.id, FileType::Directory, name);
+            }
+        }
+        for (name, record) in self.list_apart(dir.inode.id, &stream.last, SEEN)? {
+            let key = Key {
+                ino: record.ino,
+                ..dir.inode.key
+            };
+            let ino = self.table.likely_id(key);
+            push(&mut stream.read, ino, record.kind(), &name);
+            stream.last = name;
         }
         Ok(())
     }
@@ -362,10 +512,11 @@ impl Mirror {
     /// Those of fsync(2).
     pub fn fsyncdir(&self, handle: u64, data_only: bool) -> Result<()> {
         let dir = self.open_dir(handle)?;
+        let fd = dir.fd()?;
         if data_only {
-            return rustix::fs::fdatasync(&dir.fd).or_fail("fdatasync");
+            return rustix::fs::fdatasync(fd).or_fail("fdatasync");
         }
-        rustix::fs::fsync(&dir.fd).or_fail("fsync")
+        rustix::fs::fsync(fd).or_fail("fsync")
     }
 
     /// The last descriptor of an open directory was closed.
@@ -373,7 +524,14 @@ impl Mirror {
         let Some(dir) = self.dirs.write().remove(&handle) else {
             return;
         };
-        self.give_back(&dir.inode, &dir.fd, self.nameless(&dir.fd));
+        match &dir.fd {
+            Some(fd) => {
+                self.give_back(&dir.inode, fd, self.nameless(fd));
+            }
+            None => {
+                dir.inode.opens.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
         self.metrics.handle_closed();
     }
 }
@@ -383,8 +541,8 @@ fn entry_kind(dir: &OpenDir, told: FileType, name: &OsStr) -> FileType {
     if told != FileType::Unknown {
         return told;
     }
-    rustix::fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW)
-        .map_or(FileType::RegularFile, |stat| {
-            FileType::from_raw_mode(stat.st_mode)
-        })
+    let Ok(fd) = dir.fd() else { return told };
+    rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW).map_or(FileType::RegularFile, |stat| {
+        FileType::from_raw_mode(stat.st_mode)
+    })
 }

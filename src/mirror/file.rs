@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, FileType, OFlags, SeekFrom, Stat};
 use rustix::io::ReadWriteFlags;
 
@@ -32,7 +33,10 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct OpenFile {
     pub(super) inode: Arc<Inode>,
-    pub(super) fd: Arc<OwnedFd>,
+    /// What is open in the source; None while that could be spared (see [`OpenFile::spare`]). A
+    /// leaf.
+    fd: Mutex<Option<Arc<OwnedFd>>>,
+    asked: Asked,
     pub(super) writable: bool,
     /// Writes by the user go to the end; writes from mapped pages do not.
     append: bool,
@@ -70,6 +74,29 @@ pub struct Opened {
 }
 
 impl OpenFile {
+    /// What is open in the source.
+    ///
+    /// # Errors
+    /// EIO when it was let go while the source was away.
+    pub(super) fn fd(&self) -> Result<Arc<OwnedFd>> {
+        let fd = self.fd.lock().clone();
+        fd.ok_or(Fail::new(Errno::IO, "find the open file in the source"))
+    }
+
+    /// What is open in the source, of a reader who is served from the cache and can do without
+    /// until the source is back.
+    pub(super) fn spare(&self) -> Option<Arc<OwnedFd>> {
+        let spared = !self.writable && self.reader.is_some();
+        spared.then(|| self.fd.lock().take()).flatten()
+    }
+
+    /// Whether nothing is known to be at that offset: past the end of the version that is read.
+    fn is_past_what_is_known(&self, offset: u64) -> bool {
+        !self.writable
+            && self.fd.lock().is_none()
+            && offset >= self.reader.as_ref().map_or(0, |reader| reader.entry.len())
+    }
+
     /// Runs `work`, which changes the file, as whom it was opened for.
     fn changed<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         match self.writer {
@@ -122,9 +149,21 @@ impl Mirror {
             // To open a device or a FIFO has effects of its own, and the kernel never asks.
             return Err(Fail::new(Errno::NXIO, "open"));
         }
+        if self.is_apart() {
+            return match asked.writes() {
+                // Without names there is nobody but the source to say.
+                true => Err(self
+                    .outage
+                    .check("open")
+                    .err()
+                    .unwrap_or(Fail::new(Errno::IO, "open"))),
+                false => self.open_apart(inode, asked),
+            };
+        }
         let (file, kept) = self.open_in_source(&inode, &asked)?;
         let changes = self.changes_so_far();
         let stat = rustix::fs::fstat(&file).or_fail("fstat")?;
+        self.noted(&inode, &stat);
         if asked.writes() {
             self.uncache(&inode);
         } else {
@@ -183,7 +222,8 @@ impl Mirror {
         }
         let file = OpenFile {
             inode,
-            fd,
+            fd: Mutex::new(Some(fd)),
+            asked,
             writable: asked.writes(),
             append: asked.append,
             writer: self.writer(caller),
@@ -192,6 +232,60 @@ impl Mirror {
         };
         self.files.write().insert(handle, Arc::new(file));
         opened
+    }
+
+    /// As [`Mirror::enter_file`], of a file that is read from the cache alone, or is empty.
+    pub(super) fn enter_apart(
+        &self,
+        inode: Arc<Inode>,
+        asked: Asked,
+        stat: &Stat,
+        reader: Option<Reader>,
+    ) -> Opened {
+        let handle = self.new_handle();
+        inode.opens.fetch_add(1, Ordering::Relaxed);
+        let opened = Opened {
+            handle,
+            keep_cache: keep_cache(&inode, stat),
+            direct_io: false,
+            cached: reader.is_some(),
+            hides_its_size: false,
+        };
+        let file = OpenFile {
+            inode,
+            fd: Mutex::default(),
+            asked,
+            writable: false,
+            append: false,
+            writer: None,
+            read_end: AtomicU64::new(0),
+            reader,
+        };
+        self.files.write().insert(handle, Arc::new(file));
+        opened
+    }
+
+    /// What an open file has open in the source, for reading; opened again if it was let go while
+    /// the source was away, and is still the version that is being read.
+    ///
+    /// # Errors
+    /// ETIMEDOUT or EIO at once while the source is not asked; ESTALE for another version; those of
+    /// open(2).
+    pub(super) fn source_of(&self, file: &OpenFile) -> Result<Arc<OwnedFd>> {
+        self.outage.check("read")?;
+        if let Ok(fd) = file.fd() {
+            return Ok(fd);
+        }
+        let (fd, _) = self.open_in_source(&file.inode, &file.asked)?;
+        if let Some(reader) = &file.reader {
+            let stat = rustix::fs::fstat(&fd).or_fail("fstat")?;
+            if self.reads_another(Some(reader), &stat) {
+                return Err(Fail::new(Errno::STALE, "open the file again"));
+            }
+        }
+        let fd = Arc::new(fd);
+        file.inode.lend(&fd);
+        Ok(file.fd.lock().get_or_insert(fd).clone())
     }
 
     pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
@@ -207,7 +301,7 @@ impl Mirror {
     /// # Errors
     /// EBADF when there is no such handle.
     pub fn opened(&self, handle: u64) -> Result<Arc<OwnedFd>> {
-        Ok(self.file(handle)?.fd.clone())
+        self.file(handle)?.fd()
     }
 
     /// The kernel stores to this open file by itself: at the next open nothing is known of the
@@ -241,24 +335,29 @@ impl Mirror {
             Ok(done) => return done,
             Err(send) => send,
         };
+        let fd = match self.source_of(&file) {
+            // It was opened while the source was away, or had nothing to be kept: its end.
+            Err(_) if file.is_past_what_is_known(offset) => return Ok(send(&[])),
+            fd => fd?,
+        };
         if self.options.io == Io::Pread {
-            return self.read_buffered(&file, offset, size, None, send);
+            return self.read_buffered(&fd, offset, size, None, send);
         }
-        let length = rustix::fs::fstat(&*file.fd).or_fail("fstat")?.st_size as u64;
+        let length = rustix::fs::fstat(&*fd).or_fail("fstat")?.st_size as u64;
         if length == 0 {
             // Empty, or of a file system that makes its bytes up as they are read.
-            return self.read_buffered(&file, offset, size, None, send);
+            return self.read_buffered(&fd, offset, size, None, send);
         }
         if offset >= length {
             return Ok(send(&[]));
         }
         let range = offset..end.min(length);
         let id = file.inode.file_id;
-        match self.windows.slice(id, &file.fd, range, length, sequential) {
+        match self.windows.slice(id, &fd, range, length, sequential) {
             Ok(slice) => {
                 // Again, now that the pages are there: bytes past a new end are no longer the
                 // file's, though the last page still has zeros for them.
-                let length = rustix::fs::fstat(&*file.fd).or_fail("fstat")?.st_size as u64;
+                let length = rustix::fs::fstat(&*fd).or_fail("fstat")?.st_size as u64;
                 let kept = length.saturating_sub(offset).min(slice.len() as u64) as usize;
                 self.metrics.read(ReadMode::Mmap, kept as u64);
                 Ok(slice.lend(|bytes| send(&bytes[..kept])))
@@ -269,21 +368,21 @@ impl Mirror {
                     Miss::Fault => Fallback::Fault,
                     Miss::Unmappable => Fallback::Unmappable,
                 };
-                self.read_buffered(&file, offset, size, Some(reason), send)
+                self.read_buffered(&fd, offset, size, Some(reason), send)
             }
         }
     }
 
     fn read_buffered<R>(
         &self,
-        file: &OpenFile,
+        fd: &OwnedFd,
         offset: u64,
         size: usize,
         reason: Option<Fallback>,
         send: impl FnOnce(&[u8]) -> R,
     ) -> Result<R> {
         with_buffer(size.min(MAX_READ), |buffer| {
-            let filled = pread_full(&file.fd, buffer, offset)?;
+            let filled = pread_full(fd, buffer, offset)?;
             self.metrics.read(ReadMode::Pread, filled as u64);
             if let Some(reason) = reason {
                 self.metrics.fallback(reason, filled as u64);
@@ -299,6 +398,7 @@ impl Mirror {
     /// Those of pwrite(2), when nothing could be written.
     pub fn write(&self, handle: u64, offset: u64, data: &[u8], from_pages: bool) -> Result<usize> {
         let file = self.file(handle)?;
+        let fd = file.fd()?;
         let flags = if file.append && !from_pages {
             ReadWriteFlags::APPEND
         } else {
@@ -307,7 +407,7 @@ impl Mirror {
         let mut done = 0;
         while done < data.len() {
             let rest = [IoSlice::new(&data[done..])];
-            let write = || rustix::io::pwritev2(&*file.fd, &rest, offset + done as u64, flags);
+            let write = || rustix::io::pwritev2(&*fd, &rest, offset + done as u64, flags);
             match file.changed(write)? {
                 Ok(0) => break,
                 Ok(count) => done += count,
@@ -318,7 +418,7 @@ impl Mirror {
         }
         self.metrics.written(done as u64);
         self.wrote(&file, offset, &data[..done], file.append && !from_pages);
-        self.changed_by_us(file.inode.id, file.fd.as_fd());
+        self.changed_by_us(file.inode.id, fd.as_fd());
         Ok(done)
     }
 
@@ -333,7 +433,8 @@ impl Mirror {
         if !file.writable {
             return Ok(());
         }
-        let copy = || rustix::io::fcntl_dupfd_cloexec(&*file.fd, 0).or_fail("dup");
+        let fd = file.fd()?;
+        let copy = || rustix::io::fcntl_dupfd_cloexec(&*fd, 0).or_fail("dup");
         match self.table.with_room(copy) {
             Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => Ok(()),
             copy => crate::sys::close(copy?),
@@ -347,10 +448,17 @@ impl Mirror {
         };
         self.metrics.handle_closed();
         self.locks.drop_handle(file.inode.file_id, handle);
-        let nameless = self.nameless(&file.fd);
-        // A window would keep the space of a file that has no name left.
-        if self.give_back(&file.inode, &file.fd, nameless) && nameless {
-            self.windows.forget(file.inode.file_id);
+        match file.fd() {
+            Ok(fd) => {
+                let nameless = self.nameless(&fd);
+                // A window would keep the space of a file that has no name left.
+                if self.give_back(&file.inode, &fd, nameless) && nameless {
+                    self.windows.forget(file.inode.file_id);
+                }
+            }
+            Err(_) => {
+                file.inode.opens.fetch_sub(1, Ordering::Relaxed);
+            }
         }
         self.reader_gone(file);
     }
@@ -373,10 +481,15 @@ impl Mirror {
     /// Those of fsync(2).
     pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
         let file = self.file(handle)?;
-        if data_only {
-            return rustix::fs::fdatasync(&*file.fd).or_fail("fdatasync");
+        if !file.writable && self.outage.cause().is_some() {
+            // Whoever wrote has a handle of his own.
+            return self.outage.check("fsync");
         }
-        rustix::fs::fsync(&*file.fd).or_fail("fsync")
+        let fd = file.fd()?;
+        if data_only {
+            return rustix::fs::fdatasync(&*fd).or_fail("fdatasync");
+        }
+        rustix::fs::fsync(&*fd).or_fail("fsync")
     }
 
     /// Allocates, punches or zeroes a range; `mode` as in fallocate(2).
@@ -386,11 +499,11 @@ impl Mirror {
     pub fn fallocate(&self, handle: u64, offset: u64, length: u64, mode: u32) -> Result<()> {
         self.writable("fallocate")?;
         let file = self.file(handle)?;
-        let mode = FallocateFlags::from_bits_retain(mode);
-        file.changed(|| rustix::fs::fallocate(&*file.fd, mode, offset, length))?
+        let (fd, mode) = (file.fd()?, FallocateFlags::from_bits_retain(mode));
+        file.changed(|| rustix::fs::fallocate(&*fd, mode, offset, length))?
             .or_fail("fallocate")?;
         self.outdated(&file.inode, None);
-        self.changed_by_us(file.inode.id, file.fd.as_fd());
+        self.changed_by_us(file.inode.id, fd.as_fd());
         Ok(())
     }
 
@@ -406,7 +519,7 @@ impl Mirror {
             libc::SEEK_HOLE => SeekFrom::Hole(offset),
             _ => return Err(Fail::new(Errno::INVAL, "lseek")),
         };
-        rustix::fs::seek(&*file.fd, from).or_fail("lseek")
+        rustix::fs::seek(&*self.source_of(&file)?, from).or_fail("lseek")
     }
 
     /// Copies between two open files, or two places of one, beneath the mirror; may move less than
@@ -419,10 +532,11 @@ impl Mirror {
     pub fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64> {
         self.writable("copy_file_range")?;
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
-        let places = ((source.fd.as_fd(), from.1), (target.fd.as_fd(), to.1));
+        let (from_fd, to_fd) = (self.source_of(&source)?, target.fd()?);
+        let places = ((from_fd.as_fd(), from.1), (to_fd.as_fd(), to.1));
         let copied = target.changed(|| copy_range(places.0, places.1, length))?;
         self.outdated(&target.inode, None);
-        self.changed_by_us(target.inode.id, target.fd.as_fd());
+        self.changed_by_us(target.inode.id, to_fd.as_fd());
         copied
     }
 }

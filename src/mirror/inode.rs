@@ -120,6 +120,8 @@ pub(super) enum Parked {
     Born(i64, u32),
     /// When it last changed, where the file system does not say when it came to be.
     Changed(i64, u32),
+    /// Its name alone: the source went, or did not answer, before anything could be asked.
+    Lost,
 }
 
 /// A name of an inode.
@@ -149,16 +151,20 @@ pub(super) enum Found {
 }
 
 impl Inode {
+    /// Without `fd` it is one that was never seen itself: its name was known.
     pub(super) fn new(
         id: NodeId,
         file_id: FileId,
         key: Key,
         kind: FileType,
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
         home: Option<Home>,
     ) -> Self {
         let state = State {
-            place: Place::Open(Arc::new(fd)),
+            place: match fd {
+                Some(fd) => Place::Open(Arc::new(fd)),
+                None => Place::Parked(Parked::Lost),
+            },
             home,
             opened: None,
         };
@@ -181,6 +187,8 @@ impl Inode {
                 self.mark(TOUCHED);
                 Found::Open(fd.clone())
             }
+            // An open file may be of a source that was there before.
+            Place::Parked(Parked::Lost) => Found::Parked(Parked::Lost),
             Place::Parked(parked) => match state.lent() {
                 Some(fd) => Found::Open(fd),
                 None => Found::Parked(parked.clone()),
@@ -229,6 +237,20 @@ impl Inode {
         true
     }
 
+    /// Lets go of the descriptor without asking the source anything, and returns it, to be closed
+    /// by somebody who may wait.
+    #[must_use]
+    pub(super) fn lose(&self) -> Option<Arc<OwnedFd>> {
+        let mut state = self.state.lock();
+        if matches!(state.place, Place::Gone) {
+            return None;
+        }
+        match std::mem::replace(&mut state.place, Place::Parked(Parked::Lost)) {
+            Place::Open(fd) => Some(fd),
+            _ => None,
+        }
+    }
+
     /// Marks the inode as one that must not be found again; returns the descriptor that it had,
     /// to be closed without a lock.
     #[must_use]
@@ -252,13 +274,19 @@ impl Inode {
         let mut state = self.state.lock();
         if let Some(opened) = &mut state.opened {
             opened.files.retain(|file| file.as_ptr() != Arc::as_ptr(fd));
+            // Some may have been closed without us.
+            opened.files.retain(|file| file.strong_count() > 0);
             if opened.files.is_empty() && opened.cached.is_none() {
                 state.opened = None;
             } else if opened.files.is_empty() {
                 opened.files = Vec::new();
             }
         }
-        matches!(state.place, Place::Parked(_)) && !state.is_lent()
+        let parked = match &state.place {
+            Place::Parked(parked) => *parked != Parked::Lost,
+            _ => false,
+        };
+        parked && !state.is_lent()
     }
 
     /// Remembers what the kernel's cached pages are of; returns what they were of.

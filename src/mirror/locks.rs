@@ -104,7 +104,7 @@ impl Mirror {
         let id = file.inode.file_id;
         let found = match self.locks.owner(id, owner) {
             Some(own) => ofd::get(own.fd.as_fd(), lock)?,
-            None => ofd::get(file.fd.as_fd(), lock)?,
+            None => ofd::get(self.source_of(&file)?.as_fd(), lock)?,
         };
         Ok(found.map(|mut found| {
             if found.pid <= 0 {
@@ -175,7 +175,8 @@ impl Mirror {
     /// Never by our own rights: a program that is open for writing can't be run, and who may only
     /// read it must not bring that about.
     fn lock_descriptor(&self, caller: &Caller, file: &OpenFile) -> Result<OwnedFd> {
-        let reopen = |flags| self.proc.reopen(file.fd.as_fd(), flags);
+        let fd = self.source_of(file)?;
+        let reopen = |flags| self.proc.reopen(fd.as_fd(), flags);
         let open = |flags| self.table.with_room(|| reopen(flags));
         if file.writable {
             return open(OFlags::RDWR).or_else(|_| open(OFlags::WRONLY));

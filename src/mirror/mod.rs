@@ -14,13 +14,18 @@ mod ids;
 mod inode;
 mod known;
 mod locks;
+mod loss;
 mod named;
 mod names;
+mod offline;
 mod opening;
 mod options;
+mod outage;
 mod prefetch;
+mod probe;
 mod prune;
 mod reach;
+mod remember;
 mod table;
 mod watch;
 
@@ -30,7 +35,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::StatVfs;
 
 pub use attr::{Attr, SetAttr, Time};
 pub use caller::Caller;
@@ -40,6 +46,8 @@ pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;
 pub use options::{Coherence, Control, Io, NEVER, Options, Passthrough, Validate};
+pub use outage::Cause;
+pub use probe::{OnTurn, Turn};
 pub use prune::Crowd;
 pub use reach::Reach;
 pub use table::{Ceilings, InodeTable, Seen};
@@ -84,7 +92,16 @@ pub struct Mirror {
     privileged: bool,
     watch: Option<watch::Watch>,
     cached: Option<cached::Cached>,
+    outage: outage::Outage,
+    prober: probe::Prober,
+    /// What was seen of the tree, where that is kept.
+    memory: Option<remember::Memory>,
+    /// What the source told of its file system last. A leaf.
+    last_statfs: Mutex<Option<StatVfs>>,
 }
+
+/// How long a stop waits for what was seen last to be kept.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 impl Mirror {
     /// A mirror of the directory `source` (`O_PATH`), holding at most `descriptors` for inodes,
@@ -105,6 +122,7 @@ impl Mirror {
         let of_entries = rustix::process::getrlimit(rustix::process::Resource::Nofile)
             .current
             .map_or(usize::MAX, |limit| limit as usize / 4);
+        let remembers = options.offline && store.as_ref().is_some_and(|one| !one.is_read_only());
         let cached = store.map(|store| cached::Cached::new(store, &source, of_entries));
         let windows = WindowOptions {
             window: options.window,
@@ -132,26 +150,47 @@ impl Mirror {
             forgotten_at_trim: AtomicU64::new(0),
             locks: locks::Locks::default(),
             privileged: rustix::process::geteuid().is_root(),
+            outage: outage::Outage::new(metrics.clone()),
+            prober: probe::Prober::default(),
+            memory: remembers.then(|| remember::Memory::new(metrics.clone())),
+            last_statfs: Mutex::default(),
             options,
             metrics,
             cached,
         })
     }
 
-    /// Starts what works beside the requests. From within the sandbox, and once.
+    /// The source is not there yet: what it was made with stands for it.
+    pub fn begin_without_source(&self) {
+        self.lose(Cause::Gone);
+    }
+
+    /// Starts what works beside the requests. From within the sandbox, and once. Who asks or reads
+    /// waits for the source for `patience`; `told` is told when it is lost and when it is back.
     ///
     /// # Errors
     /// Those of starting a thread.
-    pub fn start(self: &Arc<Self>) -> Result<()> {
+    pub fn start(self: &Arc<Self>, patience: Option<Duration>, told: OnTurn) -> Result<()> {
+        if self.options.may_hang || self.memory.is_some() {
+            self.prober.start(self, patience, told)?;
+        }
         let Some(cached) = &self.cached else {
             return Ok(());
         };
+        if let Some(memory) = &self.memory {
+            memory.start(self, &cached.store)?;
+        }
         cached.prefetch.serve(self);
         cached.store.start()
     }
 
     /// After the last request: what was read is stored, and the store closed.
     pub fn close(&self) {
+        self.outage.end();
+        self.prober.end();
+        if let Some(memory) = &self.memory {
+            memory.end(FAREWELL);
+        }
         if let Some(cached) = &self.cached {
             cached.prefetch.end();
             cached.store.close();
@@ -207,7 +246,8 @@ impl Mirror {
 
     /// Refuses what changes something, on a read-only mirror.
     fn writable(&self, operation: &'static str) -> Result<()> {
-        if self.options.read_only {
+        // What is served from memory can't be changed.
+        if self.options.read_only || (self.lets_go() && self.is_apart()) {
             return Err(Fail::new(Errno::ROFS, operation));
         }
         Ok(())

@@ -36,7 +36,14 @@ impl Mirror {
     /// ENOENT; those of openat(2).
     pub fn lookup(&self, parent: NodeId, name: &OsStr) -> Result<Attr> {
         let parent = self.table.get(parent)?;
-        self.found(&parent, checked(name)?)
+        let found = self.found(&parent, checked(name)?);
+        if let Err(fail) = &found
+            && fail.errno == Errno::NOENT
+            && !self.is_apart()
+        {
+            self.noted_gone(parent.id, name);
+        }
+        found
     }
 
     /// Whether the source has an entry of that name.
@@ -44,6 +51,9 @@ impl Mirror {
     /// # Errors
     /// Those of fstatat(2), except ENOENT.
     pub fn has_entry(&self, parent: NodeId, name: &OsStr) -> Result<bool> {
+        if self.is_apart() {
+            return self.has_entry_apart(parent, checked(name)?);
+        }
         let (_, dir) = self.dir(parent)?;
         match rustix::fs::statat(&*dir, checked(name)?, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
@@ -57,8 +67,12 @@ impl Mirror {
     /// # Errors
     /// Those of readlinkat(2).
     pub fn readlink(&self, id: NodeId) -> Result<Vec<u8>> {
-        let (_, fd) = self.dir(id)?;
+        if self.is_apart() {
+            return self.readlink_apart(id);
+        }
+        let (inode, fd) = self.dir(id)?;
         let target = rustix::fs::readlinkat(&*fd, c"", Vec::new()).or_fail("readlinkat")?;
+        self.noted_target(&inode, target.as_bytes());
         Ok(target.into_bytes())
     }
 
@@ -176,6 +190,7 @@ impl Mirror {
         let (parent, dir) = self.dir(parent)?;
         rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
         self.uncache_name(&parent, name);
+        self.noted_change(&parent, name);
         Ok(())
     }
 
@@ -213,6 +228,8 @@ impl Mirror {
         }
         self.uncache_name(&from, name);
         self.uncache_name(&to, new_name);
+        self.noted_change(&from, name);
+        self.noted_change(&to, new_name);
         self.table.moved(&to, new_name);
         self.renamed_by_us(&to, new_name);
         if flags.contains(RenameFlags::EXCHANGE) {

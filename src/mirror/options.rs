@@ -19,6 +19,10 @@ pub struct Options {
     pub passthrough: Passthrough,
     /// When what is cached is held against the source.
     pub validate: Validate,
+    /// What is seen of the source's tree is kept in the cache, and shown while the source is away.
+    pub offline: bool,
+    /// The source is asked over a wire, or asks somebody: it may not answer.
+    pub may_hang: bool,
     /// How far a sequential reader's blocks are fetched ahead of it, in bytes.
     pub prefetch: u64,
     /// Size of a mapped window, in bytes.

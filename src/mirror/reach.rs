@@ -139,7 +139,13 @@ impl InodeTable {
 
     /// Lets a descriptor be the inode's if it is of the one that was parked.
     fn admit(&self, inode: &Inode, fd: OwnedFd, parked: &Parked) -> Result<Arc<OwnedFd>> {
-        if self.see(fd.as_fd())?.key != inode.key || !parked.is(&fd)? {
+        let seen = self.see(fd.as_fd())?;
+        let same = match parked {
+            // Its number may be another now, of a source that was mounted anew.
+            Parked::Lost => seen.kind() == inode.kind,
+            _ => seen.key == inode.key && parked.is(&fd)?,
+        };
+        if !same {
             return Err(STALE);
         }
         let fd = Arc::new(fd);
@@ -155,8 +161,11 @@ impl InodeTable {
 
     /// A descriptor to open handles of that inode with: what is opened by one is opened by the
     /// root's mount.
-    fn handle_mount_of(&self, key: Key) -> Option<&OwnedFd> {
-        self.handles.as_ref().filter(|_| key.site == 0)
+    fn handle_mount_of(&self, key: Key) -> Option<Arc<OwnedFd>> {
+        if !self.is_home(key) {
+            return None;
+        }
+        self.handles.read().clone()
     }
 
     /// Runs `open`, which takes a descriptor; when there is none left, once more after some of

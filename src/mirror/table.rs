@@ -15,10 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::fs::{AtFlags, FileType, Stat, Statx, StatxFlags};
 
-use super::inode::{Found, Home, Inode, Key, NodeId, ROOT};
+use super::inode::{Found, Home, Inode, Key, NodeId, Parked, ROOT};
 use super::known::Known;
 use super::reach::{Reach, handle_mount, openat_name_only};
 use crate::observe::Metrics;
@@ -49,14 +49,14 @@ pub struct InodeTable {
     pub(super) clock: Mutex<VecDeque<NodeId>>,
     pub(super) root: Arc<Inode>,
     /// A readable descriptor on the root's file system, when handles can be opened there.
-    pub(super) handles: Option<OwnedFd>,
+    pub(super) handles: RwLock<Option<Arc<OwnedFd>>>,
     pub(super) reach: Reach,
     pub(super) open: AtomicUsize,
     pub(super) ceilings: Ceilings,
     /// Inodes forgotten so far.
     pub(super) forgotten: AtomicU64,
-    /// The root's device and mount, which are site 0.
-    home: (u64, u64),
+    /// A leaf.
+    pub(super) seat: RwLock<Seat>,
     /// Any `Stat`, to be filled in: it can't be made from nothing.
     blank: Stat,
     next_file: AtomicU64,
@@ -70,11 +70,22 @@ pub(super) struct State {
     /// The inodes whose id does not follow from their key.
     aliases: HashMap<Key, Arc<Inode>>,
     /// The mounts inside the source, by device and mount: their numbers, from 1.
-    sites: HashMap<(u64, u64), u32>,
+    pub(super) sites: HashMap<(u64, u64), u32>,
     /// Who prunes waits for the table to hold more than so many.
     pub(super) wake_above: usize,
     /// No more pruning.
     pub(super) ending: bool,
+}
+
+/// Where the root is.
+#[derive(Debug)]
+pub(super) struct Seat {
+    /// Its device and mount.
+    pub(super) place: (u64, u64),
+    /// Their number: 0, and another once a source that numbers its inodes anew was mounted anew.
+    pub(super) site: u32,
+    /// The numbers before it.
+    pub(super) former: Vec<u32>,
 }
 
 /// What one statx(2) tells of an inode.
@@ -106,14 +117,14 @@ impl InodeTable {
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let blank = rustix::fs::fstat(&root).or_fail("fstat")?;
-        let home = site_of(&statx(root.as_fd(), c"")?);
-        let handles = handle_mount(&root);
+        let place = site_of(&statx(root.as_fd(), c"")?);
+        let handles = handle_mount(&root).map(Arc::new);
         let key = Key {
             ino: blank.st_ino,
             site: 0,
         };
         let kind = FileType::from_raw_mode(blank.st_mode);
-        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, root, None));
+        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, Some(root), None));
         let mut known = Known::new();
         known.insert(root.clone());
         metrics.set_inodes(1);
@@ -129,7 +140,7 @@ impl InodeTable {
             crowded: Condvar::new(),
             clock: Mutex::new(VecDeque::new()),
             root,
-            handles,
+            handles: RwLock::new(handles),
             reach,
             open: AtomicUsize::new(1),
             ceilings: Ceilings {
@@ -137,7 +148,11 @@ impl InodeTable {
                 ..ceilings
             },
             forgotten: AtomicU64::new(0),
-            home,
+            seat: RwLock::new(Seat {
+                place,
+                site: 0,
+                former: Vec::new(),
+            }),
             blank,
             next_file: AtomicU64::new(1),
             next_synthetic: AtomicU64::new(1),
@@ -207,17 +222,22 @@ impl InodeTable {
             Err(fail) if fail.errno == Errno::NOENT => return Ok(None),
             opened => opened?,
         };
-        match self.find(self.see(fd.as_fd())?.key) {
-            Some(inode) if same_file(&inode, &fd)? => Ok(Some(inode)),
+        let seen = self.see(fd.as_fd())?;
+        match self.find(seen.key) {
+            Some(inode) if same_file(&inode, &fd, &seen, &Home::new(parent.id, name))? => {
+                Ok(Some(inode))
+            }
             _ => Ok(None),
         }
     }
 
     /// The device on which inodes of that key lie.
     pub fn device_of(&self, key: Key) -> u64 {
-        if key.site == 0 {
-            return self.home.0;
+        let seat = self.seat.read();
+        if key.site == seat.site {
+            return seat.place.0;
         }
+        drop(seat);
         let state = self.state.lock();
         let mut sites = state.sites.iter();
         sites
@@ -238,11 +258,13 @@ impl InodeTable {
     }
 
     fn sites_of<'a>(&'a self, state: &'a State, device: u64) -> impl Iterator<Item = u32> + 'a {
-        let home = (device == self.home.0).then_some(0);
+        let seat = self.seat.read();
+        let home = (device == seat.place.0).then_some(seat.site);
+        drop(seat);
         let inside = state
             .sites
             .iter()
-            .filter(move |((other, _), _)| *other == device);
+            .filter(move |((other, _), site)| *other == device && home != Some(**site));
         home.into_iter().chain(inside.map(|(_, site)| *site))
     }
 
@@ -280,9 +302,11 @@ impl InodeTable {
     }
 
     fn site(&self, site: (u64, u64)) -> u32 {
-        if site == self.home {
-            return 0;
+        let seat = self.seat.read();
+        if site == seat.place {
+            return seat.site;
         }
+        drop(seat);
         let mut state = self.state.lock();
         let next = state.sites.len() as u32 + 1;
         *state.sites.entry(site).or_insert(next)
@@ -315,13 +339,15 @@ impl InodeTable {
         let mut fd = fd;
         loop {
             let Some(inode) = self.find(seen.key) else {
-                match self.insert(fd, seen.key, seen.kind(), home.clone()) {
+                match self.insert(Some(fd), seen.key, seen.kind(), home.clone()) {
                     Ok(inode) => return Ok(inode),
-                    Err(back) => fd = back,
+                    Err(Some(back)) => fd = back,
+                    // Not reached: what was given comes back.
+                    Err(None) => return Err(Fail::new(Errno::STALE, "enter an inode")),
                 }
                 continue;
             };
-            if !same_file(&inode, &fd)? {
+            if !same_file(&inode, &fd, seen, &home)? {
                 self.retire(&inode);
             } else if self.raise(&inode) {
                 inode.moved(home);
@@ -332,13 +358,13 @@ impl InodeTable {
     }
 
     /// Enters a new inode; gives the descriptor back when somebody else was first.
-    fn insert(
+    pub(super) fn insert(
         &self,
-        fd: OwnedFd,
+        fd: Option<OwnedFd>,
         key: Key,
         kind: FileType,
         home: Home,
-    ) -> std::result::Result<Arc<Inode>, OwnedFd> {
+    ) -> std::result::Result<Arc<Inode>, Option<OwnedFd>> {
         let mut state = self.state.lock();
         if state.find(key).is_some() {
             return Err(fd);
@@ -348,6 +374,7 @@ impl InodeTable {
         let counted = || SYNTHETIC | self.next_synthetic.fetch_add(1, Ordering::Relaxed);
         let id = free.unwrap_or_else(counted);
         let file_id = FileId(self.next_file.fetch_add(1, Ordering::Relaxed));
+        let open = fd.is_some();
         let inode = Arc::new(Inode::new(id, file_id, key, kind, fd, Some(home)));
         if free.is_none() {
             state.aliases.insert(key, inode.clone());
@@ -355,7 +382,9 @@ impl InodeTable {
         state.known.insert(inode.clone());
         self.counted(&state);
         drop(state);
-        self.opened(id);
+        if open {
+            self.opened(id);
+        }
         Ok(inode)
     }
 
@@ -372,7 +401,7 @@ impl InodeTable {
     }
 
     /// Counts one more lookup, unless the inode has just been forgotten.
-    fn raise(&self, inode: &Arc<Inode>) -> bool {
+    pub(super) fn raise(&self, inode: &Arc<Inode>) -> bool {
         let state = self.state.lock();
         let known = state.known.get(inode.id);
         let same = known.is_some_and(|known| Arc::ptr_eq(known, inode));
@@ -455,24 +484,30 @@ fn natural_id(key: Key) -> Option<NodeId> {
         .then_some(SYNTHETIC | u64::from(key.site) << INO_BITS | key.ino)
 }
 
-fn same_file(inode: &Inode, fd: &OwnedFd) -> Result<bool> {
+/// Whether `fd`, found as `seen` by the name `home`, is that inode, which has its number.
+fn same_file(inode: &Inode, fd: &OwnedFd, seen: &Seen, home: &Home) -> Result<bool> {
     match inode.found() {
         // The descriptor keeps the inode, so its number can't have been given to another.
         Found::Open(_) => Ok(true),
+        // The number may have been, while the source was away: number and name together, or one
+        // of several names.
+        Found::Parked(Parked::Lost) => Ok(inode.kind == seen.kind()
+            && (inode.home().as_ref() == Some(home)
+                || inode.kind != FileType::Directory && seen.stat.st_nlink > 1)),
         Found::Parked(parked) => parked.is(fd),
         Found::Gone => Ok(false),
     }
 }
 
 /// Attributes and mount of `name` in `dir`, or of `dir` itself when the name is empty.
-fn statx(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<Statx> {
+pub(super) fn statx(dir: BorrowedFd<'_>, name: impl rustix::path::Arg) -> Result<Statx> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
     let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
     rustix::fs::statx(dir, name, flags, wanted).or_fail("statx")
 }
 
 /// Device and mount; 0 for the mount where the kernel does not tell (before Linux 5.8).
-fn site_of(statx: &Statx) -> (u64, u64) {
+pub(super) fn site_of(statx: &Statx) -> (u64, u64) {
     let told = statx.stx_mask & StatxFlags::MNT_ID.bits() != 0;
     let device = rustix::fs::makedev(statx.stx_dev_major, statx.stx_dev_minor);
     (device, if told { statx.stx_mnt_id } else { 0 })

@@ -39,7 +39,7 @@ fn tree(who: Who) -> Tree {
     };
     let mut table = InodeTable::new(root, ceilings, reach, Arc::default()).unwrap();
     if who == Who::Ordinary {
-        table.handles = None;
+        table.handles = None.into();
     }
     Tree { dir, table }
 }
@@ -113,7 +113,7 @@ fn what_was_renamed_while_parked_is_found_by_handle_or_by_its_next_lookup() {
         let path = |name| tree.dir.path().join(name);
         fs::rename(path("before"), path("after")).unwrap();
         make(tree.dir.path(), "before");
-        match who == Who::Ordinary || tree.table.handles.is_none() {
+        match who == Who::Ordinary || tree.table.handles.read().is_none() {
             true => assert_eq!(errno(tree.table.fd(&inode)), Errno::STALE),
             false => assert_eq!(read(&tree, &inode), "before"),
         }

@@ -64,6 +64,12 @@ pub struct Metrics {
     source_workers: Gauge,
     source_timeouts: Counter,
     source_interrupts: Counter,
+    source_offline: Gauge,
+    source_offline_since: Gauge,
+    source_outages: Counter,
+    source_apart: Counter,
+    names_noted: Counter,
+    names_dropped: Counter,
     watching: Box<[Gauge]>,
     watches: Gauge,
     unwatched: Counter,
@@ -177,6 +183,12 @@ impl Metrics {
             source_workers: single(&mut r, names::SOURCE_WORKERS),
             source_timeouts: single(&mut r, names::SOURCE_TIMEOUTS),
             source_interrupts: single(&mut r, names::SOURCE_INTERRUPTS),
+            source_offline: single(&mut r, names::SOURCE_OFFLINE),
+            source_offline_since: single(&mut r, names::SOURCE_OFFLINE_SINCE),
+            source_outages: single(&mut r, names::SOURCE_OUTAGES),
+            source_apart: single(&mut r, names::SOURCE_APART),
+            names_noted: single(&mut r, names::NAMES_NOTED),
+            names_dropped: single(&mut r, names::NAMES_DROPPED),
             watching: family(
                 &mut r,
                 names::WATCHING,
@@ -334,6 +346,34 @@ impl Metrics {
     /// A request that waited for the source was ended by its caller.
     pub fn source_interrupt(&self) {
         self.source_interrupts.inc();
+    }
+
+    /// The source is not asked from now on, in seconds since 1970.
+    pub fn source_lost(&self, now: u64) {
+        self.source_offline.set(1);
+        self.source_offline_since.set(now);
+        self.source_outages.inc();
+    }
+
+    /// The source is asked again.
+    pub fn source_found(&self) {
+        self.source_offline.set(0);
+        self.source_offline_since.set(0);
+    }
+
+    /// A request was answered without the source, which is not asked.
+    pub fn source_apart(&self) {
+        self.source_apart.inc();
+    }
+
+    /// So much was given to the store of names.
+    pub fn names_noted(&self, n: u64) {
+        self.names_noted.inc_by(n);
+    }
+
+    /// So much was not.
+    pub fn names_dropped(&self, n: u64) {
+        self.names_dropped.inc_by(n);
     }
 
     /// The source is watched, by that.
@@ -569,6 +609,10 @@ mod tests {
         m.set_source_workers(10);
         m.source_timeout();
         m.source_interrupt();
+        m.source_lost(1_700_000_000);
+        m.source_apart();
+        m.names_noted(11);
+        m.names_dropped(12);
         m.watching(WatchedBy::Inotify);
         m.set_watches(8);
         m.unwatched();
@@ -603,6 +647,12 @@ mod tests {
             (names::SOURCE_WORKERS, None, 10.0),
             (names::SOURCE_TIMEOUTS, None, 1.0),
             (names::SOURCE_INTERRUPTS, None, 1.0),
+            (names::SOURCE_OFFLINE, None, 1.0),
+            (names::SOURCE_OFFLINE_SINCE, None, 1_700_000_000.0),
+            (names::SOURCE_OUTAGES, None, 1.0),
+            (names::SOURCE_APART, None, 1.0),
+            (names::NAMES_NOTED, None, 11.0),
+            (names::NAMES_DROPPED, None, 12.0),
             (names::WATCHING, Some(("by", "fanotify")), 0.0),
             (names::WATCHING, Some(("by", "inotify")), 1.0),
             (names::WATCHES, None, 8.0),

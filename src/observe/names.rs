@@ -77,6 +77,18 @@ names! {
     SOURCE_TIMEOUTS = "corfs_source_timeouts_total",
     /// Requests that waited for the source and were ended by a signal of their caller.
     SOURCE_INTERRUPTS = "corfs_source_interrupts_total",
+    /// Whether the source is not asked, as it fails, hangs or is gone: 1, else 0.
+    SOURCE_OFFLINE = "corfs_source_offline",
+    /// When that began, in seconds since 1970; 0 while the source is asked.
+    SOURCE_OFFLINE_SINCE = "corfs_source_offline_since_seconds",
+    /// How often the source was lost.
+    SOURCE_OUTAGES = "corfs_source_outages_total",
+    /// Requests that were answered without the source while it was not asked.
+    SOURCE_APART = "corfs_source_apart_total",
+    /// Names, attributes and listings that were given to the store of names.
+    NAMES_NOTED = "corfs_names_noted_total",
+    /// The same that were not kept, for want of room or of time.
+    NAMES_DROPPED = "corfs_names_dropped_total",
     /// Whether the source is watched, by `by`: 1 or 0.
     WATCHING = "corfs_watching",
     /// File systems (fanotify) or directories (inotify) that are watched.

@@ -24,6 +24,7 @@ mod inspect;
 mod life;
 mod limits;
 mod mirror;
+mod offline;
 mod oplog;
 mod passthrough;
 mod posix;

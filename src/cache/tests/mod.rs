@@ -20,9 +20,10 @@ use crate::sys::Result;
 const BLOCK: u64 = 64 << 10;
 
 /// A store in `dir` that may take 64 MiB, with blocks of 64 KiB.
-fn options(dir: &Path) -> StoreOptions {
+pub(super) fn options(dir: &Path) -> StoreOptions {
     let source = SourceKey {
         key: "id:test".into(),
+        path: "/".into(),
         about: "type test\n".into(),
         stable_inodes: true,
         clock: SourceClock::Ours,
@@ -35,7 +36,7 @@ fn options(dir: &Path) -> StoreOptions {
     }
 }
 
-fn open(options: &StoreOptions) -> Arc<Store> {
+pub(super) fn open(options: &StoreOptions) -> Arc<Store> {
     Store::open(options, Arc::new(Metrics::new())).expect("the store opens")
 }
 

@@ -28,11 +28,12 @@ pub(super) struct Words {
     pub(super) racy: Option<Duration>,
     pub(super) prefetch: Option<u64>,
     pub(super) validate: Option<Validate>,
+    pub(super) offline: Option<bool>,
 }
 
 impl Words {
     /// The options that mean nothing without a cache, and whether they were given.
-    fn given(&self) -> [(&'static str, bool); 8] {
+    fn given(&self) -> [(&'static str, bool); 9] {
         [
             ("cache_id", self.id.is_some()),
             ("cache_size", self.size.is_some()),
@@ -42,6 +43,7 @@ impl Words {
             ("racy", self.racy.is_some()),
             ("prefetch", self.prefetch.is_some()),
             ("validate", self.validate.is_some()),
+            ("offline", self.offline.is_some()),
         ]
     }
 }

@@ -149,6 +149,21 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         apply: |d, v| caching::validate(v).map(|how| d.cache.validate = Some(how)),
     },
     Valued {
+        name: "offline",
+        value: "auto|never",
+        help: "Keep the names and attributes that were seen in the cache, and show the tree as it was \
+               last seen while the source is away, also when it is at mount time [default: auto with a \
+               cache]",
+        apply: |d, v| {
+            choice(
+                v,
+                &[("auto", true), ("never", false)],
+                "must be auto or never",
+            )
+            .map(|c| d.cache.offline = Some(c))
+        },
+    },
+    Valued {
         name: "window",
         value: "SIZE",
         help: "Bytes of a mapped window [default: 4M, less under a small budget]",

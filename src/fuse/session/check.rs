@@ -4,8 +4,8 @@ use super::mountinfo::Mount;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use super::settings::Settings;
-use super::store;
-use crate::cache::Store;
+use super::{absent, store};
+use crate::cache::{SourceKey, Store};
 use crate::mirror::{Coherence, refuse_unwatchable};
 use crate::observe::Metrics;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -29,6 +29,8 @@ pub(super) struct Prepared {
     pub(super) device: OwnedFd,
     /// The cache, opened before anything can be mounted over its path.
     pub(super) store: Option<Arc<Store>>,
+    /// The source is not there: what stands for it is a folder of the store.
+    pub(super) absent: bool,
     /// What is counted from here on.
     pub(super) metrics: Arc<Metrics>,
 }
@@ -36,7 +38,15 @@ pub(super) struct Prepared {
 /// Opens both ends, and refuses what could not work, would deadlock or would hide something.
 pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
     refuse_maps_of_users(settings)?;
-    let source = open_source(&settings.source)?;
+    let possible = absent::is_possible(settings);
+    let answers = !possible || absent::answers(settings);
+    let known = possible
+        .then(|| absent::remembered(settings, answers))
+        .flatten();
+    let source = match open_or_missed(settings, known.as_ref(), answers)? {
+        Ok(source) => source,
+        Err(why) => return check_absent(settings, known, &why),
+    };
     if settings.options.coherence == Coherence::Watch {
         refuse_unwatchable(source.as_fd()).map_err(|fail| {
             let path = shown(source.path());
@@ -61,6 +71,75 @@ pub(super) fn check(settings: &Settings) -> Result<Prepared, Refusal> {
         given,
         device,
         store,
+        absent: false,
+        metrics,
+    })
+}
+
+/// The source, or in words why it is not there, where the cache knows it.
+fn open_or_missed(
+    settings: &Settings,
+    known: Option<&SourceKey>,
+    answers: bool,
+) -> Result<Result<Place, String>, Refusal> {
+    if !answers {
+        return Ok(Err("it does not answer".into()));
+    }
+    let Some(known) = known else {
+        return open_source(&settings.source)
+            .map(Ok)
+            .map_err(|refusal| advised(settings, refusal));
+    };
+    match Place::of_directory(&settings.source) {
+        Ok(place) if absent::is_there(known, &place) => open_source(&settings.source).map(Ok),
+        Ok(_) => Ok(Err("nothing is mounted there".into())),
+        Err(error) => Ok(Err(said(error))),
+    }
+}
+
+/// What would help the next time.
+fn advised(settings: &Settings, refusal: Refusal) -> Refusal {
+    match &settings.cache {
+        Some(_) if settings.options.offline && !settings.source.exists() => Refusal {
+            words: format!(
+                "{}; the cache does not know it by that path (with cache_id= it is known by any)",
+                refusal.words
+            ),
+            ..refusal
+        },
+        _ => refusal,
+    }
+}
+
+/// As [`check`], of a source that is not there.
+fn check_absent(
+    settings: &Settings,
+    known: Option<SourceKey>,
+    why: &str,
+) -> Result<Prepared, Refusal> {
+    let target = open_mountpoint(&settings.mountpoint)?;
+    refuse_mounted(&target)?;
+    if !settings.nonempty {
+        refuse_full(target.path())?;
+    }
+    let metrics = Arc::new(Metrics::new());
+    let Some(known) = known else {
+        return Err(Refusal::mount(format!(
+            "source {}: {why}",
+            shown(&settings.source)
+        )));
+    };
+    let device = open_device()?;
+    let (source, store) = absent::stand_in(settings, known, why, &target, &metrics)?;
+    let given =
+        std::path::absolute(&settings.mountpoint).unwrap_or_else(|_| target.path().to_owned());
+    Ok(Prepared {
+        source,
+        target,
+        given,
+        device,
+        store: Some(store),
+        absent: true,
         metrics,
     })
 }

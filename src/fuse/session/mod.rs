@@ -3,6 +3,7 @@
 //! Mounting and unmounting are done here and not by fuser: its own way turns commas of a source
 //! into options, and after somebody else's unmount may take away another file system.
 
+mod absent;
 mod attend;
 mod caching;
 mod check;
@@ -66,6 +67,8 @@ pub fn run(settings: &Settings) -> Result<(), Refusal> {
     let mut settings = settled(settings);
     let prepared = check::check(&settings)?;
     settings.source_workers = settled_workers(&settings, &prepared);
+    settings.options.may_hang = settings.source_workers == SourceWorkers::Always;
+    settings.absent = prepared.absent;
     let settings = &settings;
     let sink = Sink::open(settings.log_file.as_deref(), settings.foreground)?;
     if settings.foreground {
@@ -110,6 +113,8 @@ fn settled(settings: &Settings) -> Settings {
 /// the sandbox only.
 fn settled_workers(settings: &Settings, prepared: &Prepared) -> SourceWorkers {
     match settings.source_workers {
+        // Nobody knows of what kind it will be.
+        SourceWorkers::Auto if prepared.absent => SourceWorkers::Always,
         SourceWorkers::Auto if remote::may_hang(&prepared.source) => SourceWorkers::Always,
         SourceWorkers::Auto => SourceWorkers::Never,
         asked => asked,

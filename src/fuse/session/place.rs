@@ -38,6 +38,11 @@ impl Place {
         Ok(Self { fd, path })
     }
 
+    /// Something that stands for what is not there.
+    pub(super) fn standing_for(path: PathBuf, fd: OwnedFd) -> Self {
+        Self { fd, path }
+    }
+
     /// Absolute, without symbolic links, `.` and `..`.
     pub(super) fn path(&self) -> &Path {
         &self.path

@@ -4,6 +4,7 @@ use super::Served;
 use super::readahead;
 use super::refusal::{Refusal, shown};
 use super::settings::Settings;
+use crate::cache::Store;
 use crate::mirror::Passthrough;
 use crate::sys::sandbox::{self, Access, Allowed, InForce};
 use rustix::fs::{Mode, OFlags};
@@ -45,6 +46,11 @@ fn allowed(settings: &Settings, served: &Served) -> std::io::Result<Vec<Allowed>
             Passthrough::Always => Access::Passthrough,
         },
     }];
+    if settings.options.offline
+        && let Some(store) = &served.store
+    {
+        allowed.extend(around(settings, store));
+    }
     if let Some(store) = &served.store {
         allowed.push(Allowed {
             beneath: rustix::io::fcntl_dupfd_cloexec(store.root(), 0)?,
@@ -68,6 +74,40 @@ fn allowed(settings: &Settings, served: &Served) -> std::io::Result<Vec<Allowed>
         }
     }
     Ok(allowed)
+}
+
+/// The folder in which the source's file system is mounted, so that it is found again when it was
+/// mounted anew: a rule for what is below the old mount's root says nothing of the new one, and one
+/// for the mountpoint itself is not looked at, as something is mounted over it (security/landlock/fs.c,
+/// is_access_to_paths_allowed). The root of all is never among them: that would be no sandbox.
+fn around(settings: &Settings, store: &Store) -> Option<Allowed> {
+    let key = &store.options().source;
+    // Escaped bytes, where there are any, are those of a strange name: it has no such folder then.
+    let mountpoint = key.about_line("mountpoint").map(Path::new);
+    let mountpoint = match mountpoint.filter(|at| at.parent().is_some()) {
+        Some(mountpoint) => mountpoint,
+        // A folder of the root file system: it may be made anew where it was.
+        None if settings.absent => &key.path,
+        None => return None,
+    };
+    let parent = mountpoint.parent()?;
+    if parent.parent().is_none() {
+        log::info!(
+            "sandbox: {} lies in the root directory: when it is mounted anew, corfs must be started \
+             anew, or run with sandbox=off",
+            shown(mountpoint)
+        );
+        return None;
+    }
+    let there = parent.ancestors().find(|path| path.is_dir())?;
+    there.parent()?;
+    Some(Allowed {
+        beneath: name(there).ok()?,
+        access: match settings.options.passthrough {
+            Passthrough::Always => Access::Passthrough,
+            _ => Access::Mirror,
+        },
+    })
 }
 
 fn name(path: &Path) -> rustix::io::Result<OwnedFd> {

@@ -49,6 +49,8 @@ pub struct Settings {
     pub cache: Option<Caching>,
     /// Whether workers do what touches the source; settled before anything is served.
     pub source_workers: SourceWorkers,
+    /// The source is not there, and its store stands for it; settled before anything is served.
+    pub absent: bool,
     /// How long who asks or reads may wait for a worker's answer; `None` for ever.
     pub source_timeout: Option<Duration>,
     /// The same for who changes something.
@@ -209,6 +211,7 @@ impl Settings {
             workers: self.source_workers == SourceWorkers::Always,
             timeout: self.source_timeout,
             timeout_write: self.source_timeout_write,
+            absent: self.absent,
         }
     }
 
@@ -246,6 +249,7 @@ fn cache_lines(
         Validate::After(time) => line("validate", &format!("ttl:{}", time.as_secs_f64())),
         Validate::Never => line("validate", &"never"),
     }
+    line("offline", &if options.offline { "auto" } else { "never" });
 }
 
 /// Only what is in force.

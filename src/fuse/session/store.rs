@@ -44,6 +44,36 @@ pub(super) fn open(
     Ok(Some(store))
 }
 
+/// Opens the store of a source that is not there.
+pub(super) fn open_known(
+    settings: &Settings,
+    key: SourceKey,
+    target: &Place,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Store>, Refusal> {
+    let Some(caching) = &settings.cache else {
+        return Err(Refusal::mount("a source that is not there needs a cache"));
+    };
+    let dir = shown(&caching.dir);
+    // By name alone: what does not answer must not be asked. It was looked at when it was there.
+    for (one, other) in [(target.path(), &*key.path), (&*key.path, target.path())] {
+        if one.starts_with(other) {
+            return Err(Refusal::mount(format!(
+                "source {} and mountpoint {} do not go together; choose a mountpoint elsewhere",
+                shown(&key.path),
+                shown(target.path())
+            )));
+        }
+    }
+    refuse_overlap(&caching.dir, target.path(), "the mountpoint")?;
+    let refused = |fail: Fail| Refusal::mount(format!("cache {dir}: {fail}"));
+    let store = Store::open(&options(caching, key), metrics.clone()).map_err(refused)?;
+    store
+        .refuse_overlap(target.as_fd(), "the mountpoint")
+        .map_err(refused)?;
+    Ok(store)
+}
+
 /// Before anything is made: a cache that is read by way of itself, or is hidden by its own mount.
 fn refuse_overlap(dir: &Path, other: &Path, what: &str) -> Result<(), Refusal> {
     // It need not be there yet; then it is made in its parent.

@@ -242,8 +242,12 @@ fn advise(fail: Fail) -> Fail {
 impl Mirror {
     /// The lookup of a name, its attributes read after the inode was entered.
     pub(super) fn found(&self, parent: &Inode, name: &OsStr) -> Result<Attr> {
+        if self.is_apart() {
+            return self.lookup_apart(parent, name);
+        }
         let (inode, stat) = self.table.lookup(parent, name)?;
         self.seen(&inode, &stat);
+        self.noted_name(parent.id, name, &stat);
         let again = || self.table.fd(&inode);
         let stat = self.entered(parent.id, name, &inode, stat, again)?;
         Ok(self.attr(inode.id, stat))
@@ -270,6 +274,18 @@ impl Mirror {
         read
     }
 
+    /// The source is another mount now, of which nobody told the watch.
+    pub(super) fn watch_no_more(&self) {
+        if let Some(watch) = &self.watch
+            && watch.alive.swap(false, Ordering::AcqRel)
+        {
+            log::warn!(
+                "the source is not watched any more, as it was mounted anew: answers are \
+                        short-lived from now on"
+            );
+        }
+    }
+
     /// The kernel has forgotten the inode.
     pub(super) fn unwatch(&self, id: NodeId) {
         if let Some(Backend::Directories(directories)) = self.watch.as_ref().map(|w| &w.backend) {
@@ -291,10 +307,15 @@ impl Mirror {
         }
     }
 
+    /// The watch, unless nobody can tell it anything.
+    fn trusted_watch(&self) -> Option<&Watch> {
+        self.watch.as_ref().filter(|_| !self.is_apart())
+    }
+
     /// How long the kernel may believe that a name means this inode, and its attributes.
     pub fn trust_entry(&self, parent: NodeId, attr: &Attr) -> Trust {
         let names = |watch: &Watch| watch.covers_names(&self.table, parent, Some(attr.stat.st_dev));
-        let entry = match &self.watch {
+        let entry = match self.trusted_watch() {
             Some(watch) if names(watch) => self.options.watch_timeout,
             _ => self.options.entry_timeout,
         };
@@ -316,7 +337,7 @@ impl Mirror {
     pub fn trust_absence(&self, parent: NodeId) -> Duration {
         let said = self.options.negative_timeout;
         let short = said.unwrap_or_default();
-        match &self.watch {
+        match self.trusted_watch() {
             Some(watch)
                 if said != Some(Duration::ZERO)
                     && watch.covers_names(&self.table, parent, None) =>
@@ -332,13 +353,13 @@ impl Mirror {
     /// until it is told of a change. Where nobody tells it, a listing with attributes (READDIRPLUS)
     /// saves more than a kept one, whose names it would ask for one by one.
     pub(super) fn keeps_listings(&self, id: NodeId) -> bool {
-        let watch = self.watch.as_ref();
+        let watch = self.trusted_watch();
         watch.is_some_and(|watch| watch.covers_names(&self.table, id, None))
     }
 
     /// How long the kernel may believe attributes.
     pub fn trust_attr(&self, attr: &Attr) -> Duration {
-        match &self.watch {
+        match self.trusted_watch() {
             Some(watch) if watch.covers(attr.id, &attr.stat) => self.options.watch_timeout,
             _ => self.options.attr_timeout,
         }

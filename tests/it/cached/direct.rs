@@ -124,6 +124,7 @@ impl Direct {
     #[track_caller]
     pub(super) fn open(cache: &Path, id: u64, limit: u64, verify: Verify) -> Self {
         let source = SourceKey {
+            path: "/".into(),
             key: format!("id:direct-{id}"),
             about: String::new(),
             stable_inodes: false,

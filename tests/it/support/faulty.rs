@@ -64,6 +64,10 @@ struct Rule {
 #[derive(Debug, Default)]
 struct State {
     rules: Vec<Rule>,
+    /// What happens to every request.
+    all: Option<Fault>,
+    /// The root has no names.
+    empty: bool,
     /// Requests that hang now.
     waiting: Vec<On>,
     /// Reads bring at most so many bytes, and the file is opened for direct I/O.
@@ -109,6 +113,8 @@ pub(crate) struct Faults {
     wire: Mutex<Option<Wire>>,
     /// Seconds by which ctimes are shown older than they are.
     older: AtomicU64,
+    /// The folder that is shown.
+    root: std::sync::OnceLock<PathBuf>,
 }
 
 impl Faults {
@@ -134,6 +140,21 @@ impl Faults {
     /// They hang until [`Faults::heal`].
     pub(crate) fn hang(&self, on: On, name: Option<&str>) {
         self.rule(on, name, Fault::Hang);
+    }
+
+    /// Every request fails.
+    pub(crate) fn fail_all(&self, errno: Errno) {
+        self.state().all = Some(Fault::Error(errno));
+    }
+
+    /// Every request hangs until [`Faults::heal`].
+    pub(crate) fn hang_all(&self) {
+        self.state().all = Some(Fault::Hang);
+    }
+
+    /// The root looks as if it had nothing in it.
+    pub(crate) fn look_empty(&self) {
+        self.state().empty = true;
     }
 
     /// Reads bring at most so many bytes at a time; for files opened from now on.
@@ -258,10 +279,22 @@ impl Faults {
     fn fault(&self, on: On, path: &Path) -> Option<Fault> {
         let name = path.file_name().map(|name| name.to_string_lossy());
         let state = self.state();
+        if state.all.is_some() {
+            return state.all;
+        }
+        let root = self.root.get().map(PathBuf::as_path);
+        if state.empty && on == On::Lookup && path.parent() == root {
+            return Some(Fault::Error(Errno::NOENT));
+        }
         let meets = |rule: &&Rule| {
             rule.on == on && (rule.name.is_none() || rule.name.as_deref() == name.as_deref())
         };
         state.rules.iter().find(meets).map(|rule| rule.fault)
+    }
+
+    /// Whether that folder is to look empty.
+    fn hides(&self, folder: &Path) -> bool {
+        self.state().empty && self.root.get().map(PathBuf::as_path) == Some(folder)
     }
 
     /// Undergoes a fault, and says what is left to tell the caller.
@@ -304,16 +337,9 @@ impl FaultySource {
     pub(crate) fn new() -> Self {
         let scratch = Scratch::new();
         let (store, point) = (scratch.dir("store"), scratch.dir("faulty"));
-        let device = mount(&point);
         let faults: Arc<Faults> = Arc::default();
-        let server = serve::Server::new(store.clone(), faults.clone());
-        let mut config = Config::default();
-        config.n_threads = Some(2);
-        let session = Session::from_fd(server, device, SessionACL::All, config).expect("session");
-        let thread = std::thread::spawn(move || {
-            // Its end is the unmount's, whatever it calls it.
-            let _ = session.run();
-        });
+        let _ = faults.root.set(store.clone());
+        let thread = serve_at(&store, &point, &faults);
         Self {
             faults,
             point,
@@ -321,6 +347,15 @@ impl FaultySource {
             thread: Some(thread),
             _scratch: scratch,
         }
+    }
+
+    /// Mounts it anew where it was, after [`FaultySource::die`] or an unmount.
+    #[track_caller]
+    pub(crate) fn come_back(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        self.thread = Some(serve_at(&self.store, &self.point, &self.faults));
     }
 
     /// Where it is mounted.
@@ -353,6 +388,20 @@ impl Drop for FaultySource {
             let _ = thread.join();
         }
     }
+}
+
+/// Mounts and serves; numbers its inodes anew.
+#[track_caller]
+fn serve_at(store: &Path, point: &Path, faults: &Arc<Faults>) -> JoinHandle<()> {
+    let device = mount(point);
+    let server = serve::Server::new(store.to_owned(), faults.clone());
+    let mut config = Config::default();
+    config.n_threads = Some(2);
+    let session = Session::from_fd(server, device, SessionACL::All, config).expect("session");
+    std::thread::spawn(move || {
+        // Its end is the unmount's, whatever it calls it.
+        let _ = session.run();
+    })
 }
 
 fn mount(point: &Path) -> OwnedFd {

@@ -274,6 +274,15 @@ impl Filesystem for Server {
         );
     }
 
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        let work = |_: &Inner, path: &Path| Ok(fs::read_link(path)?.into_os_string());
+        let send = |reply: ReplyData, done: Result<std::ffi::OsString, Errno>| match done {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(errno) => reply.error(errno),
+        };
+        self.answer(On::Lookup, self.path(ino), reply, work, send);
+    }
+
     fn setattr(
         &self,
         _req: &Request,
@@ -591,6 +600,9 @@ impl Filesystem for Server {
     ) {
         let work = |inner: &Inner, path: &Path| {
             let mut names = Vec::new();
+            if inner.faults.hides(path) {
+                return Ok(names);
+            }
             for entry in fs::read_dir(path)? {
                 let path = entry?.path();
                 // One that is gone again is no entry any more.

@@ -1,0 +1,141 @@
+//! The source is unmounted under us, and mounted again.
+
+use super::*;
+
+#[test]
+fn a_source_that_dies_and_is_mounted_anew_is_the_same_source() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    for sandbox in ["auto", "off"] {
+        let mut source = faulty();
+        let scratch = Scratch::new();
+        let cache = cache_folder(&scratch);
+        let mount = cached(source.path(), &cache)
+            .opt(format!("sandbox={sandbox}"))
+            .start();
+        let seen = learn(&mount);
+        let before = fs::metadata(source.path()).unwrap().dev();
+        source.die();
+        await_offline(&mount);
+        assert_served_from_memory(&mount, &seen);
+        let keeper = Tmpfs::new(1 << 20);
+        source.come_back();
+        // Anonymous device numbers are given again when nobody has them.
+        let other = fs::metadata(source.path()).unwrap().dev() != before;
+        eprintln!("sandbox={sandbox}: another device number: {other}");
+        await_online(&mount);
+        assert_eq!(
+            see(mount.path()),
+            seen,
+            "sandbox={sandbox}\n{}",
+            mount.log()
+        );
+        assert_content(77, 0, &read_file(&mount.path().join("d/unread")));
+        write_content(&source.store().join("f2"), 98, BLOCK);
+        wait_until("a changed file is fresh", PATIENCE, || {
+            read_anew(&mount.path().join("f2")).is_ok_and(|bytes| bytes.len() as u64 == BLOCK)
+        });
+        fs::write(mount.path().join("d/new"), "x").unwrap();
+        drop(keeper);
+        assert_eq!(mount.finish().code(), Some(0));
+    }
+}
+
+/// A tmpfs that is mounted where one was before, with the same tree.
+#[test]
+fn a_local_source_unmounted_under_us_is_gone_and_what_is_mounted_again_is_it() {
+    if !require(&[Need::Root, Need::Fuse, Need::Filesystem("ext4")]) {
+        return;
+    }
+    let source = Loop::new("ext4", 64 << 20);
+    plant(source.path());
+    let scratch = Scratch::new();
+    let cache = cache_folder(&scratch);
+    let mount = cached(source.path(), &cache).start();
+    let seen = learn(&mount);
+    let umount = |lazy: &[&str]| {
+        output(
+            std::process::Command::new(sbin("umount"))
+                .args(lazy)
+                .arg(source.path()),
+        )
+    };
+    assert!(!umount(&[]).status.success(), "it is held");
+    let numbers = |at: &Path| fs::metadata(at.join("f0")).unwrap().ino();
+    let ino = numbers(mount.path());
+    assert!(umount(&["-l"]).status.success());
+    await_offline(&mount);
+    assert_served_from_memory(&mount, &seen);
+    // It let go: the device is free.
+    wait_until("the device is free", PATIENCE, || {
+        let fsck = output(
+            std::process::Command::new(sbin("e2fsck"))
+                .args(["-n", "-f"])
+                .arg(source.device()),
+        );
+        !String::from_utf8_lossy(&fsck.stderr).contains("is mounted")
+    });
+    run(std::process::Command::new(sbin("mount"))
+        .arg(source.device())
+        .arg(source.path()));
+    await_online(&mount);
+    assert_eq!(see(mount.path()), seen);
+    assert_eq!(
+        numbers(mount.path()),
+        ino,
+        "inode numbers are what they were"
+    );
+    assert_content(77, 0, &read_file(&mount.path().join("d/unread")));
+    fs::write(mount.path().join("d/new"), "x").unwrap();
+    assert_eq!(mount.finish().code(), Some(0));
+}
+
+#[test]
+fn while_offline_the_source_can_be_unmounted() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let mut source = faulty();
+    let scratch = Scratch::new();
+    let cache = cache_folder(&scratch);
+    let mount = cached(source.path(), &cache).start();
+    let seen = learn(&mount);
+    let reader = File::open(mount.path().join("f0")).unwrap();
+    let umount = || output(std::process::Command::new(sbin("umount")).arg(source.path()));
+    assert!(!umount().status.success(), "it is held");
+    source.faults().fail_all(Errno::IO);
+    await_offline(&mount);
+    wait_until("it is let go", PATIENCE, || umount().status.success());
+    source.faults().heal();
+    assert_served_from_memory(&mount, &seen);
+    let mut bytes = vec![0; 100];
+    reader.read_exact_at(&mut bytes, 7).unwrap();
+    assert_content(0, 7, &bytes);
+    source.come_back();
+    await_online(&mount);
+    assert_eq!(see(mount.path()), seen);
+}
+
+#[test]
+fn something_else_in_its_place_is_not_the_source() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let mut source = faulty();
+    let scratch = Scratch::new();
+    let cache = cache_folder(&scratch);
+    let mount = cached(source.path(), &cache).start();
+    let seen = learn(&mount);
+    source.die();
+    await_offline(&mount);
+    let other = Tmpfs::at(source.path(), 1 << 20);
+    fs::write(other.path().join("f0"), "another").unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(value(&mount, "source_offline"), 1.0);
+    assert_served_from_memory(&mount, &seen);
+    drop(other);
+    source.come_back();
+    await_online(&mount);
+    assert_eq!(see(mount.path()), seen);
+}
