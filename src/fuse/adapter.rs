@@ -105,6 +105,12 @@ impl Filesystem for Adapter {
             // The kernel judges: it must know the ACLs, not only the modes.
             wanted |= InitFlags::FUSE_POSIX_ACL;
         }
+        if self.shared.mirror.options().writeback {
+            // Half of it would be wrong: what we do with O_APPEND goes by it.
+            let flag = InitFlags::FUSE_WRITEBACK_CACHE;
+            let lacking = |_| std::io::Error::from(std::io::ErrorKind::Unsupported);
+            config.add_capabilities(flag).map_err(lacking)?;
+        }
         if let Err(unsupported) = config.add_capabilities(wanted) {
             log::info!("this kernel lacks {unsupported:?}; going on without");
             // What remains is supported, by what add_capabilities just said.
@@ -174,7 +180,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<std::time::SystemTime>,
+        ctime: Option<std::time::SystemTime>,
         fh: Option<FileHandle>,
         _crtime: Option<std::time::SystemTime>,
         _chgtime: Option<std::time::SystemTime>,
@@ -192,6 +198,8 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(convert::time),
             mtime: mtime.map(convert::time),
+            // With a change of size, or alone and by a file (fs/fuse/dir.c, fuse_flush_times).
+            kept: ctime.is_some() && (size.is_some() || (fh.is_some() && atime.is_none())),
         };
         let fh = fh.map(|fh| fh.0);
         self.serve(
@@ -555,6 +563,7 @@ impl Filesystem for Adapter {
             [],
             move |shared, [], slot| {
                 let flush = || shared.mirror.flush(fh.0, lock_owner.0);
+                shared.written_back(ino.0, fh.0);
                 shared.reply_empty(Op::Flush, slot, flush);
             },
         );
@@ -608,6 +617,7 @@ impl Filesystem for Adapter {
         }
         self.serve_aside("fsync", req.pid(), reply, move |shared, slot| {
             let sync = || shared.mirror.fsync(fh.0, datasync);
+            shared.written_back(ino.0, fh.0);
             shared.reply_empty(Op::Fsync, slot, sync);
         });
     }
@@ -1043,11 +1053,16 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        self.serve_aside("copy-range", req.pid(), reply, move |shared, slot| {
+        let work = move |shared: &Arc<Shared>, slot: Slot<ReplyWrite>| {
             let copy = || shared.mirror.copy_file_range(from, to, len);
             let copied = shared.measured(Op::CopyFileRange, copy);
             shared.answer(slot, copied, |reply, count| reply.written(count as u32));
-        });
+        };
+        let shared = &self.shared;
+        if shared.workers.is_none() && shared.mirror.copies_at_once(from, len) {
+            return work(shared, Slot::Own(reply));
+        }
+        self.serve_aside("copy-range", req.pid(), reply, work);
     }
 }
 

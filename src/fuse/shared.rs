@@ -66,13 +66,9 @@ impl Shared {
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
         let root = rustix::io::fcntl_dupfd_cloexec(&source, 0).or_fail("dup")?;
-        let jobs_options = JobsOptions {
-            root: Arc::new(root),
-            mountpoints,
-            read_only: options.read_only,
-            control_name: (options.control != Control::Off).then(|| options.control_name.clone()),
-        };
-        let asked = options.passthrough;
+        let (asked, writeback) = (options.passthrough, options.writeback);
+        let (read_only, shows) = (options.read_only, options.control != Control::Off);
+        let control_name = shows.then(|| options.control_name.clone());
         let mirror = Arc::new(Mirror::new(
             source,
             descriptors,
@@ -94,6 +90,13 @@ impl Shared {
                 teller.copied(change);
             }
         });
+        let jobs_options = JobsOptions {
+            root: Arc::new(root),
+            mountpoints,
+            read_only,
+            control_name,
+            write_back: writeback.then(|| watching::write_back(&mirror, &notifier)),
+        };
         let jobs = Jobs::new(jobs_options, metrics.clone(), tell);
         let config = format!("{config}watched_by={}\n", mirror.watched_by());
         let oplog: Arc<OpLog> = Arc::default();
@@ -384,6 +387,13 @@ impl Shared {
         if let Some(notifier) = self.notifier() {
             // What it does not know (ENOENT) or can't hear (ENOTCONN) needs no telling.
             let _ = notifier.inval_inode(id, Extent::Attributes);
+        }
+    }
+
+    /// The kernel has just written what it kept of an open file.
+    pub(super) fn written_back(&self, id: NodeId, handle: u64) {
+        if self.mirror.blocks_unknown(handle) {
+            self.attributes_changed(id);
         }
     }
 

@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     Access, AtFlags, FileType, Gid, Mode, OFlags, Stat, StatVfs, Timespec, Timestamps, UTIME_NOW,
     UTIME_OMIT, Uid, XattrFlags,
 };
 
+use super::file::OpenFile;
 use super::ids::{Ids, NOBODY};
 use super::inode::{Inode, NodeId, ROOT};
 use super::named::{ACCESS_ACL, Named, Way};
@@ -62,6 +65,8 @@ pub struct SetAttr {
     pub atime: Option<Time>,
     /// Time of last modification.
     pub mtime: Option<Time>,
+    /// Nobody asked for that time: the kernel kept it while it kept what was written.
+    pub kept: bool,
 }
 
 impl SetAttr {
@@ -73,6 +78,7 @@ impl SetAttr {
             size,
             atime,
             mtime,
+            kept: _,
         } = self;
         mode.or(*uid).or(*gid).is_none() && size.is_none() && atime.or(*mtime).is_none()
     }
@@ -107,7 +113,21 @@ impl Mirror {
             stat.st_uid = ids.users.shown(stat.st_uid).unwrap_or(NOBODY);
             stat.st_gid = ids.groups.shown(stat.st_gid).unwrap_or(NOBODY);
         }
+        if stat.st_blocks == 0 && self.may_have_more(id, &stat) {
+            // To archivers a file without blocks is nothing but a hole (GNU tar, sparse.c).
+            stat.st_blocks = 1;
+        }
         Attr { id, stat }
+    }
+
+    /// Whether the kernel may keep bytes of the file that the source has not got.
+    fn may_have_more(&self, id: NodeId, stat: &Stat) -> bool {
+        self.options.writeback
+            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && self
+                .table
+                .peek(id)
+                .is_some_and(|inode| inode.opens.load(Ordering::Relaxed) > 0)
     }
 
     /// Changes attributes and returns what they are then.
@@ -135,13 +155,43 @@ impl Mirror {
             self.truncate(&inode, handle, size)?;
         }
         if set.atime.is_some() || set.mtime.is_some() {
-            set_times(fd.as_fd(), set.atime, set.mtime)?;
+            self.set_times(fd.as_fd(), set)?;
+        }
+        if let (true, Some(Time::At(seconds, nanoseconds))) = (self.options.writeback, set.mtime) {
+            inode.keep_time((seconds, nanoseconds));
         }
         // A change of size is one of bytes; all others change what the entry is known by.
         self.outdated(&inode, None);
         self.changed_by_us(id, fd.as_fd());
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
         Ok(self.attr(id, stat))
+    }
+
+    /// Under `writeback` the kernel says which time its present was.
+    fn set_times(&self, fd: BorrowedFd<'_>, set: &SetAttr) -> Result<()> {
+        match set_times(fd, set.atime, set.mtime) {
+            // Who writes another's file may not say when: it has the times of the writes.
+            Err(fail) if fail.errno == Errno::PERM && set.kept => Ok(()),
+            // Who touches another's file may say that it is now.
+            Err(fail) if fail.errno == Errno::PERM && self.options.writeback && touches(set) => {
+                set_times(fd, set.atime, Some(Time::Now))
+            }
+            set => set,
+        }
+    }
+
+    /// The kernel may send bytes that it has kept after the time of their writing, or without it
+    /// where it has not changed since: the file has that time again. To be called when a file was
+    /// closed or is to be synced: then nothing is under way.
+    pub(super) fn settle_times(&self, file: &OpenFile) {
+        if !self.options.writeback || !file.writable {
+            return;
+        }
+        if let Some((seconds, nanoseconds)) = file.inode.take_overwritten() {
+            let fd = file.fd.as_fd();
+            // Of another's file it can't be set.
+            let _ = set_times(fd, None, Some(Time::At(seconds, nanoseconds)));
+        }
     }
 
     fn owners_in_source(&self, set: &SetAttr) -> Result<(Option<u32>, Option<u32>)> {
@@ -336,6 +386,15 @@ fn set_times(fd: BorrowedFd<'_>, atime: Option<Time>, mtime: Option<Time>) -> Re
         last_modification: timespec(mtime),
     };
     rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).or_fail("utimensat")
+}
+
+/// Whether both times are the present, one of them by the kernel's clock of a moment ago.
+fn touches(set: &SetAttr) -> bool {
+    const MOMENT: u64 = 2;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |since| since.as_secs().cast_signed());
+    let is_now = |time| matches!(time, Some(Time::At(at, _)) if now.abs_diff(at) <= MOMENT);
+    set.atime == Some(Time::Now) && is_now(set.mtime)
 }
 
 fn timespec(time: Option<Time>) -> Timespec {

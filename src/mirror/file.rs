@@ -1,6 +1,7 @@
 //! Open files: reading from windows, writing, and all that goes by a handle.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -92,6 +93,16 @@ impl Asked {
     fn writes(self) -> bool {
         self.access != libc::O_RDONLY
     }
+
+    /// Whether `flags` are for reading too, which was not asked for.
+    pub(super) fn is_widened(self, flags: OFlags) -> bool {
+        self.access == libc::O_WRONLY && flags.contains(OFlags::RDWR)
+    }
+
+    /// The flags with no more access than was asked for.
+    pub(super) fn narrow(self, flags: OFlags) -> OFlags {
+        (flags - OFlags::RWMODE) | OFlags::from_bits_retain(self.access as u32)
+    }
 }
 
 impl Mirror {
@@ -100,7 +111,12 @@ impl Mirror {
     /// for alignment that a request's buffer has not; the page cache it means to pass by is the
     /// mount's.
     pub(super) fn open_flags(&self, asked: &Asked) -> OFlags {
-        let mut flags = OFlags::from_bits_retain((asked.access | asked.sync) as u32);
+        let access = match asked.access {
+            // The kernel fills the rest of a page by the handle that writes a part of it.
+            libc::O_WRONLY if self.options.writeback => libc::O_RDWR,
+            access => access,
+        };
+        let mut flags = OFlags::from_bits_retain((access | asked.sync) as u32);
         if self.options.noatime || asked.noatime {
             flags |= OFlags::NOATIME;
         }
@@ -152,7 +168,27 @@ impl Mirror {
                 opened => return Ok((opened?, true)),
             }
         }
-        Ok((self.reopen(inode, flags, lesser)?, !asked.writes()))
+        match self.reopen(inode, flags, lesser) {
+            // Who may write and not read.
+            Err(fail) if fail.errno == Errno::ACCESS && asked.is_widened(flags) => {
+                let (flags, lesser) = (asked.narrow(flags), asked.narrow(lesser));
+                Ok((self.reopen(inode, flags, lesser)?, false))
+            }
+            opened => Ok((opened?, !asked.writes())),
+        }
+    }
+
+    /// Whether what is written by this open file must come to us at once though the kernel keeps
+    /// what is written: pages can be neither filled by what can't be read, nor put in their place
+    /// by what appends.
+    fn writes_through(&self, asked: &Asked, file: &OwnedFd) -> bool {
+        let fits = || {
+            let flags = rustix::fs::fcntl_getfl(file);
+            flags.is_ok_and(|flags| {
+                flags & OFlags::RWMODE == OFlags::RDWR && !flags.contains(OFlags::APPEND)
+            })
+        };
+        self.options.writeback && asked.writes() && !fits()
     }
 
     pub(super) fn enter_file(
@@ -167,13 +203,18 @@ impl Mirror {
         let handle = self.new_handle();
         let fd = Arc::new(fd);
         self.table.lend(&inode, &fd);
+        if self.options.writeback && asked.writes() {
+            inode.keep_time_of(stat);
+        }
         let strict = self.options.coherence == Coherence::Strict;
         let hides_its_size = asked.access != libc::O_WRONLY && hides_its_size(&fd, stat);
         let another = self.reads_another(reader.as_ref(), stat);
+        // Where the kernel keeps what is written, its pages are the newest there are.
+        let fresh = self.options.writeback || keep_cache(&inode, stat);
         let opened = Opened {
             handle,
-            keep_cache: !strict && keep_cache(&inode, stat) && !another,
-            direct_io: strict || hides_its_size,
+            keep_cache: !strict && fresh && !another,
+            direct_io: strict || hides_its_size || self.writes_through(&asked, &fd),
             cached: reader.is_some() && !hides_its_size,
             hides_its_size,
         };
@@ -185,13 +226,28 @@ impl Mirror {
             inode,
             fd,
             writable: asked.writes(),
-            append: asked.append,
+            // The kernel knows where the end is; the source may not yet.
+            append: asked.append && !self.options.writeback,
             writer: self.writer(caller),
             read_end: AtomicU64::new(0),
             reader: reader.filter(|_| !hides_its_size),
         };
         self.files.write().insert(handle, Arc::new(file));
         opened
+    }
+
+    /// Whether what the kernel knows of an open file's blocks is older than what it has just
+    /// written: it takes its own word for sizes and times, and asks for no more.
+    pub fn blocks_unknown(&self, handle: u64) -> bool {
+        self.options.writeback && self.file(handle).is_ok_and(|file| file.writable)
+    }
+
+    /// The inodes that are open for writing: others have no pages that the kernel has yet to write,
+    /// as it writes them when a file is closed (fs/fuse/file.c, fuse_flush).
+    pub fn open_for_writing(&self) -> HashSet<NodeId> {
+        let files = self.files.read();
+        let writable = files.values().filter(|file| file.writable);
+        writable.map(|file| file.inode.id).collect()
     }
 
     pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
@@ -317,6 +373,9 @@ impl Mirror {
             }
         }
         self.metrics.written(done as u64);
+        if self.options.writeback {
+            file.inode.overwrite_time();
+        }
         self.wrote(&file, offset, &data[..done], file.append && !from_pages);
         self.changed_by_us(file.inode.id, file.fd.as_fd());
         Ok(done)
@@ -333,6 +392,7 @@ impl Mirror {
         if !file.writable {
             return Ok(());
         }
+        self.settle_times(&file);
         let copy = || rustix::io::fcntl_dupfd_cloexec(&*file.fd, 0).or_fail("dup");
         match self.table.with_room(copy) {
             Err(fail) if matches!(fail.errno, Errno::MFILE | Errno::NFILE) => Ok(()),
@@ -346,6 +406,7 @@ impl Mirror {
             return;
         };
         self.metrics.handle_closed();
+        self.settle_times(&file);
         self.locks.drop_handle(file.inode.file_id, handle);
         let nameless = self.nameless(&file.fd);
         // A window would keep the space of a file that has no name left.
@@ -373,6 +434,7 @@ impl Mirror {
     /// Those of fsync(2).
     pub fn fsync(&self, handle: u64, data_only: bool) -> Result<()> {
         let file = self.file(handle)?;
+        self.settle_times(&file);
         if data_only {
             return rustix::fs::fdatasync(&*file.fd).or_fail("fdatasync");
         }
@@ -397,8 +459,12 @@ impl Mirror {
     /// The next data or hole at or after `offset`; `whence` is SEEK_DATA or SEEK_HOLE.
     ///
     /// # Errors
-    /// ENXIO past the end, EINVAL for another `whence`.
+    /// ENXIO past the end, EINVAL for another `whence`; ENOSYS where the kernel keeps what is written:
+    /// what it has not sent yet would be told as holes. It then knows of no hole but the end.
     pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
+        if self.options.writeback {
+            return Err(Fail::new(Errno::NOSYS, "lseek"));
+        }
         let file = self.file(handle)?;
         let offset = u64::try_from(offset).map_err(|_| Fail::new(Errno::NXIO, "lseek"))?;
         let from = match whence {
@@ -407,6 +473,15 @@ impl Mirror {
             _ => return Err(Fail::new(Errno::INVAL, "lseek")),
         };
         rustix::fs::seek(&*file.fd, from).or_fail("lseek")
+    }
+
+    /// Whether a copy from there takes no longer than a read or a write may: a thread for it would
+    /// take longer than the copy of a small file.
+    pub fn copies_at_once(&self, from: (u64, u64), length: u64) -> bool {
+        let size = |file: Arc<OpenFile>| rustix::fs::fstat(&*file.fd).map(|stat| stat.st_size);
+        let size = self.file(from.0).map(size);
+        let size = size.ok().and_then(std::result::Result::ok).unwrap_or(0);
+        (size as u64).saturating_sub(from.1).min(length) <= MAX_READ as u64
     }
 
     /// Copies between two open files, or two places of one, beneath the mirror; may move less than

@@ -76,6 +76,15 @@ struct OpenState {
     cached: Option<Version>,
     /// The descriptors of its open files.
     files: Vec<Weak<OwnedFd>>,
+    /// The time of its last change as the kernel, which keeps what is written, last told it.
+    kept: Option<KeptTime>,
+}
+
+/// A time of change, and whether something has been written since that gave the file another.
+#[derive(Clone, Copy, Debug)]
+struct KeptTime {
+    mtime: (i64, u32),
+    overwritten: bool,
 }
 
 /// Size and times of a file: while these are equal, so are its bytes.
@@ -266,6 +275,47 @@ impl Inode {
         let mut state = self.state.lock();
         let opened = state.opened.get_or_insert_default();
         std::mem::replace(&mut opened.cached, version)
+    }
+
+    /// The kernel told the time of the last change, in seconds and nanoseconds, of a file that is
+    /// open.
+    pub(super) fn keep_time(&self, mtime: (i64, u32)) {
+        if let Some(opened) = &mut self.state.lock().opened {
+            opened.kept = Some(KeptTime {
+                mtime,
+                overwritten: false,
+            });
+        }
+    }
+
+    /// The file is open for writing; the kernel knows it with the time that `stat` shows, unless it
+    /// has told another.
+    pub(super) fn keep_time_of(&self, stat: &Stat) {
+        let mut state = self.state.lock();
+        let opened = state.opened.get_or_insert_default();
+        opened.kept.get_or_insert(KeptTime {
+            mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            overwritten: false,
+        });
+    }
+
+    /// Something was written that the kernel had kept.
+    pub(super) fn overwrite_time(&self) {
+        let mut state = self.state.lock();
+        if let Some(kept) = state
+            .opened
+            .as_mut()
+            .and_then(|opened| opened.kept.as_mut())
+        {
+            kept.overwritten = true;
+        }
+    }
+
+    /// The time that the kernel told last, if something was written since.
+    pub(super) fn take_overwritten(&self) -> Option<(i64, u32)> {
+        let mut state = self.state.lock();
+        let kept = state.opened.as_mut()?.kept.as_mut()?;
+        std::mem::take(&mut kept.overwritten).then_some(kept.mtime)
     }
 
     /// Most often it is set already: looking costs less than setting.

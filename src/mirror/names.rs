@@ -258,6 +258,10 @@ impl Mirror {
         };
         let open = || match rustix::fs::openat(&*dir, name, oflags, mode) {
             Err(Errno::EXIST) if new_only => Err(Fail::new(Errno::STALE, "create")),
+            // It was there already, for whoever may write it and not read.
+            Err(Errno::ACCESS) if asked.is_widened(oflags) => {
+                rustix::fs::openat(&*dir, name, asked.narrow(oflags), mode).or_fail("openat")
+            }
             opened => opened.or_fail("openat"),
         };
         let file = self.table.with_room(|| self.create_as(caller, open))?;
@@ -272,10 +276,10 @@ impl Mirror {
         let only_name = self.table.with_room(only_name)?;
         let inode = self.table.intern(only_name, &seen, parent.id, name)?;
         let stat = self.entered(parent.id, name, &inode, seen.stat, || Ok(&file))?;
-        let attr = self.attr(inode.id, stat);
         self.uncache(&inode);
+        let id = inode.id;
         let opened = self.enter_file(caller, inode, file, asked, &stat, None);
-        Ok((attr, opened))
+        Ok((self.attr(id, stat), opened))
     }
 }
 

@@ -37,3 +37,4 @@ mod storm;
 mod suites;
 mod support;
 mod validity;
+mod writeback;
