@@ -96,6 +96,9 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_POSIX_LOCKS
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_DONT_MASK
+            // Without it the kernel asks for file capabilities before each write: setuid bits, and
+            // those, go by what the source's file system does under whoever writes or truncates.
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_HAS_IOCTL_DIR;
         if self.shared.mirror.options().coherence == Coherence::Strict {
             // Without it (before Linux 6.6) a file can't be mapped shared.
@@ -201,16 +204,16 @@ impl Filesystem for Adapter {
             // With a change of size, or alone and by a file (fs/fuse/dir.c, fuse_flush_times).
             kept: ctime.is_some() && (size.is_some() || (fh.is_some() && atime.is_none())),
         };
-        let fh = fh.map(|fh| fh.0);
+        let (caller, fh) = (caller(req, 0), fh.map(|fh| fh.0));
         self.serve(
             Wait::Write,
-            req.pid(),
+            caller.pid,
             reply,
             [],
             move |shared, [], slot| {
                 let found = shared.measured(Op::Setattr, || {
                     if !virtual_file(ino) {
-                        return shared.mirror.setattr(ino.0, fh, &set);
+                        return shared.mirror.setattr(&caller, ino.0, fh, &set);
                     }
                     // To truncate or touch a control file has no effect, and is no error: `>` does it.
                     if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
@@ -531,14 +534,23 @@ impl Filesystem for Adapter {
             return self.shared.control.write(req, fh.0, data, reply);
         }
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let by_another = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.serve(
             Wait::Write,
             req.pid(),
             reply,
             [data],
             move |shared, [data], slot| {
-                let write = || shared.mirror.write(fh.0, offset, data, from_pages);
-                let written = shared.measured(Op::Write, write);
+                let written = shared.measured(Op::Write, || {
+                    if by_another {
+                        shared.mirror.drop_set_ids(fh.0)?;
+                    }
+                    shared.mirror.write(fh.0, offset, data, from_pages)
+                });
+                if by_another {
+                    // The kernel leaves the mode to us, and would run the program as it was.
+                    shared.attributes_changed(ino.0);
+                }
                 shared.answer(slot, written, |reply, count| reply.written(count as u32));
             },
         );

@@ -136,7 +136,13 @@ impl Mirror {
     /// EROFS on a read-only mirror; EOVERFLOW for an owner who is nobody in the source; EPERM for
     /// another than the one owner that everything is shown with; those of chown, chmod, truncate,
     /// utimensat.
-    pub fn setattr(&self, id: NodeId, handle: Option<u64>, set: &SetAttr) -> Result<Attr> {
+    pub fn setattr(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        handle: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<Attr> {
         self.writable("setattr")?;
         let inode = self.table.get(id)?;
         let fd = self.table.fd(&inode)?;
@@ -152,7 +158,13 @@ impl Mirror {
             self.chmod(fd.as_fd(), mode)?;
         }
         if let Some(size) = set.size {
-            self.truncate(&inode, handle, size)?;
+            let truncate = || self.truncate(&inode, handle, size);
+            if self.privileged && has_set_ids(&fd) {
+                // Whose truncation it is decides whether they stay.
+                self.act_as(caller, truncate)?;
+            } else {
+                truncate()?;
+            }
         }
         if set.atime.is_some() || set.mtime.is_some() {
             self.set_times(fd.as_fd(), set)?;
@@ -221,6 +233,25 @@ impl Mirror {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
         let file = self.reopen(inode, flags, flags)?;
         rustix::fs::ftruncate(file, size).or_fail("ftruncate")
+    }
+
+    /// A file that root has open is written by somebody who may not keep its setuid and setgid
+    /// bits. For all others the write itself takes them away, as it is not root's.
+    ///
+    /// # Errors
+    /// EBADF for an unknown handle; those of fchmod(2).
+    pub fn drop_set_ids(&self, handle: u64) -> Result<()> {
+        let file = self.file(handle)?;
+        if !self.privileged || file.is_anothers() {
+            return Ok(());
+        }
+        let mode = rustix::fs::fstat(&*file.fd).or_fail("fstat")?.st_mode & 0o7777;
+        let executes = mode & libc::S_IXGRP != 0;
+        let taken = libc::S_ISUID | if executes { libc::S_ISGID } else { 0 };
+        if mode & taken == 0 {
+            return Ok(());
+        }
+        rustix::fs::fchmod(&*file.fd, Mode::from_raw_mode(mode & !taken)).or_fail("fchmod")
     }
 
     /// File system statistics.
@@ -364,6 +395,11 @@ impl Mirror {
         let (_fd, path) = self.xattr_path(id)?;
         rustix::fs::removexattr(path, name).or_fail("removexattr")
     }
+}
+
+fn has_set_ids(fd: &OwnedFd) -> bool {
+    let bits = libc::S_ISUID | libc::S_ISGID;
+    rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_mode & bits != 0)
 }
 
 /// Whom a change of owner means in the source; `None` for the one that is shown anyway.

@@ -71,6 +71,11 @@ pub struct Opened {
 }
 
 impl OpenFile {
+    /// Whether what is written is written as somebody else than this process.
+    pub(super) fn is_anothers(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// Runs `work`, which changes the file, as whom it was opened for.
     fn changed<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         match self.writer {

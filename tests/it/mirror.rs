@@ -646,3 +646,22 @@ fn many_programs_change_one_tree() {
     assert!(listed.status.success());
     assert_eq!(walk(mount.path()), walk(source.path()));
 }
+
+/// The kernel would ask for file capabilities before each of them.
+#[test]
+fn a_write_is_one_request() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let file = fs::File::create(mount.path().join("f")).unwrap();
+    let of = |op| mount.stats().sum("corfs_operations_total", &[("op", op)]);
+    let before = (of("write"), of("getxattr"));
+    for number in 0..500 {
+        file.write_all_at(b"8 bytes!", number * 8).unwrap();
+    }
+    assert_eq!(of("write") - before.0, 500.0);
+    let asked = of("getxattr") - before.1;
+    assert!(asked < 50.0, "{asked}");
+}
