@@ -157,17 +157,30 @@ pub(super) enum Found {
     Gone,
 }
 
+/// By what an inode enters the table.
+#[derive(Debug)]
+pub(super) enum Entry {
+    Open(OwnedFd),
+    /// Only seen in a listing, where it was born then: most are never opened.
+    Born(i64, u32),
+}
+
 impl Inode {
     pub(super) fn new(
         id: NodeId,
         file_id: FileId,
         key: Key,
         kind: FileType,
-        fd: OwnedFd,
+        entry: Entry,
         home: Option<Home>,
     ) -> Self {
         let state = State {
-            place: Place::Open(Arc::new(fd)),
+            place: match entry {
+                Entry::Open(fd) => Place::Open(Arc::new(fd)),
+                Entry::Born(seconds, nanoseconds) => {
+                    Place::Parked(Parked::Born(seconds, nanoseconds))
+                }
+            },
             home,
             opened: None,
         };
@@ -391,6 +404,10 @@ impl Parked {
         if let Ok(handle) = FileHandle::of(fd) {
             return Ok(Self::Handle(handle));
         }
+        Self::by_times(fd)
+    }
+
+    fn by_times(fd: BorrowedFd<'_>) -> Result<Self> {
         let wanted = StatxFlags::BTIME | StatxFlags::CTIME;
         let statx = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted).or_fail("statx")?;
         let born = statx.stx_btime;
@@ -406,7 +423,12 @@ impl Parked {
     /// # Errors
     /// As for [`Parked::of`].
     pub(super) fn is(&self, fd: &OwnedFd) -> Result<bool> {
-        Ok(Self::of(fd.as_fd())? == *self)
+        let now = match self {
+            // It may have been seen in a listing alone, though there are handles.
+            Self::Born(..) => Self::by_times(fd.as_fd())?,
+            Self::Handle(_) | Self::Changed(..) => Self::of(fd.as_fd())?,
+        };
+        Ok(now == *self)
     }
 }
 

@@ -139,7 +139,15 @@ impl InodeTable {
 
     /// Lets a descriptor be the inode's if it is of the one that was parked.
     fn admit(&self, inode: &Inode, fd: OwnedFd, parked: &Parked) -> Result<Arc<OwnedFd>> {
-        if self.see(fd.as_fd())?.key != inode.key || !parked.is(&fd)? {
+        let same = match parked {
+            // Number and birth by one call.
+            Parked::Born(seconds, nanoseconds) => {
+                let (seen, born) = self.see_with_birth(fd.as_fd(), c"")?;
+                seen.key == inode.key && born == Some((*seconds, *nanoseconds))
+            }
+            _ => self.see(fd.as_fd())?.key == inode.key && parked.is(&fd)?,
+        };
+        if !same {
             return Err(STALE);
         }
         let fd = Arc::new(fd);

@@ -665,3 +665,37 @@ fn a_write_is_one_request() {
     let asked = of("getxattr") - before.1;
     assert!(asked < 50.0, "{asked}");
 }
+
+/// Walks of large trees would else take all that the daemon may have, though nobody opens the files.
+#[test]
+fn what_is_only_listed_takes_no_descriptor() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    for folder in 0..10 {
+        source.dir(&format!("d{folder}"));
+        for file in 0..80 {
+            source.file(&format!("d{folder}/f{file}"), b"x");
+        }
+    }
+    let first = source.path().join("d0/f0");
+    if fs::metadata(&first).unwrap().created().is_err() {
+        println!("SKIP: no times of birth on this file system");
+        return;
+    }
+    let mount = Mount::of(source.path()).start();
+    let listed = output(
+        Command::new("find")
+            .arg(mount.path())
+            .args(["-printf", "%s %i\n"]),
+    );
+    assert_eq!(
+        listed.stdout.iter().filter(|byte| **byte == b'\n').count(),
+        811
+    );
+    let held = fs::read_dir(format!("/proc/{}/fd", mount.server())).unwrap();
+    assert!(held.count() < 200);
+    assert_eq!(read_file(&mount.path().join("d3/f7")), b"x");
+    assert_eq!(walk(mount.path()), walk(source.path()));
+}
