@@ -22,8 +22,7 @@ pub(crate) struct Row {
     pub(crate) after: Work,
     /// So much of the native speed at least, or 0.9 of the floor's where that is less.
     pub(crate) least: f64,
-    /// Whether the floor does the same work: it knows no passthrough, no watching, no pages of
-    /// the source.
+    /// Whether the floor does the same work: it knows no passthrough.
     pub(crate) floor: bool,
 }
 
@@ -39,22 +38,17 @@ const PLAIN: Row = Row {
     floor: true,
 };
 
-/// Served by the kernel, or from what it keeps: no program is asked.
-const KEPT: Row = Row {
-    floor: false,
-    ..PLAIN
-};
-
 const PASSED: Row = Row {
     options: "passthrough=always",
     least: 0.97,
-    ..KEPT
+    floor: false,
+    ..PLAIN
 };
 
 const WATCHED: Row = Row {
     options: "coherence=watch",
     pause: 2,
-    ..KEPT
+    ..PLAIN
 };
 
 const FILES: &[&str] = &["xfs"];
