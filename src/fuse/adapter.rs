@@ -205,25 +205,25 @@ impl Filesystem for Adapter {
             kept: ctime.is_some() && (size.is_some() || (fh.is_some() && atime.is_none())),
         };
         let (caller, fh) = (caller(req, 0), fh.map(|fh| fh.0));
-        self.serve(
-            Wait::Write,
-            caller.pid,
-            reply,
-            [],
-            move |shared, [], slot| {
-                let found = shared.measured(Op::Setattr, || {
-                    if !virtual_file(ino) {
-                        return shared.mirror.setattr(&caller, ino.0, fh, &set);
-                    }
-                    // To truncate or touch a control file has no effect, and is no error: `>` does it.
-                    if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
-                        return Err(refused("setattr on a control file"));
-                    }
-                    shared.control.getattr(ino.0)
-                });
-                shared.reply_attr(slot, found, |mirror, _| mirror.trust_set());
-            },
-        );
+        let work = move |shared: &Arc<Shared>, slot| {
+            let found = shared.measured(Op::Setattr, || {
+                if !virtual_file(ino) {
+                    return shared.mirror.setattr(&caller, ino.0, fh, &set);
+                }
+                // To truncate or touch a control file has no effect, and is no error: `>` does it.
+                if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+                    return Err(refused("setattr on a control file"));
+                }
+                shared.control.getattr(ino.0)
+            });
+            shared.reply_attr(slot, found, |mirror, _| mirror.trust_set());
+        };
+        if self.shared.control.is_own(ino.0) {
+            return work(&self.shared, Slot::Own(reply));
+        }
+        self.serve(Wait::Write, caller.pid, reply, [], move |shared, [], slot| {
+            work(shared, slot);
+        });
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -569,7 +569,7 @@ impl Filesystem for Adapter {
             return self.shared.control.flush(req, fh.0, reply);
         }
         self.serve(
-            Wait::Write,
+            Wait::Flush,
             req.pid(),
             reply,
             [],
@@ -707,6 +707,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _noted = self.shared.note(req, ino, |_| ());
+        if virtual_file(ino) {
+            return reply.ok();
+        }
         self.serve(
             Wait::Release,
             req.pid(),
@@ -956,6 +959,9 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let _noted = self.shared.note(req, ino, |asked| asked.flags = Some(cmd));
+        if virtual_file(ino) {
+            return reply.error(Errno::ENOTTY);
+        }
         let caller = caller(req, 0);
         let lent = [in_data];
         self.serve(
@@ -964,12 +970,8 @@ impl Filesystem for Adapter {
             reply,
             lent,
             move |shared, [in_data], slot| {
-                let answer = shared.measured(Op::Ioctl, || {
-                    if virtual_file(ino) {
-                        return Err(Fail::new(sys::Errno::NOTTY, "ioctl"));
-                    }
-                    shared.mirror.ioctl(&caller, ino.0, cmd, in_data)
-                });
+                let ioctl = || shared.mirror.ioctl(&caller, ino.0, cmd, in_data);
+                let answer = shared.measured(Op::Ioctl, ioctl);
                 // The kernel takes as many bytes as it asked for, no fewer.
                 shared.answer(slot, answer, |reply, mut data| {
                     if data.is_empty() {

@@ -24,9 +24,9 @@ use super::inode::{Inode, Key, NodeId, ROOT};
 use super::prefetch::{Course, Prefetch};
 use super::{MAX_READ, Mirror, Validate};
 use crate::cache::{Block, Entry, Identity, Ready, Store, Verify};
-use crate::observe::{Fallback, ReadMode};
+use crate::observe::ReadMode;
 use crate::sys::{Errno, Fail, OrFail, Result, pages};
-use crate::window::Miss;
+use crate::window::{Miss, Pattern};
 
 /// How long a reader waits for a block that somebody else is fetching.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -327,8 +327,8 @@ impl Mirror {
         let length = (range.end - range.start) as usize;
         let slice = if self.options.io == super::Io::Mmap {
             let whole = entry.len();
-            self.windows
-                .slice(id, &data, range.clone(), whole, sequential)
+            let pattern = Pattern::of(sequential, length as u64);
+            self.windows.slice(id, &data, range.clone(), whole, pattern)
         } else {
             Err(Miss::Unmappable)
         };
@@ -340,7 +340,7 @@ impl Mirror {
             }
             Err(miss) => {
                 if self.options.io == super::Io::Mmap {
-                    self.metrics.fallback(reason(miss), length as u64);
+                    self.metrics.fallback(miss.reason(), length as u64);
                 }
                 with_buffer(length, |buffer| {
                     match pread_full(&data, buffer, range.start) {
@@ -615,14 +615,6 @@ fn part<'a>(block: &'a Block, range: &Range<u64>) -> Option<&'a [u8]> {
 
 fn room(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
-}
-
-fn reason(miss: Miss) -> Fallback {
-    match miss {
-        Miss::Budget => Fallback::Budget,
-        Miss::Fault => Fallback::Fault,
-        Miss::Unmappable => Fallback::Unmappable,
-    }
 }
 
 const _: () = assert!(MAX_READ <= 1 << 20, "what the buffers of a thread hold");

@@ -18,7 +18,7 @@ use super::{Caller, Coherence, Io, MAX_READ, Mirror};
 use crate::copy::copy_range;
 use crate::observe::{Fallback, ReadMode};
 use crate::sys::{Errno, Fail, OrFail, Result, creds};
-use crate::window::Miss;
+use crate::window::Pattern;
 
 /// A file whose times are younger than this, in seconds, may change again without its times
 /// showing it (a clock tick of the file system, a skew of clocks).
@@ -315,7 +315,8 @@ impl Mirror {
         }
         let range = offset..end.min(length);
         let id = file.inode.file_id;
-        match self.windows.slice(id, &file.fd, range, length, sequential) {
+        let pattern = Pattern::of(sequential, range.end - offset);
+        match self.windows.slice(id, &file.fd, range, length, pattern) {
             Ok(slice) => {
                 // Again, now that the pages are there: bytes past a new end are no longer the
                 // file's, though the last page still has zeros for them.
@@ -324,14 +325,7 @@ impl Mirror {
                 self.metrics.read(ReadMode::Mmap, kept as u64);
                 Ok(slice.lend(|bytes| send(&bytes[..kept])))
             }
-            Err(miss) => {
-                let reason = match miss {
-                    Miss::Budget => Fallback::Budget,
-                    Miss::Fault => Fallback::Fault,
-                    Miss::Unmappable => Fallback::Unmappable,
-                };
-                self.read_buffered(&file, offset, size, Some(reason), send)
-            }
+            Err(miss) => self.read_buffered(&file, offset, size, Some(miss.reason()), send),
         }
     }
 

@@ -15,6 +15,7 @@ mod line;
 mod logging;
 mod mount;
 mod overdue;
+mod parting;
 mod place;
 mod readahead;
 mod refusal;
