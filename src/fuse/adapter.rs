@@ -221,9 +221,15 @@ impl Filesystem for Adapter {
         if self.shared.control.is_own(ino.0) {
             return work(&self.shared, Slot::Own(reply));
         }
-        self.serve(Wait::Write, caller.pid, reply, [], move |shared, [], slot| {
-            work(shared, slot);
-        });
+        self.serve(
+            Wait::Write,
+            caller.pid,
+            reply,
+            [],
+            move |shared, [], slot| {
+                work(shared, slot);
+            },
+        );
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {

@@ -149,8 +149,8 @@ impl Mirror {
         // The owner first: a change of owner takes setuid bits away, which the mode may set.
         let (uid, gid) = self.owners_in_source(set)?;
         // What sets nothing is a chown to nobody, which changes ctime (and is all that the kernel
-        // sends so).
-        if uid.is_some() || gid.is_some() || set.is_empty() {
+        // sends so). A change to the one owner that is shown changes no owner, and takes setuid bits.
+        if set.uid.or(set.gid).is_some() || set.is_empty() {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(&*fd, c"", uid, gid, AtFlags::EMPTY_PATH).or_fail("chown")?;
         }

@@ -174,6 +174,7 @@ impl Mirror {
     fn remove(&self, parent: NodeId, name: &OsStr, flags: AtFlags) -> Result<()> {
         self.writable("unlink")?;
         let (parent, dir) = self.dir(parent)?;
+        self.table.hold(&dir, checked(name)?);
         rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
         self.uncache_name(&parent, name);
         Ok(())
@@ -205,6 +206,9 @@ impl Mirror {
             rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
                 .or_fail("renameat2")
         };
+        if !flags.contains(RenameFlags::EXCHANGE) {
+            self.table.hold(&to_dir, new_name);
+        }
         if flags.contains(RenameFlags::WHITEOUT) {
             // It makes a file.
             self.make_as(caller, rename)?;

@@ -94,6 +94,19 @@ impl InodeTable {
         }
     }
 
+    /// A name is about to go through the mount: if it is the last of an inode that was only listed,
+    /// nothing else would find that for who has it without having opened it (O_PATH, a bind mount).
+    pub(super) fn hold(&self, dir: &OwnedFd, name: &OsStr) {
+        if let Ok((seen, Some(_))) = self.see_with_birth(dir.as_fd(), name)
+            && seen.stat.st_nlink == 1
+            && let Some(inode) = self.find(seen.key)
+            && matches!(inode.found(), Found::Parked(Parked::Born(..)))
+        {
+            // What can't be had now is not to be had at all.
+            let _ = self.fd(&inode);
+        }
+    }
+
     /// Goes up to an ancestor that has a descriptor, and down again.
     fn by_name(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         let home = inode.home().ok_or(STALE)?;

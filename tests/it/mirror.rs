@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -698,4 +699,39 @@ fn what_is_only_listed_takes_no_descriptor() {
     assert!(held.count() < 200);
     assert_eq!(read_file(&mount.path().join("d3/f7")), b"x");
     assert_eq!(walk(mount.path()), walk(source.path()));
+}
+
+/// Held by O_PATH, which opens nothing: the mirror has to keep what it had only listed.
+#[test]
+fn what_was_only_listed_outlives_its_name_for_who_holds_it() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    for name in ["removed", "replaced", "new"] {
+        source.file(name, name.as_bytes());
+    }
+    let mount = Mount::of(source.path()).start();
+    let path = |name: &str| mount.path().join(name);
+    for entry in fs::read_dir(mount.path()).unwrap() {
+        entry.unwrap().metadata().unwrap();
+    }
+    let hold = |name: &str| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::open(path(name), flags, Mode::empty()).unwrap()
+    };
+    let held = ["removed", "replaced"].map(|name| (name, hold(name)));
+    fs::remove_file(path("removed")).unwrap();
+    fs::rename(path("new"), path("replaced")).unwrap();
+    for (name, fd) in &held {
+        let stat = rustix::fs::fstat(fd).unwrap();
+        assert_eq!(
+            (stat.st_nlink, stat.st_size),
+            (0, name.len() as i64),
+            "{name}"
+        );
+        let again = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
+        assert_eq!(read_file(&again), name.as_bytes());
+    }
+    assert_eq!(read_file(&path("replaced")), b"new");
 }
