@@ -173,7 +173,10 @@ impl Mirror {
             inode.keep_time((seconds, nanoseconds));
         }
         // A change of size is one of bytes; all others change what the entry is known by.
-        self.outdated(&inode, None);
+        match set.size {
+            Some(size) => self.resized(&inode, size),
+            None => self.outdated(&inode),
+        }
         self.changed_by_us(id, fd.as_fd());
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
         Ok(self.attr(id, stat))

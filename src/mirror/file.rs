@@ -450,7 +450,8 @@ impl Mirror {
         let mode = FallocateFlags::from_bits_retain(mode);
         file.changed(|| rustix::fs::fallocate(&*file.fd, mode, offset, length))?
             .or_fail("fallocate")?;
-        self.outdated(&file.inode, None);
+        let range = offset..offset.saturating_add(length);
+        self.changed_within(&file.inode, file.fd.as_fd(), range);
         self.changed_by_us(file.inode.id, file.fd.as_fd());
         Ok(())
     }
@@ -495,7 +496,10 @@ impl Mirror {
         let (source, target) = (self.file(from.0)?, self.file(to.0)?);
         let places = ((source.fd.as_fd(), from.1), (target.fd.as_fd(), to.1));
         let copied = target.changed(|| copy_range(places.0, places.1, length))?;
-        self.outdated(&target.inode, None);
+        let range = to.1..to
+            .1
+            .saturating_add(copied.as_ref().copied().unwrap_or(length));
+        self.changed_within(&target.inode, target.fd.as_fd(), range);
         self.changed_by_us(target.inode.id, target.fd.as_fd());
         copied
     }
