@@ -172,8 +172,9 @@ END
     end_sessions
     check "sshfs: the server is gone, what is cached is read" same "$view" one two
     check "sshfs: the server is gone, what is not fails in time" fails_in_time "$view/unread"
-    # It may have gone by itself with its connection.
-    umount --lazy "$point" 2>/dev/null || true
+    # It may have gone by itself with its connection; then umount would take the path for the source
+    # of our mirror, and unmount that.
+    ! is_dead "$point" || umount --lazy "$point"
     start_sshd
     mount_sshfs
     check "sshfs: all is well again" comes_back "$view" unread

@@ -2,13 +2,14 @@
 //!
 //! What it takes is what the kernel, the library and two processes take on this machine; no mirror
 //! served by requests can be much faster. It shows a tree of the shape of the source's, whose files
-//! hold zeros, takes what is written and forgets it.
+//! hold zeros but for the archive, takes what is written and forgets it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +21,11 @@ use fuser::{
 };
 use parking_lot::RwLock;
 
+/// How long the kernel may believe an answer: as on a mirror of its kind.
 const TTL: Duration = Duration::from_secs(1);
+const WATCHED: Duration = Duration::from_secs(60);
 const ROOT: u64 = 1;
+const ARCHIVE: &str = "tree.tar";
 /// As much as one request may ask for.
 const MOST: usize = 1 << 20;
 static ZEROS: [u8; MOST] = [0; MOST];
@@ -37,13 +41,19 @@ struct Node {
 struct Floor {
     nodes: RwLock<HashMap<u64, Node>>,
     next: AtomicU64,
+    ttl: Duration,
+    /// The one file that is read for what is in it, and its number.
+    archive: OnceLock<(u64, Vec<u8>)>,
 }
 
-/// Mounts the floor under a tree like that of `source`, until it is unmounted.
-pub(crate) fn serve(source: &Path, at: &Path) {
+/// Mounts the floor under a tree like that of `source`, until it is unmounted. Where changes would
+/// be `watched`, the kernel may keep what it is told.
+pub(crate) fn serve(source: &Path, at: &Path, watched: bool) {
     let floor = Floor {
         nodes: RwLock::default(),
         next: AtomicU64::new(ROOT),
+        ttl: if watched { WATCHED } else { TTL },
+        archive: OnceLock::new(),
     };
     floor.add(ROOT, FileType::Directory, 0, 0o755);
     floor.scan(ROOT, source);
@@ -79,6 +89,10 @@ impl Floor {
             let kind = FileType::from_std(meta.file_type()).expect("a known type");
             let id = self.add(parent, kind, meta.len(), (meta.mode() & 0o7777) as u16);
             self.enter(parent, &entry.file_name(), id);
+            if entry.file_name() == ARCHIVE {
+                let bytes = fs::read(entry.path()).expect("read the archive");
+                self.archive.get_or_init(|| (id, bytes));
+            }
             if kind == FileType::Directory {
                 self.scan(id, &entry.path());
             }
@@ -160,9 +174,9 @@ fn attr(id: u64, node: &Node) -> FileAttr {
     }
 }
 
-fn entry(reply: ReplyEntry, found: Option<FileAttr>) {
+fn entry(reply: ReplyEntry, found: Option<FileAttr>, ttl: Duration) {
     match found {
-        Some(found) => reply.entry(&TTL, &found, Generation(0)),
+        Some(found) => reply.entry(&ttl, &found, Generation(0)),
         None => reply.error(Errno::ENOENT),
     }
 }
@@ -184,12 +198,12 @@ impl Filesystem for Floor {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        entry(reply, self.find(parent.0, name));
+        entry(reply, self.find(parent.0, name), self.ttl);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.attr(ino.0) {
-            Some(found) => reply.attr(&TTL, &found),
+            Some(found) => reply.attr(&self.ttl, &found),
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -217,7 +231,7 @@ impl Filesystem for Floor {
             node.size = size.unwrap_or(node.size);
         }
         match self.attr(ino.0) {
-            Some(found) => reply.attr(&TTL, &found),
+            Some(found) => reply.attr(&self.ttl, &found),
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -232,7 +246,7 @@ impl Filesystem for Floor {
         reply: ReplyEntry,
     ) {
         let made = self.make(parent, name, FileType::Directory, mode);
-        entry(reply, Some(made));
+        entry(reply, Some(made), self.ttl);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -268,6 +282,15 @@ impl Filesystem for Floor {
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
     }
 
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let kept = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        let flags = match self.ttl {
+            WATCHED => kept,
+            _ => FopenFlags::empty(),
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
     fn create(
         &self,
         _req: &Request,
@@ -280,7 +303,7 @@ impl Filesystem for Floor {
     ) {
         let made = self.make(parent, name, FileType::RegularFile, mode);
         let handle = FileHandle(0);
-        reply.created(&TTL, &made, Generation(0), handle, FopenFlags::empty());
+        reply.created(&self.ttl, &made, Generation(0), handle, FopenFlags::empty());
     }
 
     fn read(
@@ -294,6 +317,12 @@ impl Filesystem for Floor {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        if let Some((id, bytes)) = self.archive.get()
+            && *id == ino.0
+        {
+            let rest = bytes.get(offset as usize..).unwrap_or_default();
+            return reply.data(&rest[..rest.len().min(size as usize)]);
+        }
         let length = self.nodes.read().get(&ino.0).map_or(0, |node| node.size);
         let count = length.saturating_sub(offset).min(u64::from(size)) as usize;
         reply.data(&ZEROS[..count.min(MOST)]);
@@ -364,7 +393,7 @@ impl Filesystem for Floor {
         mut reply: ReplyDirectoryPlus,
     ) {
         for (next, name, shown) in self.names(ino.0, offset) {
-            if reply.add(shown.ino, next, name, &TTL, &shown, Generation(0)) {
+            if reply.add(shown.ino, next, name, &self.ttl, &shown, Generation(0)) {
                 break;
             }
         }

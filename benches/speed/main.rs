@@ -26,7 +26,7 @@ mod floor;
 mod rows;
 mod works;
 
-/// The word before the two paths of a floor.
+/// The word before the two paths and the options of a floor.
 const FLOOR: &str = "--floor";
 /// Of the floor's speed, what is enough.
 const OF_FLOOR: f64 = 0.9;
@@ -59,10 +59,11 @@ fn main() {
     if words.iter().any(|word| word == "--test") {
         return;
     }
-    if let [word, source, at] = words.as_slice()
+    if let [word, source, at, options] = words.as_slice()
         && word == FLOOR
     {
-        return floor::serve(Path::new(source), Path::new(at));
+        let watched = options.contains("coherence=watch");
+        return floor::serve(Path::new(source), Path::new(at), watched);
     }
     let sizes = Sizes::of_environment();
     let mut verdicts = Vec::new();
@@ -186,7 +187,7 @@ impl<'a> Stage<'a> {
                 timed
             }
             Who::Floor => {
-                let mount = FloorMount::new(&self.source, &point);
+                let mount = FloorMount::new(&self.source, &point, row.options);
                 let timed = self.timed(row, &point, native);
                 drop(mount);
                 fs::remove_dir(&point).expect("remove the mountpoint");
@@ -276,12 +277,13 @@ struct FloorMount {
 }
 
 impl FloorMount {
-    fn new(source: &Path, at: &Path) -> Self {
+    fn new(source: &Path, at: &Path, options: &str) -> Self {
         fs::create_dir(at).expect("make the mountpoint");
         let program = std::env::current_exe().expect("our own path");
         let mut child = Command::new(program)
             .arg(FLOOR)
             .args([source, at])
+            .arg(options)
             .spawn()
             .expect("start the floor");
         for _ in 0..1000 {

@@ -22,8 +22,7 @@ pub(crate) struct Row {
     pub(crate) after: Work,
     /// So much of the native speed at least, or 0.9 of the floor's where that is less.
     pub(crate) least: f64,
-    /// Whether the floor does the same work: it knows no passthrough, no watching, no pages of
-    /// the source.
+    /// Whether the floor does the same work: it knows no passthrough, and keeps nothing back.
     pub(crate) floor: bool,
 }
 
@@ -39,22 +38,23 @@ const PLAIN: Row = Row {
     floor: true,
 };
 
-/// Served by the kernel, or from what it keeps: no program is asked.
-const KEPT: Row = Row {
+const PASSED: Row = Row {
+    options: "passthrough=always",
+    least: 0.97,
     floor: false,
     ..PLAIN
 };
 
-const PASSED: Row = Row {
-    options: "passthrough=always",
-    least: 0.97,
-    ..KEPT
+const KEPT_BACK: Row = Row {
+    options: "writeback=on",
+    floor: false,
+    ..PLAIN
 };
 
 const WATCHED: Row = Row {
     options: "coherence=watch",
     pause: 2,
-    ..KEPT
+    ..PLAIN
 };
 
 const FILES: &[&str] = &["xfs"];
@@ -67,13 +67,16 @@ pub(crate) const ROWS: &[Row] = &[
     Row { what: "random 4 KiB, four readers", work: works::random_four, least: 0.09, ..PLAIN },
     Row { what: "mmap, in order", work: works::mapped_in_order, least: 0.10, ..PLAIN },
     Row { what: "mmap, at random", work: works::mapped_at_random, least: 0.03, ..PLAIN },
-    Row { what: "read again", before: works::sequential, work: works::sequential, least: 0.90, ..KEPT },
+    Row { what: "read again", before: works::sequential, work: works::sequential, least: 0.90, ..PLAIN },
     Row { what: "passthrough: sequential", work: works::sequential, ..PASSED },
     Row { what: "passthrough: random, one reader", work: works::random, ..PASSED },
     Row { what: "passthrough: random, four readers", work: works::random_four, ..PASSED },
     Row { what: "passthrough: mmap, in order", work: works::mapped_in_order, ..PASSED },
     Row { what: "passthrough: mmap, at random", work: works::mapped_at_random, ..PASSED },
     Row { what: "write and fsync", work: works::write, after: works::remove_written, least: 0.55, ..PLAIN },
+    Row { what: "writeback: write and fsync", work: works::write, after: works::remove_written, least: 0.55, ..KEPT_BACK },
+    Row { what: "write 4 KiB", work: works::write_small, after: works::remove_written, least: 0.02, ..PLAIN },
+    Row { what: "writeback: write 4 KiB", work: works::write_small, after: works::remove_written, least: 0.30, ..KEPT_BACK },
     Row { what: "passthrough: write and fsync", work: works::write, after: works::remove_written, least: 0.95, ..PASSED },
     Row { what: "create", on: FILES, work: works::create, after: works::remove_made, least: 0.20, ..PLAIN },
     Row { what: "stat, fresh mount", on: FILES, work: works::stat, least: 0.10, ..PLAIN },

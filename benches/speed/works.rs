@@ -114,6 +114,16 @@ pub(crate) fn write(at: &Path, sizes: &Sizes) {
     file.sync_all().expect("fsync");
 }
 
+/// A new file, in small pieces.
+pub(crate) fn write_small(at: &Path, sizes: &Sizes) {
+    let file = File::create(at.join("written")).expect("create");
+    for number in 0..sizes.reads {
+        file.write_all_at(&[0x5a; 4096], number * 4096)
+            .expect("write");
+    }
+    file.sync_all().expect("fsync");
+}
+
 pub(crate) fn remove_written(at: &Path, _: &Sizes) {
     let _ = fs::remove_file(at.join("written"));
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::sys::{Errno, Fail, Result};
+use crate::sys::{Errno, Fail, OrFail, Result};
 use crate::window::FileId;
 
 use super::buffers::Buffer;
@@ -439,6 +439,21 @@ impl Entry {
             place::write_all(writer.as_fd(), &bytes[part], here.start)?;
         }
         Ok(())
+    }
+
+    /// Cuts the data file as the source's file was cut through the mount, or stretches it again, up to
+    /// its end: for those who have it open by passthrough. The entry is abandoned first.
+    ///
+    /// # Errors
+    /// As for [`Entry::correct`]: those of ftruncate(2), EROFS.
+    pub fn resize(&self, size: u64) -> Result<()> {
+        self.abandon();
+        let all = 0..self.len();
+        self.blocks_of(all).for_each(|block| self.distrust(block));
+        let Some(writer) = &self.writer else {
+            return Err(Fail::new(Errno::ROFS, "resize an entry"));
+        };
+        rustix::fs::ftruncate(writer, size.min(self.len())).or_fail("ftruncate")
     }
 
     /// Notes that it is used now.

@@ -237,6 +237,7 @@ mod tests {
             mountpoint: mountpoint.into(),
             kind: "ext4".into(),
             source: "/dev/x".into(),
+            options: "rw".into(),
         };
         for (mount, path) in [
             (mount("/", "/data"), "/data/a/b"),

@@ -44,6 +44,7 @@ pub(super) struct Draft {
     noatime: bool,
     io: Io,
     passthrough: Option<Passthrough>,
+    writeback: bool,
     cache: caching::Words,
     window: Option<usize>,
     window_budget: usize,
@@ -86,6 +87,7 @@ impl Default for Draft {
             noatime: false,
             io: Io::Mmap,
             passthrough: None,
+            writeback: false,
             cache: caching::Words::default(),
             window: None,
             window_budget: 256 << 20,
@@ -200,6 +202,31 @@ impl Draft {
         }
     }
 
+    /// What `writeback=on` can't be right beside.
+    fn refuse_to_write_back(&self) -> Result<(), String> {
+        let passes = self.passthrough == Some(Passthrough::Always);
+        let why = match self.coherence {
+            _ if !self.writeback => return Ok(()),
+            _ if passes => {
+                "passthrough=always: of the two the kernel does one; use passthrough=never"
+            }
+            Coherence::Strict => {
+                "coherence=strict: the kernel keeps sizes and times of files itself; use \
+                 coherence=ttl"
+            }
+            Coherence::Watch => {
+                "coherence=watch: the kernel takes no size or time of a file from us; use \
+                 coherence=ttl"
+            }
+            Coherence::Ttl if self.cache.dir.is_some() => {
+                "cache: what is kept is held against the source, which has not got all yet; leave \
+                 out one of them"
+            }
+            Coherence::Ttl => return Ok(()),
+        };
+        Err(format!("options writeback=on and {why}"))
+    }
+
     fn options(self, access: Access) -> Result<Options, String> {
         if self.noatime && self.passthrough == Some(Passthrough::Always) {
             // The kernel opens the source's files anew for it, without O_NOATIME.
@@ -207,6 +234,7 @@ impl Draft {
         }
         let ids = self.ids()?;
         self.refuse_incoherent()?;
+        self.refuse_to_write_back()?;
         let usual = match self.coherence {
             Coherence::Strict => Duration::ZERO,
             Coherence::Ttl | Coherence::Watch => Duration::from_secs(1),
@@ -219,6 +247,7 @@ impl Draft {
             noatime: self.noatime,
             io: self.io,
             passthrough: self.passthrough()?,
+            writeback: self.writeback,
             validate: self.cache.validate.unwrap_or(Validate::Open),
             offline: self.cache.dir.is_some() && self.cache.offline.unwrap_or(true),
             // Who mounts finds it out.

@@ -72,6 +72,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("readahead", "256K"),
         ("io", "pread"),
         ("passthrough", "always"),
+        ("writeback", "on"),
         ("cache", "/c"),
         ("cache-id", "a source"),
         ("cache-size", "5%"),
@@ -238,6 +239,7 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "threads=257",
         "threads=-1",
         "passthrough=maybe",
+        "writeback=always",
         "cache=/c,block=63K",
         "cache=/c,block=96K",
         "cache=/c,block=32M",
@@ -286,6 +288,35 @@ fn the_kernel_cannot_keep_times_of_access_still() {
     assert_eq!(with("").options.passthrough, Passthrough::Never);
     let asked = with("passthrough=always,io=pread").options;
     assert_eq!(asked.passthrough, Passthrough::Always);
+}
+
+#[test]
+fn who_writes_back_is_alone_with_the_source() {
+    assert!(!with("").options.writeback);
+    assert!(
+        with("writeback=on,coherence=ttl,io=pread")
+            .options
+            .writeback
+    );
+    assert!(
+        !with("writeback=on,writeback=off,passthrough=always")
+            .options
+            .writeback
+    );
+    for (other, advice) in [
+        ("passthrough=always", "use passthrough=never"),
+        ("coherence=watch", "use coherence=ttl"),
+        ("coherence=strict", "use coherence=ttl"),
+        ("cache=/c", "leave out one of them"),
+    ] {
+        let words = refused(&["/s", "/m", "-o", &format!("writeback=on,{other}")]);
+        let (name, _) = other.split_once('=').unwrap();
+        assert!(
+            words.contains("writeback=on") && words.contains(name),
+            "{words}"
+        );
+        assert!(words.contains(advice), "{words}");
+    }
 }
 
 #[test]

@@ -50,10 +50,16 @@ pub struct JobsOptions {
     pub read_only: bool,
     /// The name that the mount answers itself (`.copy`): no file is newly made under it, EEXIST.
     pub control_name: Option<OsString>,
+    /// The kernel keeps what is written on the mount: has it write that to the source now. It would
+    /// not hear of another size of a file that it knows, so none is written into (EOPNOTSUPP).
+    pub write_back: Option<WriteBack>,
 }
 
 /// Gives the root of the mounted tree, or says why there is none now.
 pub type Root = Box<dyn Fn() -> Result<Arc<OwnedFd>> + Send + Sync>;
+
+/// Called before a copy, on a thread that holds no lock.
+pub type WriteBack = Box<dyn Fn() + Send + Sync>;
 
 /// Called when a file has taken its place, or was changed in it, on a thread that holds no lock and
 /// acts as the one who copies; before the write that asked for it is answered.
@@ -263,6 +269,14 @@ impl Jobs {
             return Err(Fail::new(Errno::ROFS, "copy"));
         }
         let root = (self.options.root)()?;
+        if let Some(write_back) = &self.options.write_back {
+            if request.options.inplace {
+                return Err(Fail::new(Errno::OPNOTSUPP, "copy").because(
+                    "--inplace: under writeback=on the kernel keeps the size of what stands there",
+                ));
+            }
+            write_back();
+        }
         let tree = Tree {
             root: root.as_fd(),
             directory: directory.as_fd(),

@@ -40,6 +40,7 @@ impl World {
             mountpoints: vec!["/mnt".into()],
             read_only,
             control_name: Some(".copy".into()),
+            write_back: None,
         };
         let (sender, published) = channel();
         let (release, held) = channel();

@@ -25,7 +25,7 @@ mod resolve;
 pub mod tree;
 mod unseen;
 
-pub use control::{ControlHandle, Jobs, JobsOptions, Root, Tell, Writer};
+pub use control::{ControlHandle, Jobs, JobsOptions, Root, Tell, WriteBack, Writer};
 pub use engine::Order;
 pub use engine::copy_range;
 pub use local::Local;

@@ -96,6 +96,9 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_POSIX_LOCKS
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_DONT_MASK
+            // Without it the kernel asks for file capabilities before each write: setuid bits, and
+            // those, go by what the source's file system does under whoever writes or truncates.
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_HAS_IOCTL_DIR;
         if self.shared.mirror.options().coherence == Coherence::Strict {
             // Without it (before Linux 6.6) a file can't be mapped shared.
@@ -104,6 +107,12 @@ impl Filesystem for Adapter {
         if self.shared.mirror.options().default_permissions {
             // The kernel judges: it must know the ACLs, not only the modes.
             wanted |= InitFlags::FUSE_POSIX_ACL;
+        }
+        if self.shared.mirror.options().writeback {
+            // Half of it would be wrong: what we do with O_APPEND goes by it.
+            let flag = InitFlags::FUSE_WRITEBACK_CACHE;
+            let lacking = |_| std::io::Error::from(std::io::ErrorKind::Unsupported);
+            config.add_capabilities(flag).map_err(lacking)?;
         }
         if let Err(unsupported) = config.add_capabilities(wanted) {
             log::info!("this kernel lacks {unsupported:?}; going on without");
@@ -174,7 +183,7 @@ impl Filesystem for Adapter {
         size: Option<u64>,
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
-        _ctime: Option<std::time::SystemTime>,
+        ctime: Option<std::time::SystemTime>,
         fh: Option<FileHandle>,
         _crtime: Option<std::time::SystemTime>,
         _chgtime: Option<std::time::SystemTime>,
@@ -192,25 +201,33 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(convert::time),
             mtime: mtime.map(convert::time),
+            // With a change of size, or alone and by a file (fs/fuse/dir.c, fuse_flush_times).
+            kept: ctime.is_some() && (size.is_some() || (fh.is_some() && atime.is_none())),
         };
-        let fh = fh.map(|fh| fh.0);
+        let (caller, fh) = (caller(req, 0), fh.map(|fh| fh.0));
+        let work = move |shared: &Arc<Shared>, slot| {
+            let found = shared.measured(Op::Setattr, || {
+                if !virtual_file(ino) {
+                    return shared.mirror.setattr(&caller, ino.0, fh, &set);
+                }
+                // To truncate or touch a control file has no effect, and is no error: `>` does it.
+                if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+                    return Err(refused("setattr on a control file"));
+                }
+                shared.control.getattr(ino.0)
+            });
+            shared.reply_attr(slot, found, |mirror, _| mirror.trust_set());
+        };
+        if self.shared.control.is_own(ino.0) {
+            return work(&self.shared, Slot::Own(reply));
+        }
         self.serve(
             Wait::Write,
-            req.pid(),
+            caller.pid,
             reply,
             [],
             move |shared, [], slot| {
-                let found = shared.measured(Op::Setattr, || {
-                    if !virtual_file(ino) {
-                        return shared.mirror.setattr(ino.0, fh, &set);
-                    }
-                    // To truncate or touch a control file has no effect, and is no error: `>` does it.
-                    if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
-                        return Err(refused("setattr on a control file"));
-                    }
-                    shared.control.getattr(ino.0)
-                });
-                shared.reply_attr(slot, found, |mirror, _| mirror.trust_set());
+                work(shared, slot);
             },
         );
     }
@@ -523,14 +540,23 @@ impl Filesystem for Adapter {
             return self.shared.control.write(req, fh.0, data, reply);
         }
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let by_another = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.serve(
             Wait::Write,
             req.pid(),
             reply,
             [data],
             move |shared, [data], slot| {
-                let write = || shared.mirror.write(fh.0, offset, data, from_pages);
-                let written = shared.measured(Op::Write, write);
+                let written = shared.measured(Op::Write, || {
+                    if by_another {
+                        shared.mirror.drop_set_ids(fh.0)?;
+                    }
+                    shared.mirror.write(fh.0, offset, data, from_pages)
+                });
+                if by_another {
+                    // The kernel leaves the mode to us, and would run the program as it was.
+                    shared.attributes_changed(ino.0);
+                }
                 shared.answer(slot, written, |reply, count| reply.written(count as u32));
             },
         );
@@ -549,12 +575,13 @@ impl Filesystem for Adapter {
             return self.shared.control.flush(req, fh.0, reply);
         }
         self.serve(
-            Wait::Write,
+            Wait::Flush,
             req.pid(),
             reply,
             [],
             move |shared, [], slot| {
                 let flush = || shared.mirror.flush(fh.0, lock_owner.0);
+                shared.written_back(ino.0, fh.0);
                 shared.reply_empty(Op::Flush, slot, flush);
             },
         );
@@ -608,6 +635,7 @@ impl Filesystem for Adapter {
         }
         self.serve_aside("fsync", req.pid(), reply, move |shared, slot| {
             let sync = || shared.mirror.fsync(fh.0, datasync);
+            shared.written_back(ino.0, fh.0);
             shared.reply_empty(Op::Fsync, slot, sync);
         });
     }
@@ -685,6 +713,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _noted = self.shared.note(req, ino, |_| ());
+        if virtual_file(ino) {
+            return reply.ok();
+        }
         self.serve(
             Wait::Release,
             req.pid(),
@@ -934,6 +965,9 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let _noted = self.shared.note(req, ino, |asked| asked.flags = Some(cmd));
+        if virtual_file(ino) {
+            return reply.error(Errno::ENOTTY);
+        }
         let caller = caller(req, 0);
         let lent = [in_data];
         self.serve(
@@ -942,12 +976,8 @@ impl Filesystem for Adapter {
             reply,
             lent,
             move |shared, [in_data], slot| {
-                let answer = shared.measured(Op::Ioctl, || {
-                    if virtual_file(ino) {
-                        return Err(Fail::new(sys::Errno::NOTTY, "ioctl"));
-                    }
-                    shared.mirror.ioctl(&caller, ino.0, cmd, in_data)
-                });
+                let ioctl = || shared.mirror.ioctl(&caller, ino.0, cmd, in_data);
+                let answer = shared.measured(Op::Ioctl, ioctl);
                 // The kernel takes as many bytes as it asked for, no fewer.
                 shared.answer(slot, answer, |reply, mut data| {
                     if data.is_empty() {
@@ -1043,11 +1073,16 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
-        self.serve_aside("copy-range", req.pid(), reply, move |shared, slot| {
+        let work = move |shared: &Arc<Shared>, slot: Slot<ReplyWrite>| {
             let copy = || shared.mirror.copy_file_range(from, to, len);
             let copied = shared.measured(Op::CopyFileRange, copy);
             shared.answer(slot, copied, |reply, count| reply.written(count as u32));
-        });
+        };
+        let shared = &self.shared;
+        if shared.workers.is_none() && shared.mirror.copies_at_once(from, len) {
+            return work(shared, Slot::Own(reply));
+        }
+        self.serve_aside("copy-range", req.pid(), reply, work);
     }
 }
 

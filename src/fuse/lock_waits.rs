@@ -40,6 +40,30 @@ impl Asking {
     fn attempt(&self, mirror: &Mirror) -> crate::sys::Result<LockOutcome> {
         mirror.setlk(&self.caller, self.handle, self.owner, self.lock)
     }
+
+    /// What the owner holds of the range already.
+    fn held(&self, mirror: &Mirror) -> Vec<Lock> {
+        mirror.locks_within(self.handle, self.owner, self.lock)
+    }
+
+    /// Gives back what was taken, but for what was held `before`. What could not be had again was
+    /// taken by somebody else in the meantime: by one who waited for a lock that is weaker now.
+    fn undo(&self, mirror: &Mirror, before: &[Lock]) {
+        if self.lock.kind == libc::F_UNLCK {
+            return;
+        }
+        let free = Lock {
+            kind: libc::F_UNLCK,
+            ..self.lock
+        };
+        for lock in std::iter::once(&free).chain(before) {
+            let _ = Self {
+                lock: *lock,
+                ..*self
+            }
+            .attempt(mirror);
+        }
+    }
 }
 
 /// One who waits.
@@ -54,6 +78,7 @@ struct Waiter {
 impl Shared {
     /// Takes a lock, or gives it back; `sleep` waits for it.
     pub(super) fn setlk(&self, asking: Asking, sleep: bool, slot: Slot<ReplyEmpty>) {
+        let before = slot.may_be_late().then(|| asking.held(&self.mirror));
         let done = self.measured(Op::Setlk, || asking.attempt(&self.mirror));
         match (done, slot.take()) {
             (Ok(LockOutcome::Done), Some(reply)) => reply.ok(),
@@ -69,13 +94,7 @@ impl Shared {
             (Ok(LockOutcome::Held), Some(reply)) => reply.error(Errno::EAGAIN),
             (Err(errno), Some(reply)) => reply.error(errno),
             // He does not know that he has it.
-            (Ok(LockOutcome::Done), None) => {
-                let lock = Lock {
-                    kind: libc::F_UNLCK,
-                    ..asking.lock
-                };
-                let _ = Asking { lock, ..asking }.attempt(&self.mirror);
-            }
+            (Ok(LockOutcome::Done), None) => asking.undo(&self.mirror, &before.unwrap_or_default()),
             (_, None) => {}
         }
     }

@@ -30,6 +30,7 @@ fn options(inode_limit: usize) -> Options {
         noatime: false,
         io: Io::Mmap,
         passthrough: Passthrough::Never,
+        writeback: false,
         validate: crate::mirror::Validate::Open,
         prefetch: 0,
         coherence: Coherence::Ttl,

@@ -37,6 +37,8 @@ pub(super) enum Wait {
     Read,
     /// It changes something: when it is ended early nobody knows whether that was done.
     Write,
+    /// As `Write`, and to be done after an early answer too: the locks of who closes a file must go.
+    Flush,
     /// Nobody waits for it, and it must be done.
     Release,
 }
@@ -82,6 +84,11 @@ pub(super) enum Slot<R: Answer> {
 }
 
 impl<R: Answer> Slot<R> {
+    /// Whether somebody may answer first.
+    pub(super) fn may_be_late(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
     /// The reply, unless somebody has answered already: what was done for the caller then is to be
     /// undone. To be called when nothing is left that could wait.
     #[must_use]
@@ -208,7 +215,7 @@ fn job<R: Answer, const N: usize>(
     let place = Arc::new(Mutex::new(Some(reply)));
     let patience = match wait {
         Wait::Read => shared.serving.timeout,
-        Wait::Write => shared.serving.timeout_write,
+        Wait::Write | Wait::Flush => shared.serving.timeout_write,
         Wait::Release => None,
     };
     let (shared, kept) = (shared.clone(), lent.map(Box::<[u8]>::from));
@@ -218,7 +225,8 @@ fn job<R: Answer, const N: usize>(
         reads: wait == Wait::Read,
         deadline: patience.map(|patience| Instant::now() + patience),
         caller,
-        must: wait == Wait::Release,
+        must: matches!(wait, Wait::Flush | Wait::Release),
+        watched: wait != Wait::Release,
         run: Box::new(super::oplog::carried(move || {
             work(&shared, kept.each_ref().map(|kept| &**kept), slot);
         })),

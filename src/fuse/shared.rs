@@ -65,9 +65,9 @@ impl Shared {
         serving: Serving,
         metrics: Arc<Metrics>,
     ) -> sys::Result<Self> {
-        let asked = options.passthrough;
-        let (read_only, control) = (options.read_only, options.control != Control::Off);
-        let control_name = control.then(|| options.control_name.clone());
+        let (asked, writeback) = (options.passthrough, options.writeback);
+        let (read_only, shows) = (options.read_only, options.control != Control::Off);
+        let control_name = shows.then(|| options.control_name.clone());
         let mirror = Arc::new(Mirror::new(
             source,
             descriptors,
@@ -79,13 +79,6 @@ impl Shared {
         if serving.absent {
             mirror.begin_without_source();
         }
-        let rooted = Arc::clone(&mirror);
-        let jobs_options = JobsOptions {
-            root: Box::new(move || rooted.root_in_source()),
-            mountpoints,
-            read_only,
-            control_name,
-        };
         let notifier: Arc<OnceLock<Notifier>> = Arc::default();
         let (of_jobs, known) = (notifier.clone(), Arc::downgrade(&mirror));
         let counted = metrics.clone();
@@ -99,6 +92,14 @@ impl Shared {
                 teller.copied(change);
             }
         });
+        let rooted = Arc::clone(&mirror);
+        let jobs_options = JobsOptions {
+            root: Box::new(move || rooted.root_in_source()),
+            mountpoints,
+            read_only,
+            control_name,
+            write_back: writeback.then(|| watching::write_back(&mirror, &notifier)),
+        };
         let jobs = Jobs::new(jobs_options, metrics.clone(), tell);
         let config = format!("{config}watched_by={}\n", mirror.watched_by());
         let oplog: Arc<OpLog> = Arc::default();
@@ -413,6 +414,13 @@ impl Shared {
         if let Some(notifier) = self.notifier() {
             // What it does not know (ENOENT) or can't hear (ENOTCONN) needs no telling.
             let _ = notifier.inval_inode(id, Extent::Attributes);
+        }
+    }
+
+    /// The kernel has just written what it kept of an open file.
+    pub(super) fn written_back(&self, id: NodeId, handle: u64) {
+        if self.mirror.blocks_unknown(handle) {
+            self.attributes_changed(id);
         }
     }
 

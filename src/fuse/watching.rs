@@ -2,12 +2,13 @@
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::EventfdFlags;
 
 use super::notifier::{Entry, Extent, Notifier};
 use super::shared::Shared;
-use crate::copy::Change;
+use crate::copy::{Change, WriteBack};
 use crate::mirror::{Mirror, NodeId, Stale};
 use crate::observe::{Invalidated, Metrics};
 use crate::sys::{Errno, OrFail, Result};
@@ -52,6 +53,20 @@ pub(super) fn watch(shared: &Shared, stop: &Stop) {
             teller.tell(one);
         }
     }
+}
+
+/// Has the kernel write back what it keeps of files that are open for writing. It does so to drop
+/// pages (mm/truncate.c, invalidate_inode_pages2_range), and there is no other way to ask for it.
+/// Not to be called from a request's thread: what is written comes to those.
+pub(super) fn write_back(mirror: &Arc<Mirror>, notifier: &Arc<OnceLock<Notifier>>) -> WriteBack {
+    let (mirror, notifier) = (Arc::downgrade(mirror), notifier.clone());
+    Box::new(move || {
+        if let (Some(notifier), Some(mirror)) = (notifier.get(), mirror.upgrade()) {
+            for id in mirror.open_for_writing() {
+                logged(notifier.inval_inode(id, Extent::All));
+            }
+        }
+    })
 }
 
 /// Tells the kernel what is stale. Not from a request's thread, and with no lock held.

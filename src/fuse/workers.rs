@@ -54,8 +54,12 @@ pub(super) struct Job {
     pub(super) deadline: Option<Instant>,
     /// The thread that waits for it; 0 when nobody is known to.
     pub(super) caller: u32,
-    /// To be done though nobody waits any more: what was opened must be closed.
+    /// To be done though nobody waits any more: what was opened must be closed, and what its owner
+    /// has locked must be free.
     pub(super) must: bool,
+    /// Answered early where that is called for: past its deadline, or for a caller who was told to
+    /// stop.
+    pub(super) watched: bool,
     /// The work, with the reply at its end.
     pub(super) run: Box<dyn FnOnce() + Send>,
 }
@@ -69,6 +73,7 @@ impl Job {
             deadline: None,
             caller: 0,
             must: true,
+            watched: false,
             run: Box::new(run),
         }
     }
@@ -155,7 +160,8 @@ impl Workers {
     }
 
     /// Has a job done. When too many wait already it is refused at once: ETIMEDOUT where there is
-    /// a deadline, EAGAIN where there is none.
+    /// a deadline, EAGAIN where there is none. What must be done waits, however many do: there are
+    /// no more of it than files are open.
     pub(super) fn submit(&self, job: Job) {
         let inner = &self.0;
         let mut state = inner.state.lock();
@@ -171,7 +177,7 @@ impl Workers {
         }
         let ticket = state.next;
         state.next += 1;
-        if !job.must {
+        if job.watched {
             let watched = Watched {
                 pending: job.pending.clone(),
                 reads: job.reads,
@@ -274,6 +280,7 @@ impl Inner {
     /// Does what there is to do, until there is nothing for `idle`; at once without it.
     fn serve(&self, idle: Option<Duration>) {
         while let Some((ticket, job)) = self.next(idle) {
+            let watched = job.watched;
             if job.must || job.pending.is_pending() {
                 // A panic was logged by the hook; the reply that is dropped says EIO.
                 let _ = catch_unwind(AssertUnwindSafe(job.run));
@@ -283,7 +290,7 @@ impl Inner {
             if ticket < state.lost_before {
                 state.lost = state.lost.saturating_sub(1);
             }
-            if !job.must {
+            if watched {
                 state.watched.remove(&ticket);
             }
         }
@@ -347,5 +354,74 @@ impl Inner {
         if watch.signalled().is_some() && watched.pending.refuse(Errno::EINTR) {
             self.metrics.source_interrupt();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::channel;
+
+    /// A caller who has not been answered yet.
+    #[derive(Default)]
+    struct Caller {
+        answered: Mutex<Option<Errno>>,
+    }
+
+    impl Pending for Caller {
+        fn refuse(&self, errno: Errno) -> bool {
+            self.answered.lock().replace(errno).is_none()
+        }
+
+        fn is_pending(&self) -> bool {
+            self.answered.lock().is_none()
+        }
+    }
+
+    fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !done() {
+            assert!(Instant::now() < patience, "{what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What was asked while every worker hung, by callers who were answered before it began.
+    #[test]
+    fn what_must_be_done_is_done_after_its_early_answer_and_what_must_not_is_left() {
+        let workers = Workers::new(Arc::new(Metrics::default()));
+        let gate = Arc::new(Mutex::new(()));
+        let closed = gate.lock();
+        for _ in 0..MOST {
+            let gate = gate.clone();
+            workers.submit(Job::of_nobody(move || drop(gate.lock())));
+        }
+        let job = |must: bool, done: &Arc<AtomicBool>, caller: &Arc<Caller>| {
+            let done = done.clone();
+            Job {
+                pending: caller.clone(),
+                deadline: Some(Instant::now()),
+                caller: 0,
+                must,
+                watched: true,
+                run: Box::new(move || done.store(true, Ordering::SeqCst)),
+            }
+        };
+        let (flushed, read) = (Arc::default(), Arc::default());
+        let (closing, reading) = (Arc::new(Caller::default()), Arc::new(Caller::default()));
+        workers.submit(job(true, &flushed, &closing));
+        workers.submit(job(false, &read, &reading));
+        for caller in [&closing, &reading] {
+            wait_until("an early answer", || !caller.is_pending());
+        }
+        assert!(!flushed.load(Ordering::SeqCst));
+        drop(closed);
+        wait_until("its end", || flushed.load(Ordering::SeqCst));
+        let (told, hears) = channel();
+        workers.submit(Job::of_nobody(move || told.send(()).unwrap()));
+        hears.recv_timeout(Duration::from_secs(60)).unwrap();
+        workers.finish();
+        assert!(!read.load(Ordering::SeqCst));
     }
 }

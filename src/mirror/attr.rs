@@ -3,12 +3,15 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     Access, AtFlags, FileType, Gid, Mode, OFlags, Stat, StatVfs, Timespec, Timestamps, UTIME_NOW,
     UTIME_OMIT, Uid, XattrFlags,
 };
 
+use super::file::OpenFile;
 use super::ids::{Ids, NOBODY};
 use super::inode::{Inode, NodeId, ROOT};
 use super::named::{ACCESS_ACL, Named, Way};
@@ -63,6 +66,8 @@ pub struct SetAttr {
     pub atime: Option<Time>,
     /// Time of last modification.
     pub mtime: Option<Time>,
+    /// Nobody asked for that time: the kernel kept it while it kept what was written.
+    pub kept: bool,
 }
 
 impl SetAttr {
@@ -74,6 +79,7 @@ impl SetAttr {
             size,
             atime,
             mtime,
+            kept: _,
         } = self;
         mode.or(*uid).or(*gid).is_none() && size.is_none() && atime.or(*mtime).is_none()
     }
@@ -114,7 +120,21 @@ impl Mirror {
             stat.st_uid = ids.users.shown(stat.st_uid).unwrap_or(NOBODY);
             stat.st_gid = ids.groups.shown(stat.st_gid).unwrap_or(NOBODY);
         }
+        if stat.st_blocks == 0 && self.may_have_more(id, &stat) {
+            // To archivers a file without blocks is nothing but a hole (GNU tar, sparse.c).
+            stat.st_blocks = 1;
+        }
         Attr { id, stat }
+    }
+
+    /// Whether the kernel may keep bytes of the file that the source has not got.
+    fn may_have_more(&self, id: NodeId, stat: &Stat) -> bool {
+        self.options.writeback
+            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+            && self
+                .table
+                .peek(id)
+                .is_some_and(|inode| inode.opens.load(Ordering::Relaxed) > 0)
     }
 
     /// Changes attributes and returns what they are then.
@@ -123,15 +143,21 @@ impl Mirror {
     /// EROFS on a read-only mirror; EOVERFLOW for an owner who is nobody in the source; EPERM for
     /// another than the one owner that everything is shown with; those of chown, chmod, truncate,
     /// utimensat.
-    pub fn setattr(&self, id: NodeId, handle: Option<u64>, set: &SetAttr) -> Result<Attr> {
+    pub fn setattr(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        handle: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<Attr> {
         self.writable("setattr")?;
         let inode = self.table.get(id)?;
         let fd = self.table.fd(&inode)?;
         // The owner first: a change of owner takes setuid bits away, which the mode may set.
         let (uid, gid) = self.owners_in_source(set)?;
         // What sets nothing is a chown to nobody, which changes ctime (and is all that the kernel
-        // sends so).
-        if uid.is_some() || gid.is_some() || set.is_empty() {
+        // sends so). A change to the one owner that is shown changes no owner, and takes setuid bits.
+        if set.uid.or(set.gid).is_some() || set.is_empty() {
             let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
             rustix::fs::chownat(&*fd, c"", uid, gid, AtFlags::EMPTY_PATH).or_fail("chown")?;
         }
@@ -139,17 +165,56 @@ impl Mirror {
             self.chmod(fd.as_fd(), mode)?;
         }
         if let Some(size) = set.size {
-            self.truncate(&inode, handle, size)?;
+            let truncate = || self.truncate(&inode, handle, size);
+            if self.privileged && has_set_ids(&fd) {
+                // Whose truncation it is decides whether they stay.
+                self.act_as(caller, truncate)?;
+            } else {
+                truncate()?;
+            }
         }
         if set.atime.is_some() || set.mtime.is_some() {
-            set_times(fd.as_fd(), set.atime, set.mtime)?;
+            self.set_times(fd.as_fd(), set)?;
+        }
+        if let (true, Some(Time::At(seconds, nanoseconds))) = (self.options.writeback, set.mtime) {
+            inode.keep_time((seconds, nanoseconds));
         }
         // A change of size is one of bytes; all others change what the entry is known by.
-        self.outdated(&inode, None);
+        match set.size {
+            Some(size) => self.resized(&inode, size),
+            None => self.outdated(&inode),
+        }
         self.changed_by_us(id, fd.as_fd());
         let stat = rustix::fs::fstat(&*fd).or_fail("fstat")?;
         self.noted(&inode, &stat);
         Ok(self.attr(id, stat))
+    }
+
+    /// Under `writeback` the kernel says which time its present was.
+    fn set_times(&self, fd: BorrowedFd<'_>, set: &SetAttr) -> Result<()> {
+        match set_times(fd, set.atime, set.mtime) {
+            // Who writes another's file may not say when: it has the times of the writes.
+            Err(fail) if fail.errno == Errno::PERM && set.kept => Ok(()),
+            // Who touches another's file may say that it is now.
+            Err(fail) if fail.errno == Errno::PERM && self.options.writeback && touches(set) => {
+                set_times(fd, set.atime, Some(Time::Now))
+            }
+            set => set,
+        }
+    }
+
+    /// The kernel may send bytes that it has kept after the time of their writing, or without it
+    /// where it has not changed since: the file has that time again. To be called when a file was
+    /// closed or is to be synced: then nothing is under way.
+    pub(super) fn settle_times(&self, file: &OpenFile) {
+        if !self.options.writeback || !file.writable {
+            return;
+        }
+        if let Some((seconds, nanoseconds)) = file.inode.take_overwritten() {
+            let fd = file.fd.as_fd();
+            // Of another's file it can't be set.
+            let _ = set_times(fd, None, Some(Time::At(seconds, nanoseconds)));
+        }
     }
 
     fn owners_in_source(&self, set: &SetAttr) -> Result<(Option<u32>, Option<u32>)> {
@@ -179,6 +244,26 @@ impl Mirror {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
         let file = self.reopen(inode, flags, flags)?;
         rustix::fs::ftruncate(file, size).or_fail("ftruncate")
+    }
+
+    /// A file that root has open is written by somebody who may not keep its setuid and setgid
+    /// bits. For all others the write itself takes them away, as it is not root's.
+    ///
+    /// # Errors
+    /// EBADF for an unknown handle; those of fchmod(2).
+    pub fn drop_set_ids(&self, handle: u64) -> Result<()> {
+        let file = self.file(handle)?;
+        if !self.privileged || file.is_anothers() {
+            return Ok(());
+        }
+        let fd = file.fd()?;
+        let mode = rustix::fs::fstat(&*fd).or_fail("fstat")?.st_mode & 0o7777;
+        let executes = mode & libc::S_IXGRP != 0;
+        let taken = libc::S_ISUID | if executes { libc::S_ISGID } else { 0 };
+        if mode & taken == 0 {
+            return Ok(());
+        }
+        rustix::fs::fchmod(&*fd, Mode::from_raw_mode(mode & !taken)).or_fail("fchmod")
     }
 
     /// File system statistics.
@@ -391,6 +476,11 @@ pub(super) fn again(stat: &StatVfs) -> StatVfs {
     StatVfs { ..*stat }
 }
 
+fn has_set_ids(fd: &OwnedFd) -> bool {
+    let bits = libc::S_ISUID | libc::S_ISGID;
+    rustix::fs::fstat(fd).is_ok_and(|stat| stat.st_mode & bits != 0)
+}
+
 /// Whom a change of owner means in the source; `None` for the one that is shown anyway.
 fn owner_in_source(ids: &Ids, asked: Option<u32>) -> Result<Option<u32>> {
     let Some(asked) = asked else { return Ok(None) };
@@ -411,6 +501,15 @@ fn set_times(fd: BorrowedFd<'_>, atime: Option<Time>, mtime: Option<Time>) -> Re
         last_modification: timespec(mtime),
     };
     rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH).or_fail("utimensat")
+}
+
+/// Whether both times are the present, one of them by the kernel's clock of a moment ago.
+fn touches(set: &SetAttr) -> bool {
+    const MOMENT: u64 = 2;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |since| since.as_secs().cast_signed());
+    let is_now = |time| matches!(time, Some(Time::At(at, _)) if now.abs_diff(at) <= MOMENT);
+    set.atime == Some(Time::Now) && is_now(set.mtime)
 }
 
 fn timespec(time: Option<Time>) -> Timespec {

@@ -8,7 +8,7 @@
 use std::ffi::OsStr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -24,9 +24,9 @@ use super::inode::{Inode, Key, NodeId, ROOT};
 use super::prefetch::{Course, Prefetch};
 use super::{MAX_READ, Mirror, Validate};
 use crate::cache::{Block, Entry, Identity, Ready, Store, Verify};
-use crate::observe::{Fallback, ReadMode};
+use crate::observe::ReadMode;
 use crate::sys::{Errno, Fail, OrFail, Result, pages};
-use crate::window::Miss;
+use crate::window::{Miss, Pattern};
 
 /// How long a reader waits for a block that somebody else is fetching.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -342,8 +342,8 @@ impl Mirror {
         let length = (range.end - range.start) as usize;
         let slice = if self.options.io == super::Io::Mmap {
             let whole = entry.len();
-            self.windows
-                .slice(id, &data, range.clone(), whole, sequential)
+            let pattern = Pattern::of(sequential, length as u64);
+            self.windows.slice(id, &data, range.clone(), whole, pattern)
         } else {
             Err(Miss::Unmappable)
         };
@@ -355,7 +355,7 @@ impl Mirror {
             }
             Err(miss) => {
                 if self.options.io == super::Io::Mmap {
-                    self.metrics.fallback(reason(miss), length as u64);
+                    self.metrics.fallback(miss.reason(), length as u64);
                 }
                 with_buffer(length, |buffer| {
                     match pread_full(&data, buffer, range.start) {
@@ -545,30 +545,78 @@ impl Mirror {
 
     /// Bytes were written through the mount; `at_end` by an append, whose place is not known here.
     pub(super) fn wrote(&self, file: &OpenFile, offset: u64, bytes: &[u8], at_end: bool) {
-        self.outdated(&file.inode, (!at_end).then_some((offset, bytes)));
+        match at_end {
+            true => self.outdated(&file.inode),
+            false => self.correct(&file.inode, |entry| entry.correct(offset, bytes)),
+        }
     }
 
-    /// The file was changed through the mount: `written` at an offset, or in some other way. What
-    /// is stored of it is given up; those who have it open by passthrough see the new bytes.
-    pub(super) fn outdated(&self, inode: &Inode, written: Option<(u64, &[u8])>) {
+    /// The file was changed through the mount: what is stored of it is given up.
+    pub(super) fn outdated(&self, inode: &Inode) {
+        self.correct(inode, |entry| {
+            entry.abandon();
+            Ok(())
+        });
+    }
+
+    /// The file was cut or stretched through the mount.
+    pub(super) fn resized(&self, inode: &Inode, size: u64) {
+        self.correct(inode, |entry| entry.resize(size));
+    }
+
+    /// A range of an open file was changed through the mount, by bytes that are not known here.
+    pub(super) fn changed_within(&self, inode: &Inode, fd: BorrowedFd<'_>, range: Range<u64>) {
+        self.correct(inode, |entry| {
+            entry.abandon();
+            let end = range.end.min(entry.len());
+            if range.start >= end {
+                return Ok(());
+            }
+            // It may be open for writing alone.
+            let reader = self.proc.reopen(fd, OFlags::RDONLY | OFlags::CLOEXEC)?;
+            let mut offset = range.start;
+            while offset < end {
+                let most = (end - offset).min(MAX_READ as u64) as usize;
+                let filled = with_buffer(most, |buffer| {
+                    let filled = pread_full(&reader, buffer, offset)?;
+                    entry.correct(offset, &buffer[..filled])?;
+                    Ok(filled)
+                })??;
+                if filled == 0 {
+                    break;
+                }
+                offset += filled as u64;
+            }
+            Ok(())
+        });
+    }
+
+    /// Those who have an entry of the file open by passthrough are to see what changed; nobody else
+    /// is served from it any more.
+    fn correct(&self, inode: &Inode, correct: impl Fn(&Entry) -> Result<()>) {
         let Some(cached) = &self.cached else { return };
         cached.changes.fetch_add(1, Ordering::SeqCst);
         for entry in cached.open.of(inode.key) {
-            match written {
-                Some((offset, bytes)) => {
-                    if let Err(fail) = entry.correct(offset, bytes) {
-                        log::warn!("cache: correct what others read by passthrough: {fail}");
-                    }
-                }
-                None => entry.abandon(),
+            if let Err(fail) = correct(&entry) {
+                log::warn!("cache: correct what others read by passthrough: {fail}");
             }
         }
     }
 
     /// A copy changed the file beneath.
     pub fn copied_over(&self, id: NodeId) {
-        if let Some(inode) = self.table.peek(id) {
-            self.outdated(&inode, None);
+        let Some(inode) = self.table.peek(id) else {
+            return;
+        };
+        self.outdated(&inode);
+        if let Some(cached) = &self.cached
+            && !cached.open.of(inode.key).is_empty()
+            && let Ok(fd) = self.table.fd(&inode)
+            && let Ok(stat) = rustix::fs::fstat(&*fd)
+        {
+            let size = stat.st_size as u64;
+            self.resized(&inode, size);
+            self.changed_within(&inode, fd.as_fd(), 0..size);
         }
     }
 
@@ -637,14 +685,6 @@ fn part<'a>(block: &'a Block, range: &Range<u64>) -> Option<&'a [u8]> {
 
 fn room(count: usize) -> NonZeroUsize {
     NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN)
-}
-
-fn reason(miss: Miss) -> Fallback {
-    match miss {
-        Miss::Budget => Fallback::Budget,
-        Miss::Fault => Fallback::Fault,
-        Miss::Unmappable => Fallback::Unmappable,
-    }
 }
 
 const _: () = assert!(MAX_READ <= 1 << 20, "what the buffers of a thread hold");

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -244,7 +244,7 @@ impl Mirror {
                 let attr = self.dot(&dir, entry)?;
                 return Ok(Step::of(emit(entry, Some(&attr))));
             }
-            match self.found(&dir.inode, &entry.name) {
+            match self.found_in_listing(&dir.inode, dir.fd.as_deref().map(AsFd::as_fd), &entry.name) {
                 Ok(attr) => {
                     let full = emit(entry, Some(&attr));
                     if full {
@@ -330,7 +330,7 @@ impl Mirror {
             ahead.attr = self.dot(dir, &ahead.entry).ok();
             return ahead;
         }
-        match self.found(&dir.inode, &ahead.entry.name) {
+        match self.found_in_listing(&dir.inode, dir.fd.as_deref().map(AsFd::as_fd), &ahead.entry.name) {
             Ok(attr) => (ahead.attr, ahead.counted) = (Some(attr), true),
             Err(fail) => ahead.vanished = fail.errno == Errno::NOENT,
         }

@@ -1,6 +1,7 @@
 //! Open files: reading from windows, writing, and all that goes by a handle.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use super::{Caller, Coherence, Io, MAX_READ, Mirror};
 use crate::copy::copy_range;
 use crate::observe::{Fallback, ReadMode};
 use crate::sys::{Errno, Fail, OrFail, Result, creds};
-use crate::window::Miss;
+use crate::window::Pattern;
 
 /// A file whose times are younger than this, in seconds, may change again without its times
 /// showing it (a clock tick of the file system, a skew of clocks).
@@ -97,6 +98,11 @@ impl OpenFile {
             && offset >= self.reader.as_ref().map_or(0, |reader| reader.entry.len())
     }
 
+    /// Whether what is written is written as somebody else than this process.
+    pub(super) fn is_anothers(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// Runs `work`, which changes the file, as whom it was opened for.
     fn changed<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
         match self.writer {
@@ -119,6 +125,16 @@ impl Asked {
     fn writes(self) -> bool {
         self.access != libc::O_RDONLY
     }
+
+    /// Whether `flags` are for reading too, which was not asked for.
+    pub(super) fn is_widened(self, flags: OFlags) -> bool {
+        self.access == libc::O_WRONLY && flags.contains(OFlags::RDWR)
+    }
+
+    /// The flags with no more access than was asked for.
+    pub(super) fn narrow(self, flags: OFlags) -> OFlags {
+        (flags - OFlags::RWMODE) | OFlags::from_bits_retain(self.access as u32)
+    }
 }
 
 impl Mirror {
@@ -127,7 +143,12 @@ impl Mirror {
     /// for alignment that a request's buffer has not; the page cache it means to pass by is the
     /// mount's.
     pub(super) fn open_flags(&self, asked: &Asked) -> OFlags {
-        let mut flags = OFlags::from_bits_retain((asked.access | asked.sync) as u32);
+        let access = match asked.access {
+            // The kernel fills the rest of a page by the handle that writes a part of it.
+            libc::O_WRONLY if self.options.writeback => libc::O_RDWR,
+            access => access,
+        };
+        let mut flags = OFlags::from_bits_retain((access | asked.sync) as u32);
         if self.options.noatime || asked.noatime {
             flags |= OFlags::NOATIME;
         }
@@ -191,7 +212,27 @@ impl Mirror {
                 opened => return Ok((opened?, true)),
             }
         }
-        Ok((self.reopen(inode, flags, lesser)?, !asked.writes()))
+        match self.reopen(inode, flags, lesser) {
+            // Who may write and not read.
+            Err(fail) if fail.errno == Errno::ACCESS && asked.is_widened(flags) => {
+                let (flags, lesser) = (asked.narrow(flags), asked.narrow(lesser));
+                Ok((self.reopen(inode, flags, lesser)?, false))
+            }
+            opened => Ok((opened?, !asked.writes())),
+        }
+    }
+
+    /// Whether what is written by this open file must come to us at once though the kernel keeps
+    /// what is written: pages can be neither filled by what can't be read, nor put in their place
+    /// by what appends.
+    fn writes_through(&self, asked: &Asked, file: &OwnedFd) -> bool {
+        let fits = || {
+            let flags = rustix::fs::fcntl_getfl(file);
+            flags.is_ok_and(|flags| {
+                flags & OFlags::RWMODE == OFlags::RDWR && !flags.contains(OFlags::APPEND)
+            })
+        };
+        self.options.writeback && asked.writes() && !fits()
     }
 
     pub(super) fn enter_file(
@@ -206,13 +247,18 @@ impl Mirror {
         let handle = self.new_handle();
         let fd = Arc::new(fd);
         self.table.lend(&inode, &fd);
+        if self.options.writeback && asked.writes() {
+            inode.keep_time_of(stat);
+        }
         let strict = self.options.coherence == Coherence::Strict;
         let hides_its_size = asked.access != libc::O_WRONLY && hides_its_size(&fd, stat);
         let another = self.reads_another(reader.as_ref(), stat);
+        // Where the kernel keeps what is written, its pages are the newest there are.
+        let fresh = self.options.writeback || keep_cache(&inode, stat);
         let opened = Opened {
             handle,
-            keep_cache: !strict && keep_cache(&inode, stat) && !another,
-            direct_io: strict || hides_its_size,
+            keep_cache: !strict && fresh && !another,
+            direct_io: strict || hides_its_size || self.writes_through(&asked, &fd),
             cached: reader.is_some() && !hides_its_size,
             hides_its_size,
         };
@@ -225,7 +271,8 @@ impl Mirror {
             fd: Mutex::new(Some(fd)),
             asked,
             writable: asked.writes(),
-            append: asked.append,
+            // The kernel knows where the end is; the source may not yet.
+            append: asked.append && !self.options.writeback,
             writer: self.writer(caller),
             read_end: AtomicU64::new(0),
             reader: reader.filter(|_| !hides_its_size),
@@ -286,6 +333,20 @@ impl Mirror {
         let fd = Arc::new(fd);
         file.inode.lend(&fd);
         Ok(file.fd.lock().get_or_insert(fd).clone())
+    }
+
+    /// Whether what the kernel knows of an open file's blocks is older than what it has just
+    /// written: it takes its own word for sizes and times, and asks for no more.
+    pub fn blocks_unknown(&self, handle: u64) -> bool {
+        self.options.writeback && self.file(handle).is_ok_and(|file| file.writable)
+    }
+
+    /// The inodes that are open for writing: others have no pages that the kernel has yet to write,
+    /// as it writes them when a file is closed (fs/fuse/file.c, fuse_flush).
+    pub fn open_for_writing(&self) -> HashSet<NodeId> {
+        let files = self.files.read();
+        let writable = files.values().filter(|file| file.writable);
+        writable.map(|file| file.inode.id).collect()
     }
 
     pub(super) fn file(&self, handle: u64) -> Result<Arc<OpenFile>> {
@@ -353,7 +414,8 @@ impl Mirror {
         }
         let range = offset..end.min(length);
         let id = file.inode.file_id;
-        match self.windows.slice(id, &fd, range, length, sequential) {
+        let pattern = Pattern::of(sequential, range.end - offset);
+        match self.windows.slice(id, &fd, range, length, pattern) {
             Ok(slice) => {
                 // Again, now that the pages are there: bytes past a new end are no longer the
                 // file's, though the last page still has zeros for them.
@@ -362,14 +424,7 @@ impl Mirror {
                 self.metrics.read(ReadMode::Mmap, kept as u64);
                 Ok(slice.lend(|bytes| send(&bytes[..kept])))
             }
-            Err(miss) => {
-                let reason = match miss {
-                    Miss::Budget => Fallback::Budget,
-                    Miss::Fault => Fallback::Fault,
-                    Miss::Unmappable => Fallback::Unmappable,
-                };
-                self.read_buffered(&fd, offset, size, Some(reason), send)
-            }
+            Err(miss) => self.read_buffered(&fd, offset, size, Some(miss.reason()), send),
         }
     }
 
@@ -417,6 +472,9 @@ impl Mirror {
             }
         }
         self.metrics.written(done as u64);
+        if self.options.writeback {
+            file.inode.overwrite_time();
+        }
         self.wrote(&file, offset, &data[..done], file.append && !from_pages);
         self.changed_by_us(file.inode.id, fd.as_fd());
         Ok(done)
@@ -433,6 +491,7 @@ impl Mirror {
         if !file.writable {
             return Ok(());
         }
+        self.settle_times(&file);
         let fd = file.fd()?;
         let copy = || rustix::io::fcntl_dupfd_cloexec(&*fd, 0).or_fail("dup");
         match self.table.with_room(copy) {
@@ -447,6 +506,7 @@ impl Mirror {
             return;
         };
         self.metrics.handle_closed();
+        self.settle_times(&file);
         self.locks.drop_handle(file.inode.file_id, handle);
         match file.fd() {
             Ok(fd) => {
@@ -485,6 +545,8 @@ impl Mirror {
             // Whoever wrote has a handle of his own.
             return self.outage.check("fsync");
         }
+        self.settle_times(&file);
+        }
         let fd = file.fd()?;
         if data_only {
             return rustix::fs::fdatasync(&*fd).or_fail("fdatasync");
@@ -502,7 +564,8 @@ impl Mirror {
         let (fd, mode) = (file.fd()?, FallocateFlags::from_bits_retain(mode));
         file.changed(|| rustix::fs::fallocate(&*fd, mode, offset, length))?
             .or_fail("fallocate")?;
-        self.outdated(&file.inode, None);
+        let range = offset..offset.saturating_add(length);
+        self.changed_within(&file.inode, fd.as_fd(), range);
         self.changed_by_us(file.inode.id, fd.as_fd());
         Ok(())
     }
@@ -510,8 +573,12 @@ impl Mirror {
     /// The next data or hole at or after `offset`; `whence` is SEEK_DATA or SEEK_HOLE.
     ///
     /// # Errors
-    /// ENXIO past the end, EINVAL for another `whence`.
+    /// ENXIO past the end, EINVAL for another `whence`; ENOSYS where the kernel keeps what is written:
+    /// what it has not sent yet would be told as holes. It then knows of no hole but the end.
     pub fn lseek(&self, handle: u64, offset: i64, whence: i32) -> Result<u64> {
+        if self.options.writeback {
+            return Err(Fail::new(Errno::NOSYS, "lseek"));
+        }
         let file = self.file(handle)?;
         let offset = u64::try_from(offset).map_err(|_| Fail::new(Errno::NXIO, "lseek"))?;
         let from = match whence {
@@ -520,6 +587,15 @@ impl Mirror {
             _ => return Err(Fail::new(Errno::INVAL, "lseek")),
         };
         rustix::fs::seek(&*self.source_of(&file)?, from).or_fail("lseek")
+    }
+
+    /// Whether a copy from there takes no longer than a read or a write may: a thread for it would
+    /// take longer than the copy of a small file.
+    pub fn copies_at_once(&self, from: (u64, u64), length: u64) -> bool {
+        let fd = self.file(from.0).and_then(|file| file.fd());
+        let size = fd.ok().and_then(|fd| rustix::fs::fstat(&*fd).ok());
+        let size = size.map_or(0, |stat| stat.st_size);
+        (size as u64).saturating_sub(from.1).min(length) <= MAX_READ as u64
     }
 
     /// Copies between two open files, or two places of one, beneath the mirror; may move less than
@@ -535,7 +611,10 @@ impl Mirror {
         let (from_fd, to_fd) = (self.source_of(&source)?, target.fd()?);
         let places = ((from_fd.as_fd(), from.1), (to_fd.as_fd(), to.1));
         let copied = target.changed(|| copy_range(places.0, places.1, length))?;
-        self.outdated(&target.inode, None);
+        let range = to.1..to
+            .1
+            .saturating_add(copied.as_ref().copied().unwrap_or(length));
+        self.changed_within(&target.inode, to_fd.as_fd(), range);
         self.changed_by_us(target.inode.id, to_fd.as_fd());
         copied
     }

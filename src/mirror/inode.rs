@@ -76,6 +76,15 @@ struct OpenState {
     cached: Option<Version>,
     /// The descriptors of its open files.
     files: Vec<Weak<OwnedFd>>,
+    /// The time of its last change as the kernel, which keeps what is written, last told it.
+    kept: Option<KeptTime>,
+}
+
+/// A time of change, and whether something has been written since that gave the file another.
+#[derive(Clone, Copy, Debug)]
+struct KeptTime {
+    mtime: (i64, u32),
+    overwritten: bool,
 }
 
 /// Size and times of a file: while these are equal, so are its bytes.
@@ -150,20 +159,32 @@ pub(super) enum Found {
     Gone,
 }
 
+/// By what an inode enters the table.
+#[derive(Debug)]
+pub(super) enum Entry {
+    Open(OwnedFd),
+    /// Only seen in a listing, where it was born then: most are never opened.
+    Born(i64, u32),
+    /// Never seen itself: its name was known.
+    Unseen,
+}
+
 impl Inode {
-    /// Without `fd` it is one that was never seen itself: its name was known.
     pub(super) fn new(
         id: NodeId,
         file_id: FileId,
         key: Key,
         kind: FileType,
-        fd: Option<OwnedFd>,
+        entry: Entry,
         home: Option<Home>,
     ) -> Self {
         let state = State {
-            place: match fd {
-                Some(fd) => Place::Open(Arc::new(fd)),
-                None => Place::Parked(Parked::Lost),
+            place: match entry {
+                Entry::Open(fd) => Place::Open(Arc::new(fd)),
+                Entry::Born(seconds, nanoseconds) => {
+                    Place::Parked(Parked::Born(seconds, nanoseconds))
+                }
+                Entry::Unseen => Place::Parked(Parked::Lost),
             },
             home,
             opened: None,
@@ -296,6 +317,47 @@ impl Inode {
         std::mem::replace(&mut opened.cached, version)
     }
 
+    /// The kernel told the time of the last change, in seconds and nanoseconds, of a file that is
+    /// open.
+    pub(super) fn keep_time(&self, mtime: (i64, u32)) {
+        if let Some(opened) = &mut self.state.lock().opened {
+            opened.kept = Some(KeptTime {
+                mtime,
+                overwritten: false,
+            });
+        }
+    }
+
+    /// The file is open for writing; the kernel knows it with the time that `stat` shows, unless it
+    /// has told another.
+    pub(super) fn keep_time_of(&self, stat: &Stat) {
+        let mut state = self.state.lock();
+        let opened = state.opened.get_or_insert_default();
+        opened.kept.get_or_insert(KeptTime {
+            mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
+            overwritten: false,
+        });
+    }
+
+    /// Something was written that the kernel had kept.
+    pub(super) fn overwrite_time(&self) {
+        let mut state = self.state.lock();
+        if let Some(kept) = state
+            .opened
+            .as_mut()
+            .and_then(|opened| opened.kept.as_mut())
+        {
+            kept.overwritten = true;
+        }
+    }
+
+    /// The time that the kernel told last, if something was written since.
+    pub(super) fn take_overwritten(&self) -> Option<(i64, u32)> {
+        let mut state = self.state.lock();
+        let kept = state.opened.as_mut()?.kept.as_mut()?;
+        std::mem::take(&mut kept.overwritten).then_some(kept.mtime)
+    }
+
     /// Most often it is set already: looking costs less than setting.
     fn mark(&self, what: u8) {
         if self.marks.load(Ordering::Relaxed) & what == 0 {
@@ -369,6 +431,10 @@ impl Parked {
         if let Ok(handle) = FileHandle::of(fd) {
             return Ok(Self::Handle(handle));
         }
+        Self::by_times(fd)
+    }
+
+    fn by_times(fd: BorrowedFd<'_>) -> Result<Self> {
         let wanted = StatxFlags::BTIME | StatxFlags::CTIME;
         let statx = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, wanted).or_fail("statx")?;
         let born = statx.stx_btime;
@@ -384,7 +450,12 @@ impl Parked {
     /// # Errors
     /// As for [`Parked::of`].
     pub(super) fn is(&self, fd: &OwnedFd) -> Result<bool> {
-        Ok(Self::of(fd.as_fd())? == *self)
+        let now = match self {
+            // It may have been seen in a listing alone, though there are handles.
+            Self::Born(..) => Self::by_times(fd.as_fd())?,
+            Self::Handle(_) | Self::Changed(..) => Self::of(fd.as_fd())?,
+        };
+        Ok(now == *self)
     }
 }
 

@@ -153,6 +153,13 @@ impl Mirror {
         }
     }
 
+    /// What an owner holds of a range.
+    pub fn locks_within(&self, handle: u64, owner: u64, range: Lock) -> Vec<Lock> {
+        let file = self.file(handle).ok();
+        let own = file.and_then(|file| self.locks.owner(file.inode.file_id, owner));
+        own.map_or_else(Vec::new, |own| within(&own.held.lock(), &range))
+    }
+
     fn new_owner(&self, caller: &Caller, file: &OpenFile, owner: u64) -> Result<Arc<Owner>> {
         let fd = self.lock_descriptor(caller, file)?;
         let new = Arc::new(Owner {
@@ -207,6 +214,17 @@ fn conflict(held: &Lock, wanted: &Lock) -> bool {
     overlap(held, wanted) && (held.kind == libc::F_WRLCK || wanted.kind == libc::F_WRLCK)
 }
 
+/// The parts of what is held that lie in a range.
+fn within(held: &[Lock], range: &Lock) -> Vec<Lock> {
+    let parts = held.iter().filter(|held| overlap(held, range));
+    let clipped = parts.map(|held| Lock {
+        start: held.start.max(range.start),
+        end: held.end.min(range.end),
+        ..*held
+    });
+    clipped.collect()
+}
+
 /// Enters a lock into what is held: it replaces what it overlaps.
 fn note(held: &mut Vec<Lock>, lock: Lock) {
     let mut parts = Vec::new();
@@ -252,6 +270,32 @@ mod tests {
             held,
             [lock(libc::F_WRLCK, 0, 39), lock(libc::F_WRLCK, 60, 99)]
         );
+    }
+
+    #[test]
+    fn what_is_held_within_a_range_is_cut_to_it() {
+        let held = [lock(libc::F_RDLCK, 0, 49), lock(libc::F_WRLCK, 60, 99)];
+        let range = lock(libc::F_WRLCK, 40, 69);
+        assert_eq!(
+            within(&held, &range),
+            [lock(libc::F_RDLCK, 40, 49), lock(libc::F_WRLCK, 60, 69)]
+        );
+        assert_eq!(within(&held, &lock(libc::F_WRLCK, 50, 59)), []);
+    }
+
+    #[test]
+    fn what_was_held_within_a_range_brings_it_back_to_what_it_was() {
+        let before = [lock(libc::F_RDLCK, 0, 49), lock(libc::F_WRLCK, 60, 99)];
+        let asked = lock(libc::F_WRLCK, 40, 69);
+        let mut held = before.to_vec();
+        let old = within(&held, &asked);
+        note(&mut held, asked);
+        note(&mut held, lock(libc::F_UNLCK, 40, 69));
+        old.iter().for_each(|lock| note(&mut held, *lock));
+        for at in 0..120 {
+            let kind = |held: &[Lock]| within(held, &lock(0, at, at)).first().map(|one| one.kind);
+            assert_eq!(kind(&held), kind(&before), "{at}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FileType;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::inode::{Home, Inode, Key, NodeId};
+use super::inode::{Entry, Home, Inode, Key, NodeId};
 use super::reach::handle_mount;
 use super::table::{InodeTable, site_of, statx};
 use crate::sys::{Errno, Fail, Result};
@@ -105,7 +105,7 @@ impl InodeTable {
                 }
                 Some(_) => {}
                 None => {
-                    if let Ok(inode) = self.insert(None, *key, kind, home.clone()) {
+                    if let Ok(inode) = self.insert(Entry::Unseen, *key, kind, home.clone()) {
                         return Ok(inode);
                     }
                 }

@@ -188,6 +188,7 @@ impl Mirror {
     fn remove(&self, parent: NodeId, name: &OsStr, flags: AtFlags) -> Result<()> {
         self.writable("unlink")?;
         let (parent, dir) = self.dir(parent)?;
+        self.table.hold(&dir, checked(name)?);
         rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
         self.uncache_name(&parent, name);
         self.noted_change(&parent, name);
@@ -220,6 +221,9 @@ impl Mirror {
             rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
                 .or_fail("renameat2")
         };
+        if !flags.contains(RenameFlags::EXCHANGE) {
+            self.table.hold(&to_dir, new_name);
+        }
         if flags.contains(RenameFlags::WHITEOUT) {
             // It makes a file.
             self.make_as(caller, rename)?;
@@ -275,6 +279,10 @@ impl Mirror {
         };
         let open = || match rustix::fs::openat(&*dir, name, oflags, mode) {
             Err(Errno::EXIST) if new_only => Err(Fail::new(Errno::STALE, "create")),
+            // It was there already, for whoever may write it and not read.
+            Err(Errno::ACCESS) if asked.is_widened(oflags) => {
+                rustix::fs::openat(&*dir, name, asked.narrow(oflags), mode).or_fail("openat")
+            }
             opened => opened.or_fail("openat"),
         };
         let file = self.table.with_room(|| self.create_as(caller, open))?;
@@ -289,10 +297,10 @@ impl Mirror {
         let only_name = self.table.with_room(only_name)?;
         let inode = self.table.intern(only_name, &seen, parent.id, name)?;
         let stat = self.entered(parent.id, name, &inode, seen.stat, || Ok(&file))?;
-        let attr = self.attr(inode.id, stat);
         self.uncache(&inode);
+        let id = inode.id;
         let opened = self.enter_file(caller, inode, file, asked, &stat, None);
-        Ok((attr, opened))
+        Ok((self.attr(id, stat), opened))
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Options {
     pub io: Io,
     /// Which files the kernel serves by itself.
     pub passthrough: Passthrough,
+    /// The kernel keeps what is written until a close or fsync, or longer: nobody else may write.
+    pub writeback: bool,
     /// When what is cached is held against the source.
     pub validate: Validate,
     /// What is seen of the source's tree is kept in the cache, and shown while the source is away.

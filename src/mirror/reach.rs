@@ -94,6 +94,19 @@ impl InodeTable {
         }
     }
 
+    /// A name is about to go through the mount: if it is the last of an inode that was only listed,
+    /// nothing else would find that for who has it without having opened it (O_PATH, a bind mount).
+    pub(super) fn hold(&self, dir: &OwnedFd, name: &OsStr) {
+        if let Ok((seen, Some(_))) = self.see_with_birth(dir.as_fd(), name)
+            && seen.stat.st_nlink == 1
+            && let Some(inode) = self.find(seen.key)
+            && matches!(inode.found(), Found::Parked(Parked::Born(..)))
+        {
+            // What can't be had now is not to be had at all.
+            let _ = self.fd(&inode);
+        }
+    }
+
     /// Goes up to an ancestor that has a descriptor, and down again.
     fn by_name(&self, inode: &Inode) -> Result<Arc<OwnedFd>> {
         let home = inode.home().ok_or(STALE)?;
@@ -139,11 +152,15 @@ impl InodeTable {
 
     /// Lets a descriptor be the inode's if it is of the one that was parked.
     fn admit(&self, inode: &Inode, fd: OwnedFd, parked: &Parked) -> Result<Arc<OwnedFd>> {
-        let seen = self.see(fd.as_fd())?;
         let same = match parked {
+            // Number and birth by one call.
+            Parked::Born(seconds, nanoseconds) => {
+                let (seen, born) = self.see_with_birth(fd.as_fd(), c"")?;
+                seen.key == inode.key && born == Some((*seconds, *nanoseconds))
+            }
             // Its number may be another now, of a source that was mounted anew.
-            Parked::Lost => seen.kind() == inode.kind,
-            _ => seen.key == inode.key && parked.is(&fd)?,
+            Parked::Lost => self.see(fd.as_fd())?.kind() == inode.kind,
+            _ => self.see(fd.as_fd())?.key == inode.key && parked.is(&fd)?,
         };
         if !same {
             return Err(STALE);

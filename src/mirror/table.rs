@@ -1,7 +1,8 @@
 //! What the kernel knows: node ids, lookup counts, and the descriptors behind them.
 //!
 //! Every inode that the kernel knows stands in the table. It is held by an `O_PATH` descriptor,
-//! so that its number can't come to mean another file. When there are more of them than the
+//! so that its number can't come to mean another file; but for files that were only listed, which
+//! most often nobody opens: those enter as if their descriptor had been closed. When there are more of them than the
 //! table's share of descriptors, those not used lately are closed, and found again as
 //! [`super::reach`] says. When there are more inodes than the table's limit, the kernel is asked
 //! to forget those not used lately ([`super::prune`]).
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::fs::{AtFlags, FileType, Stat, Statx, StatxFlags};
 
-use super::inode::{Found, Home, Inode, Key, NodeId, Parked, ROOT};
+use super::inode::{Entry, Found, Home, Inode, Key, NodeId, Parked, ROOT};
 use super::known::Known;
 use super::reach::{Reach, handle_mount, openat_name_only};
 use crate::observe::Metrics;
@@ -124,7 +125,8 @@ impl InodeTable {
             site: 0,
         };
         let kind = FileType::from_raw_mode(blank.st_mode);
-        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, Some(root), None));
+        let root = Entry::Open(root);
+        let root = Arc::new(Inode::new(ROOT, FileId(0), key, kind, root, None));
         let mut known = Known::new();
         known.insert(root.clone());
         metrics.set_inodes(1);
@@ -292,6 +294,26 @@ impl InodeTable {
         Ok(self.seen(&statx(fd, c"")?))
     }
 
+    /// As [`InodeTable::see`], of `name` in `dir` or of `dir` itself, with its time of birth in
+    /// seconds and nanoseconds where the file system tells.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub(super) fn see_with_birth(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: impl rustix::path::Arg,
+    ) -> Result<(Seen, Option<(i64, u32)>)> {
+        // Like O_PATH, it does not have the kernel mount anything.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | StatxFlags::BTIME;
+        let statx = rustix::fs::statx(dir, name, flags, wanted).or_fail("statx")?;
+        let told = statx.stx_mask & StatxFlags::BTIME.bits() != 0;
+        let born = statx.stx_btime;
+        let born = told.then_some((born.tv_sec, born.tv_nsec));
+        Ok((self.seen(&statx), born))
+    }
+
     fn seen(&self, statx: &Statx) -> Seen {
         let key = Key {
             ino: statx.stx_ino,
@@ -339,11 +361,11 @@ impl InodeTable {
         let mut fd = fd;
         loop {
             let Some(inode) = self.find(seen.key) else {
-                match self.insert(Some(fd), seen.key, seen.kind(), home.clone()) {
+                match self.insert(Entry::Open(fd), seen.key, seen.kind(), home.clone()) {
                     Ok(inode) => return Ok(inode),
-                    Err(Some(back)) => fd = back,
+                    Err(Entry::Open(back)) => fd = back,
                     // Not reached: what was given comes back.
-                    Err(None) => return Err(Fail::new(Errno::STALE, "enter an inode")),
+                    Err(_) => return Err(Fail::new(Errno::STALE, "intern")),
                 }
                 continue;
             };
@@ -357,32 +379,72 @@ impl InodeTable {
         }
     }
 
-    /// Enters a new inode; gives the descriptor back when somebody else was first.
+    /// As [`InodeTable::lookup`], for what stands in a listing and may never be opened: by one system
+    /// call and without a descriptor, where numbers and times of birth tell inodes apart. `None` for
+    /// directories, which are held by descriptors, and where more has to be looked at.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn glance(
+        &self,
+        parent: &Inode,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+    ) -> Result<Option<(Arc<Inode>, Stat)>> {
+        let (seen, Some(born)) = self.see_with_birth(dir, name)? else {
+            return Ok(None);
+        };
+        if seen.kind() == FileType::Directory {
+            return Ok(None);
+        }
+        let home = Home::new(parent.id, name);
+        loop {
+            let Some(inode) = self.find(seen.key) else {
+                let entry = Entry::Born(born.0, born.1);
+                match self.insert(entry, seen.key, seen.kind(), home.clone()) {
+                    Ok(inode) => return Ok(Some((inode, seen.stat))),
+                    Err(_) => continue,
+                }
+            };
+            match inode.found() {
+                // The descriptor keeps the inode, so its number can't have been given to another.
+                Found::Open(_) => {}
+                Found::Parked(Parked::Born(s, n)) if (s, n) == born => {}
+                Found::Parked(_) | Found::Gone => return Ok(None),
+            }
+            if self.raise(&inode) {
+                inode.moved(home);
+                return Ok(Some((inode, seen.stat)));
+            }
+        }
+    }
+
+    /// Enters a new inode; gives back what it was to enter by when somebody else was first.
     pub(super) fn insert(
         &self,
-        fd: Option<OwnedFd>,
+        entry: Entry,
         key: Key,
         kind: FileType,
         home: Home,
-    ) -> std::result::Result<Arc<Inode>, Option<OwnedFd>> {
+    ) -> std::result::Result<Arc<Inode>, Entry> {
         let mut state = self.state.lock();
         if state.find(key).is_some() {
-            return Err(fd);
+            return Err(entry);
         }
+        let has_descriptor = matches!(entry, Entry::Open(_));
         // An id that still stands for another file is not given again.
         let free = natural_id(key).filter(|id| state.known.get(*id).is_none());
         let counted = || SYNTHETIC | self.next_synthetic.fetch_add(1, Ordering::Relaxed);
         let id = free.unwrap_or_else(counted);
         let file_id = FileId(self.next_file.fetch_add(1, Ordering::Relaxed));
-        let open = fd.is_some();
-        let inode = Arc::new(Inode::new(id, file_id, key, kind, fd, Some(home)));
+        let inode = Arc::new(Inode::new(id, file_id, key, kind, entry, Some(home)));
         if free.is_none() {
             state.aliases.insert(key, inode.clone());
         }
         state.known.insert(inode.clone());
         self.counted(&state);
         drop(state);
-        if open {
+        if has_descriptor {
             self.opened(id);
         }
         Ok(inode)

@@ -327,3 +327,94 @@ fn ids_of_virtual_files_are_their_own() {
     let elsewhere = Key { ino: 7, site: 1 };
     assert!(!InodeTable::is_virtual(tree.table.likely_id(elsewhere)));
 }
+
+fn glance(tree: &Tree, name: &str) -> Option<Arc<Inode>> {
+    let root = tree.table.root();
+    let dir = tree.table.fd(root).unwrap();
+    let found = tree.table.glance(root, dir.as_fd(), OsStr::new(name));
+    found.unwrap().map(|(inode, _)| inode)
+}
+
+/// Replaces a file until its successor has its number and was born at another time, as far as
+/// numbers are given again at all.
+fn replace(tree: &Tree, name: &str) -> bool {
+    let path = tree.dir.path().join(name);
+    let look = || {
+        let file = fs::File::open(&path).unwrap();
+        let (seen, born) = tree.table.see_with_birth(file.as_fd(), c"").unwrap();
+        (seen.key, born)
+    };
+    let old = look();
+    for _ in 0..1000 {
+        fs::remove_file(&path).unwrap();
+        make(tree.dir.path(), name);
+        let new = look();
+        if new.0 == old.0 && new.1 != old.1 {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn what_was_only_listed_has_no_descriptor_until_it_is_used() {
+    for who in ALL {
+        let tree = tree(who);
+        let names: Vec<String> = (0..100).map(|n| format!("file{n}")).collect();
+        names.iter().for_each(|name| make(tree.dir.path(), name));
+        let listed: Option<Vec<_>> = names.iter().map(|name| glance(&tree, name)).collect();
+        let Some(inodes) = listed else {
+            return crate::sys::testing::skip("no times of birth on this file system");
+        };
+        // By whichever way it is looked at again, it is the same.
+        for (inode, name) in inodes.iter().zip(&names) {
+            assert_eq!(glance(&tree, name).unwrap().id, inode.id);
+        }
+        assert_eq!(tree.table.open.load(Ordering::Relaxed), 1);
+        for (inode, name) in inodes.iter().zip(&names) {
+            assert_eq!(&read(&tree, inode), name);
+            assert_eq!(lookup(&tree, name).id, inode.id);
+            assert_eq!(inode.lookups.load(Ordering::Relaxed), 3);
+        }
+        assert!(tree.table.open.load(Ordering::Relaxed) <= 17);
+        fs::create_dir(tree.dir.path().join("folder")).unwrap();
+        assert!(glance(&tree, "folder").is_none(), "held by its descriptor");
+    }
+}
+
+#[test]
+fn what_was_only_listed_is_never_another_file() {
+    for who in ALL {
+        let tree = tree(who);
+        make(tree.dir.path(), "name");
+        let Some(old) = glance(&tree, "name") else {
+            return crate::sys::testing::skip("no times of birth on this file system");
+        };
+        if !replace(&tree, "name") {
+            return crate::sys::testing::skip("numbers are not given again");
+        }
+        assert_eq!(errno(tree.table.fd(&old)), Errno::STALE);
+        assert!(glance(&tree, "name").is_none(), "to be looked at");
+        let new = lookup(&tree, "name");
+        assert_ne!(old.id, new.id);
+        assert_eq!(errno(tree.table.fd(&old)), Errno::STALE);
+        assert_eq!(glance(&tree, "name").unwrap().id, new.id);
+    }
+}
+
+#[test]
+fn what_was_only_listed_is_found_by_a_name_that_it_got_here() {
+    for who in ALL {
+        let tree = tree(who);
+        make(tree.dir.path(), "before");
+        let Some(inode) = glance(&tree, "before") else {
+            return crate::sys::testing::skip("no times of birth on this file system");
+        };
+        let path = |name| tree.dir.path().join(name);
+        fs::rename(path("before"), path("after")).unwrap();
+        make(tree.dir.path(), "before");
+        assert_eq!(errno(tree.table.fd(&inode)), Errno::STALE);
+        tree.table.moved(tree.table.root(), OsStr::new("after"));
+        assert_eq!(read(&tree, &inode), "before");
+    }
+}

@@ -109,6 +109,8 @@ labelled! {
     Fallback {
         /// All windows were in use and another would have passed the budget:
         Budget = "budget",
+        /// A small request elsewhere, which is no reason to unmap another window:
+        Cold = "cold",
         /// A page could not be had; the file was truncated or the device failed:
         Fault = "fault",
         /// The file (or its file system) cannot be mapped:

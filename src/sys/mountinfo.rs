@@ -25,6 +25,8 @@ pub struct Mount {
     pub kind: OsString,
     /// What is mounted: a device, or whatever the file system calls it (fsname).
     pub source: OsString,
+    /// Options of the file system, as it shows them.
+    pub options: OsString,
 }
 
 impl Mount {
@@ -61,6 +63,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
         mountpoint: mountpoint.into(),
         kind: unescape(fields.next()?),
         source: unescape(fields.next()?),
+        options: fields.next().map(unescape).unwrap_or_default(),
     })
 }
 
@@ -111,6 +114,7 @@ mod tests {
         assert_eq!(mounts[0].mountpoint, Path::new("/mnt/a b,\nc\\"));
         assert!(mounts[0].is_corfs());
         assert_eq!(mounts[0].source, "/s x");
+        assert_eq!(mounts[0].options, "rw,user_id=0");
         assert_eq!(mounts[1].root, Path::new("/sub"));
         assert_eq!(mounts[1].mountpoint, Path::new("/"));
         assert!(!mounts[1].is_corfs());

@@ -12,7 +12,7 @@ use super::ahead::{Ahead, Job};
 use super::budget::{Budget, Reservation, Window};
 use super::options::{Geometry, Span, WindowOptions};
 use super::table::{Found, Gone, Key, Table};
-use crate::observe::Metrics;
+use crate::observe::{Fallback, Metrics};
 use crate::sys::{Errno, procfd};
 
 /// Room for a window that nobody asked for yet is made only of windows that were not used for this
@@ -24,16 +24,57 @@ const IDLE_FOR_AHEAD: Duration = Duration::from_millis(5);
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub struct FileId(pub u64);
 
+/// How a reader goes through a file.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Pattern {
+    /// It will go on behind this request.
+    Sequential,
+    /// It may go anywhere, by large steps.
+    Random,
+    /// It may go anywhere, and asks for little. To map a window for that, where another must be
+    /// unmapped for it, costs several times what pread does: the window must have been asked for
+    /// some times before.
+    Scattered,
+}
+
+impl Pattern {
+    /// The largest scattered request, in bytes: populating as much costs about what mapping does.
+    const SMALL: usize = 64 << 10;
+
+    /// That of a request for `len` bytes.
+    pub fn of(sequential: bool, len: u64) -> Self {
+        match sequential {
+            true => Self::Sequential,
+            false if len <= Self::SMALL as u64 => Self::Scattered,
+            false => Self::Random,
+        }
+    }
+}
+
 /// Why a request cannot be answered from a window. The caller goes by pread, which gives the bytes
 /// or the true errno.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Miss {
     /// Everything that is mapped is in use, and one more window would pass the budget.
     Budget,
+    /// One scattered request is no reason to unmap another window.
+    Cold,
     /// A page could not be had: the file is shorter by now, or its device failed.
     Fault,
     /// The file cannot be mapped, or not that range of it.
     Unmappable,
+}
+
+impl Miss {
+    /// The same, as it is counted.
+    pub fn reason(self) -> Fallback {
+        match self {
+            Self::Budget => Fallback::Budget,
+            Self::Cold => Fallback::Cold,
+            Self::Fault => Fallback::Fault,
+            Self::Unmappable => Fallback::Unmappable,
+        }
+    }
 }
 
 /// Mapped windows of source files, which never map more than the budget together.
@@ -71,8 +112,8 @@ impl WindowCache {
     ///
     /// `fd` is any descriptor of the file that is open for reading. `size` is the file's size in
     /// bytes that the caller took just now, and `range` is clipped to it and no longer than the
-    /// longest request. `sequential` says that the reader will go on behind `range`: the next
-    /// window is then readied before it is asked for.
+    /// longest request. For a sequential `pattern` the next window is readied before it is asked
+    /// for.
     ///
     /// # Errors
     ///
@@ -83,7 +124,7 @@ impl WindowCache {
         fd: &Arc<OwnedFd>,
         range: Range<u64>,
         size: u64,
-        sequential: bool,
+        pattern: Pattern,
     ) -> Result<MapSlice, Miss> {
         if range.is_empty() {
             return Ok(MapSlice::default());
@@ -91,9 +132,10 @@ impl WindowCache {
         let span = self.geometry.span(range.start, size);
         let span = span.ok_or(Miss::Unmappable)?;
         let within = within(&span, &range).ok_or(Miss::Unmappable)?;
-        let window = self.pin((file, span.index), &span, within.end, fd.as_fd())?;
+        let key = (file, span.index);
+        let window = self.pin(key, &span, within.end, fd.as_fd(), pattern)?;
         window.start(&within);
-        if sequential
+        if pattern == Pattern::Sequential
             && let Some(next) = self.geometry.next(&span, range.end, size)
             && window.first_ahead()
         {
@@ -126,10 +168,12 @@ impl WindowCache {
         span: &Span,
         len: usize,
         fd: BorrowedFd<'_>,
+        pattern: Pattern,
     ) -> Result<Arc<Window>, Miss> {
         if span.len > self.budget.limit() {
             return Err(Miss::Budget);
         }
+        let scattered = pattern == Pattern::Scattered;
         let mut table = self.table.lock();
         let (ticket, outgrown) = loop {
             match table.find(key, len, Instant::now()) {
@@ -141,6 +185,11 @@ impl WindowCache {
                 // One maps and the others wait, so that no window is mapped or counted twice. If
                 // it failed for that one, the next in line tries.
                 Found::Mapping => self.changed.wait(&mut table),
+                Found::Nothing(None)
+                    if scattered && self.budget.missing(span.len) > 0 && !table.warms(key) =>
+                {
+                    return Err(Miss::Cold);
+                }
                 Found::Nothing(outgrown) => break (table.begin(key), outgrown),
             }
         };

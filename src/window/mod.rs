@@ -29,6 +29,6 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{FileId, MapSlice, Miss, WindowCache};
+pub use cache::{FileId, MapSlice, Miss, Pattern, WindowCache};
 pub use guard::Map;
 pub use options::WindowOptions;

@@ -2,6 +2,7 @@
 //! mapped or unmapped: what leaves the table is handed to the caller, who drops it without the lock.
 
 use std::collections::{BTreeSet, HashMap};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,14 @@ use super::cache::FileId;
 
 /// A file and the index of a window in it.
 pub(super) type Key = (FileId, u64);
+
+/// How often scattered requests must ask for a window until it is mapped in another's place:
+/// mapping and unmapping cost many small preads where two processors have to agree on it (rows
+/// "random 4 KiB" of `benches/speed`).
+const WARM: u8 = 32;
+
+/// Windows of which it is remembered how often they were asked for in vain.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// Windows that left the table. Those without a pin are unmapped when this is dropped.
 pub(super) type Gone = Vec<Arc<Window>>;
@@ -46,6 +55,8 @@ pub(super) struct Table {
     slots: LruCache<Key, Slot>,
     files: HashMap<FileId, BTreeSet<u64>>,
     tickets: u64,
+    /// How often scattered requests asked for what is not mapped.
+    asked: LruCache<Key, u8>,
     /// How many threads hold windows that they took out and have not unmapped yet.
     pub(super) departing: usize,
 }
@@ -56,6 +67,7 @@ impl Table {
             slots: LruCache::unbounded(),
             files: HashMap::new(),
             tickets: 0,
+            asked: LruCache::new(REMEMBERED),
             departing: 0,
         }
     }
@@ -75,6 +87,17 @@ impl Table {
 
     pub(super) fn contains(&self, key: Key) -> bool {
         self.slots.contains(&key)
+    }
+
+    /// Counts a scattered request for a window that is not mapped; whether it is to be mapped now.
+    pub(super) fn warms(&mut self, key: Key) -> bool {
+        let asked = self.asked.get_or_insert_mut(key, || 0);
+        *asked += 1;
+        let warm = *asked >= WARM;
+        if warm {
+            self.asked.pop(&key);
+        }
+        warm
     }
 
     /// Marks that the caller goes to map the window of that key.

@@ -38,3 +38,4 @@ mod storm;
 mod suites;
 mod support;
 mod validity;
+mod writeback;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -645,4 +646,92 @@ fn many_programs_change_one_tree() {
     let listed = output(Command::new("ls").arg("-lR").arg(mount.path()));
     assert!(listed.status.success());
     assert_eq!(walk(mount.path()), walk(source.path()));
+}
+
+/// The kernel would ask for file capabilities before each of them.
+#[test]
+fn a_write_is_one_request() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let file = fs::File::create(mount.path().join("f")).unwrap();
+    let of = |op| mount.stats().sum("corfs_operations_total", &[("op", op)]);
+    let before = (of("write"), of("getxattr"));
+    for number in 0..500 {
+        file.write_all_at(b"8 bytes!", number * 8).unwrap();
+    }
+    assert_eq!(of("write") - before.0, 500.0);
+    let asked = of("getxattr") - before.1;
+    assert!(asked < 50.0, "{asked}");
+}
+
+/// Walks of large trees would else take all that the daemon may have, though nobody opens the files.
+#[test]
+fn what_is_only_listed_takes_no_descriptor() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    for folder in 0..10 {
+        source.dir(&format!("d{folder}"));
+        for file in 0..80 {
+            source.file(&format!("d{folder}/f{file}"), b"x");
+        }
+    }
+    let first = source.path().join("d0/f0");
+    if fs::metadata(&first).unwrap().created().is_err() {
+        println!("SKIP: no times of birth on this file system");
+        return;
+    }
+    let mount = Mount::of(source.path()).start();
+    let listed = output(
+        Command::new("find")
+            .arg(mount.path())
+            .args(["-printf", "%s %i\n"]),
+    );
+    assert_eq!(
+        listed.stdout.iter().filter(|byte| **byte == b'\n').count(),
+        811
+    );
+    let held = fs::read_dir(format!("/proc/{}/fd", mount.server())).unwrap();
+    assert!(held.count() < 200);
+    assert_eq!(read_file(&mount.path().join("d3/f7")), b"x");
+    assert_eq!(walk(mount.path()), walk(source.path()));
+}
+
+/// Held by O_PATH, which opens nothing: the mirror has to keep what it had only listed.
+#[test]
+fn what_was_only_listed_outlives_its_name_for_who_holds_it() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    for name in ["removed", "replaced", "new"] {
+        source.file(name, name.as_bytes());
+    }
+    let mount = Mount::of(source.path()).start();
+    let path = |name: &str| mount.path().join(name);
+    for entry in fs::read_dir(mount.path()).unwrap() {
+        entry.unwrap().metadata().unwrap();
+    }
+    let hold = |name: &str| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        rustix::fs::open(path(name), flags, Mode::empty()).unwrap()
+    };
+    let held = ["removed", "replaced"].map(|name| (name, hold(name)));
+    fs::remove_file(path("removed")).unwrap();
+    fs::rename(path("new"), path("replaced")).unwrap();
+    for (name, fd) in &held {
+        let stat = rustix::fs::fstat(fd).unwrap();
+        assert_eq!(
+            (stat.st_nlink, stat.st_size),
+            (0, name.len() as i64),
+            "{name}"
+        );
+        let again = Path::new("/proc/self/fd").join(fd.as_raw_fd().to_string());
+        assert_eq!(read_file(&again), name.as_bytes());
+    }
+    assert_eq!(read_file(&path("replaced")), b"new");
 }

@@ -90,6 +90,16 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         },
     },
     Valued {
+        name: "writeback",
+        value: "on|off",
+        help: "The kernel keeps what is written until a file is closed or synced; only for who is \
+               the only one to write to the source [default: off]",
+        apply: |d, v| {
+            let words = [("on", true), ("off", false)];
+            choice(v, &words, "must be on or off").map(|w| d.writeback = w)
+        },
+    },
+    Valued {
         name: "cache",
         value: "DIR",
         help: "Keep on local disk, in this directory, what is read from the source",

@@ -91,7 +91,7 @@ impl View {
 
     fn describe_errors(&self, text: &mut String) {
         for failure in self.errors.iter().take(MOST_ERRORS) {
-            let path = quote(failure.path.as_bytes());
+            let path = quote(&failure.bytes);
             let _ = writeln!(text, "       {path}: {}", failure.error);
         }
         let more = self.failed.saturating_sub(MOST_ERRORS as u64);
@@ -204,8 +204,9 @@ mod tests {
 
     #[test]
     fn errors_stand_below_and_are_few() {
-        let error = |number| FileError {
-            path: format!("d/\n{number}"),
+        let error = |number: u32| FileError {
+            path: String::new(),
+            bytes: [b"d/\n\xff", number.to_string().as_bytes()].concat(),
             errno: 5,
             error: "open: no".into(),
         };
@@ -216,7 +217,7 @@ mod tests {
         let text = described(&view);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 1 + MOST_ERRORS + 2);
-        assert_eq!(lines[1].trim(), r"$'d/\n0': open: no");
+        assert_eq!(lines[1].trim(), r"$'d/\n\3770': open: no");
         assert_eq!(lines[6].trim(), "and 245 more files that failed");
         assert_eq!(lines[7].trim(), "copy: 250 files failed");
     }

@@ -83,6 +83,9 @@ fn rate(bytes: u64, took: Duration) -> u64 {
 pub(super) struct FileError {
     /// Its path; what is no UTF-8 in it is replaced by U+FFFD.
     pub(super) path: String,
+    /// The path as it is, for people: they see it quoted.
+    #[serde(skip)]
+    pub(super) bytes: Vec<u8>,
     pub(super) errno: i32,
     pub(super) error: String,
 }
@@ -93,6 +96,7 @@ impl From<Failure> for FileError {
             path: String::from_utf8_lossy(&failure.path).into_owned(),
             errno: failure.fail.errno.raw_os_error(),
             error: failure.fail.to_string(),
+            bytes: failure.path.into_vec(),
         }
     }
 }

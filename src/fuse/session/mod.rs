@@ -16,6 +16,7 @@ mod line;
 mod logging;
 mod mount;
 mod overdue;
+mod parting;
 mod place;
 mod readahead;
 mod refusal;

@@ -164,6 +164,7 @@ impl Settings {
         line("readahead", &readahead::asked(self.readahead));
         line("io", &word_of_io(o.io));
         line("passthrough", &word_of_passthrough(o.passthrough));
+        line("writeback", &if o.writeback { "on" } else { "off" });
         if let Some(cache) = &self.cache {
             cache_lines(cache, o, &mut line);
         }

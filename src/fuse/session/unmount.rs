@@ -3,6 +3,7 @@
 use super::fusermount;
 use super::mount::{Site, is_privileged};
 use super::mountinfo::Mount;
+use super::parting::Server;
 use super::place::Place;
 use super::refusal::{Refusal, said, shown};
 use rustix::io::Errno;
@@ -187,8 +188,15 @@ pub fn command(path: &Path, manner: Manner) -> Result<(), Refusal> {
         Some(mount) => {
             // The descriptor would keep it busy.
             drop(place);
+            // Who unmounts lazily or by force waits for nobody.
+            let plain = manner == Manner::Plain;
+            let server = plain.then(|| Server::of(&mount.mountpoint)).flatten();
             unmount(&mount.mountpoint, manner)
-                .map_err(|kept| Refusal::mount(format!("umount {name}: {}", words(kept))))
+                .map_err(|kept| Refusal::mount(format!("umount {name}: {}", words(kept))))?;
+            if let Some(server) = server {
+                server.wait();
+            }
+            Ok(())
         }
     }
 }

@@ -253,6 +253,26 @@ impl Mirror {
         Ok(self.attr(inode.id, stat))
     }
 
+    /// As [`Mirror::found`], of a name in a listing that was read by `dir`.
+    pub(super) fn found_in_listing(
+        &self,
+        parent: &Inode,
+        dir: Option<BorrowedFd<'_>>,
+        name: &OsStr,
+    ) -> Result<Attr> {
+        // What is watched is looked at once more by a descriptor; files are kept by theirs.
+        if self.watch.is_none()
+            && !self.is_apart()
+            && let Some(dir) = dir
+            && let Some((inode, stat)) = self.table.glance(parent, dir, name)?
+        {
+            self.seen(&inode, &stat);
+            self.noted_name(parent.id, name, &stat);
+            return Ok(self.attr(inode.id, stat));
+        }
+        self.found(parent, name)
+    }
+
     /// Attributes of an inode just entered: `stat`, unless changes are watched, which may have
     /// passed the inode by until now.
     pub(super) fn entered<F: AsFd>(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::budget::{Budget, Window};
 use super::super::options::Span;
 use super::super::table::{Found, Table};
-use super::super::{FileId, MapSlice, Miss, WindowCache};
+use super::super::{FileId, MapSlice, Miss, Pattern, WindowCache};
 use super::{K, Source, bytes, cache, count, eventually, patterned};
 use crate::observe::{Metrics, names};
 use crate::sys::Errno;
@@ -20,7 +20,13 @@ fn slice(
 ) -> Result<MapSlice, Miss> {
     let size = source.size();
     let end = (start + len).min(size);
-    cache.slice(FileId(source.id), &source.fd, start..end, size, false)
+    cache.slice(
+        FileId(source.id),
+        &source.fd,
+        start..end,
+        size,
+        Pattern::Random,
+    )
 }
 
 fn right(cache: &Arc<WindowCache>, source: &Source, start: u64, len: u64) {
@@ -68,7 +74,7 @@ fn what_the_size_does_not_cover_is_refused() {
     let source = Source::new(&dir, 1, 10 * K);
     let (cache, _) = cache(64 * K, 1024 * K, 128 * K);
     for (range, size) in [(0..20 * K as u64, 10 * K as u64), (5..6, 5), (0..1, 0)] {
-        let answer = cache.slice(FileId(1), &source.fd, range, size, false);
+        let answer = cache.slice(FileId(1), &source.fd, range, size, Pattern::Random);
         assert_eq!(answer.expect_err("refused"), Miss::Unmappable);
     }
 }
@@ -111,7 +117,7 @@ fn a_truncated_file_is_a_miss_and_mended_when_it_grows_again() {
         &source.fd,
         0..64 * K as u64,
         64 * K as u64,
-        false,
+        Pattern::Random,
     );
     assert_eq!(stale.expect_err("truncated"), Miss::Fault);
     assert_eq!(count(&metrics, names::FAULTS_SURVIVED), 1);
@@ -230,7 +236,7 @@ fn what_cannot_be_mapped_is_a_miss_and_costs_no_budget() {
     let folder = std::fs::File::open(dir.path()).expect("open");
     let unreadable = source.file.try_clone().expect("a descriptor to write");
     for (id, fd) in [(7, OwnedFd::from(folder)), (8, OwnedFd::from(unreadable))] {
-        let answer = cache.slice(FileId(id), &Arc::new(fd), 0..10, 10, false);
+        let answer = cache.slice(FileId(id), &Arc::new(fd), 0..10, 10, Pattern::Random);
         assert_eq!(answer.expect_err("no mapping"), Miss::Unmappable);
     }
     assert_eq!(cache.mapped_bytes(), 0);
@@ -256,7 +262,7 @@ fn a_window_keeps_no_file_open_for_writing() {
     let writer = std::fs::File::options().read(true).write(true).open(&path);
     let writer = Arc::new(OwnedFd::from(writer.expect("open")));
     let (cache, _) = cache(64 * K, 1024 * K, 64 * K);
-    let answer = cache.slice(FileId(1), &writer, 0..100, 100, false);
+    let answer = cache.slice(FileId(1), &writer, 0..100, 100, Pattern::Random);
     assert_eq!(answer.expect("a slice").len(), 100);
     assert!(!nobody_writes(&reader));
     drop(writer);
@@ -270,7 +276,15 @@ fn a_sequential_reader_finds_the_next_window_mapped() {
     let dir = tempfile::tempdir().expect("folder");
     let source = Source::new(&dir, 1, 1024 * K);
     let (cache, metrics) = cache(64 * K, 1024 * K, 64 * K);
-    let read = |range| cache.slice(FileId(1), &source.fd, range, source.size(), true);
+    let read = |range| {
+        cache.slice(
+            FileId(1),
+            &source.fd,
+            range,
+            source.size(),
+            Pattern::Sequential,
+        )
+    };
     let (half, window) = (32 * K as u64, 64 * K as u64);
     drop(read(0..half).expect("the first half"));
     drop(read(half..window).expect("the second half"));
@@ -291,7 +305,13 @@ fn the_readying_thread_keeps_nothing_alive() {
     for index in 0..15 {
         let start = index * 64 * K as u64;
         let range = start..start + 64 * K as u64;
-        let slice = cache.slice(FileId(1), &source.fd, range, source.size(), true);
+        let slice = cache.slice(
+            FileId(1),
+            &source.fd,
+            range,
+            source.size(),
+            Pattern::Sequential,
+        );
         drop(slice.expect("a slice"));
     }
     drop(cache);
@@ -344,4 +364,47 @@ fn a_window_mapped_while_its_file_is_forgotten_is_not_listed() {
     assert!(!table.contains(key), "not mapped");
     drop(window);
     assert_eq!(budget.bytes(), 0);
+}
+
+/// So many small requests elsewhere are answered otherwise before one window goes for another.
+#[test]
+fn a_window_is_not_unmapped_for_one_scattered_request() {
+    let dir = tempfile::tempdir().expect("folder");
+    let source = Source::new(&dir, 1, 1024 * K);
+    // Two windows of 64 KiB with their tails.
+    let (cache, metrics) = cache(64 * K, 4 * 68 * K, 4 * K);
+    let read = |at: usize| {
+        let range = (at * 64 * K) as u64..(at * 64 * K + 100) as u64;
+        let pattern = Pattern::of(false, 100);
+        let slice = cache.slice(FileId(1), &source.fd, range.clone(), source.size(), pattern);
+        slice.map(|slice| assert!(bytes(&slice) == Ok(patterned(1, range))))
+    };
+    let mut room = 0;
+    while read(room).is_ok() {
+        room += 1;
+    }
+    assert_eq!(room, 4);
+    let mapped = cache.mapped_bytes();
+    let refused = (0..200).take_while(|_| read(9) == Err(Miss::Cold)).count();
+    assert!((10..100).contains(&refused), "{refused}");
+    assert_eq!(count(&metrics, names::WINDOW_EVICTIONS), 1);
+    assert_eq!(cache.mapped_bytes(), mapped);
+    assert_eq!(read(9), Ok(()));
+    // The least recently used one went.
+    assert_eq!(read(0), Err(Miss::Cold));
+    assert_eq!(read(3), Ok(()));
+}
+
+#[test]
+fn large_and_sequential_requests_get_their_window_at_once() {
+    let dir = tempfile::tempdir().expect("folder");
+    let source = Source::new(&dir, 1, 1024 * K);
+    let (cache, _) = cache(64 * K, 4 * 68 * K, 4 * K);
+    for at in 0..16 {
+        let range = (at * 64 * K) as u64..(at * 64 * K + 100) as u64;
+        for pattern in [Pattern::of(true, 100), Pattern::of(false, 65 << 10)] {
+            let slice = cache.slice(FileId(1), &source.fd, range.clone(), source.size(), pattern);
+            assert!(bytes(&slice.expect("mapped")) == Ok(patterned(1, range.clone())));
+        }
+    }
 }

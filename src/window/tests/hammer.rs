@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::{FileId, Miss};
+use super::super::{FileId, Miss, Pattern};
 use super::{K, Source, bytes, cache, count, eventually, patterned};
 use crate::observe::names;
 
@@ -85,7 +85,7 @@ proptest! {
                     let size = source.size();
                     let start = (size as f64 * at) as u64;
                     let range = start..(start + len).min(size);
-                    match cache.slice(FileId(file), &source.fd, range.clone(), size, false) {
+                    match cache.slice(FileId(file), &source.fd, range.clone(), size, Pattern::Random) {
                         Ok(slice) => {
                             prop_assert!(bytes(&slice) == Ok(patterned(file, range)));
                             if hold {
@@ -169,8 +169,12 @@ fn hammer(budget: usize) -> (u64, u64) {
                 _ => {}
             }
             let sequential = scramble(&mut state).is_multiple_of(2);
+            let pattern = match sequential {
+                true => Pattern::Sequential,
+                false => Pattern::Random,
+            };
             let id = FileId(source.id);
-            match cache.slice(id, &source.fd, range.clone(), size, sequential) {
+            match cache.slice(id, &source.fd, range.clone(), size, pattern) {
                 Ok(slice) => {
                     assert!(bytes(&slice) == Ok(patterned(source.id, range)));
                     answered.fetch_add(1, Ordering::Relaxed);
@@ -228,7 +232,8 @@ fn readers_of_one_window_map_it_once() {
                 scope.spawn(|| {
                     start.wait();
                     let range = 0..64 * K as u64;
-                    let slice = cache.slice(FileId(1), &source.fd, range, source.size(), false);
+                    let slice =
+                        cache.slice(FileId(1), &source.fd, range, source.size(), Pattern::Random);
                     assert!(slice.is_ok());
                 });
             }

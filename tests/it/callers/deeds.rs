@@ -353,7 +353,7 @@ pub(super) fn facts(path: &Path) -> String {
 }
 
 /// Makes the one known difference even: see
-/// `rights::a_setgid_bit_without_execution_goes_with_writes_and_stays_with_truncations`.
+/// `rights::a_setgid_bit_without_execution_goes_with_the_write_of_a_member_too`.
 fn take_idle_setgid(native: &Path, mounted: &Path) {
     let bits = |path: &Path| rustix::fs::lstat(path).map_or(0, |stat| stat.st_mode);
     let (expected, found) = (bits(native), bits(mounted));

@@ -57,10 +57,9 @@ fn a_setgid_bit_without_execution_goes_with_a_strangers_write() {
 }
 
 /// Natively it goes with what strangers to the file's group do. Whoever writes through the mount
-/// does so as himself but without his groups, and a truncation comes to us as root's. Nobody reads
-/// anything from that bit.
+/// does so as himself but without his groups. Nobody reads anything from that bit.
 #[test]
-fn a_setgid_bit_without_execution_goes_with_writes_and_stays_with_truncations() {
+fn a_setgid_bit_without_execution_goes_with_the_write_of_a_member_too() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;
     }
@@ -79,10 +78,36 @@ fn a_setgid_bit_without_execution_goes_with_writes_and_stays_with_truncations() 
         (&[1000][..], write, 0o2666, 0o666),
         (&[], write, 0o666, 0o666),
         (&[1000], truncate, 0o2666, 0o2666),
-        (&[], truncate, 0o666, 0o2666),
+        (&[], truncate, 0o666, 0o666),
     ] {
         assert_eq!(left(source.path(), group, deed), natively, "{group:?}");
         assert_eq!(left(mount.path(), group, deed), here, "{group:?}");
+    }
+}
+
+/// The file was opened by root, who would keep the bits, and is written by somebody else.
+#[test]
+fn set_ids_go_with_the_write_of_who_was_lent_roots_descriptor() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).opt("allow_other,suid").start();
+    for root in [source.path(), mount.path()] {
+        let path = source.file("f", b"x");
+        set_owner(&path, 1000, 1000);
+        set_mode(&path, 0o6777);
+        let look = || rustix::fs::stat(root.join("f")).unwrap().st_mode & 0o7777;
+        assert_eq!(look(), 0o6777);
+        let file = std::fs::File::options()
+            .write(true)
+            .open(root.join("f"))
+            .unwrap();
+        rustix::io::pwrite(&file, b"root", 0).unwrap();
+        assert_eq!(look(), 0o6777, "root keeps them");
+        as_user(1001, || rustix::io::pwrite(&file, b"else", 0).unwrap());
+        assert_eq!(look(), 0o777, "{}", root.display());
+        assert_eq!(rustix::fs::stat(&path).unwrap().st_mode & 0o7777, 0o777);
     }
 }
 

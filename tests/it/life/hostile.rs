@@ -150,9 +150,9 @@ fn garbage_on_a_control_file_does_no_harm() {
                     if dice.below(5) == 0 {
                         let status = fs::read(&control).unwrap();
                         // One line a job, and one for its error, whatever the names were.
-                        let text = status
-                            .iter()
-                            .all(|&b| b == b'\n' || (b' '..0x7f).contains(&b));
+                        let shown = |c: char| c == '\n' || !(c.is_control() || c == '\u{fffd}');
+                        let text = std::str::from_utf8(&status);
+                        let text = text.is_ok_and(|text| text.chars().all(shown));
                         assert!(text, "{}", status.escape_ascii());
                     }
                 }

@@ -1,6 +1,7 @@
 //! Where a mount may stand, and what may stand on it.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -11,8 +12,8 @@ use super::PATIENCE;
 use super::load::{self, Load};
 use crate::command::{Stand, processes_with};
 use crate::support::{
-    Mount, Need, Scratch, assert_content, detach, errno_of, is_mounted, output, require, run, sbin,
-    wait_until, write_content,
+    Mount, Need, Scratch, Tmpfs, assert_content, corfs, detach, errno_of, is_mounted, output,
+    require, run, sbin, wait_until, write_content,
 };
 
 /// A bind mount; gone with the test.
@@ -355,5 +356,33 @@ fn bring_shell(root: &Path) {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         // Of a link, the file.
         run(Command::new("cp").arg("-L").arg(path).arg(&to));
+    }
+}
+
+/// What `corfs umount` leaves of a mount with a cache that was just filled: nothing that would keep
+/// its source.
+#[test]
+fn the_source_can_be_unmounted_as_soon_as_the_mirror_was() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    for round in 0..8 {
+        let source = Tmpfs::new(64 << 20);
+        for number in 0..64 {
+            let path = source.path().join(number.to_string());
+            write_content(&path, number, 200_000);
+        }
+        let cache = Scratch::new();
+        fs::set_permissions(cache.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let option = format!("racy=0,cache={}", cache.path().display());
+        let mut mount = Mount::of(source.path()).opt(option).start();
+        for number in 0..64 {
+            let bytes = fs::read(mount.path().join(number.to_string())).unwrap();
+            assert_content(number, 0, &bytes);
+        }
+        run(corfs().arg("umount").arg(mount.path()));
+        run(Command::new(sbin("umount")).arg(source.path()));
+        let status = mount.wait(PATIENCE);
+        assert_eq!(status.and_then(|status| status.code()), Some(0), "{round}");
     }
 }

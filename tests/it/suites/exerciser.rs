@@ -428,3 +428,8 @@ fn exerciser_finds_nothing_over_xfs_with_small_windows() {
 fn exerciser_finds_nothing_under_pread_over_btrfs() {
     exercise("btrfs", |mount| mount.opt("io=pread"), 2_003);
 }
+
+#[test]
+fn exerciser_finds_nothing_over_xfs_where_the_kernel_keeps_what_is_written() {
+    exercise("xfs", |mount| mount.opt("writeback=on"), 2_004);
+}

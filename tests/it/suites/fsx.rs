@@ -189,3 +189,20 @@ fn fsx_finds_nothing_under_pread() {
     let pread = |mount: MountBuilder| mount.opt("io=pread");
     exercise.run(&source, million() / 4, pread);
 }
+
+#[test]
+fn fsx_finds_nothing_where_the_kernel_keeps_what_is_written() {
+    if !require(&[Need::Fuse, Need::Filesystem("ext4")]) {
+        return;
+    }
+    let source = Loop::new("ext4", 256 << 20);
+    let exercise = Exercise {
+        file: (2 << 20) + 77,
+        operation: 100_000,
+        align: 1,
+        msync: false,
+        seed: 1_005_000,
+    };
+    let kept = |mount: MountBuilder| mount.opt("writeback=on");
+    exercise.run(source.path(), million(), kept);
+}

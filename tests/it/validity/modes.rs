@@ -199,10 +199,10 @@ fn seen(file: &File) -> Vec<u8> {
 /// Changes a file, which it leaves open for writing.
 type Changed<'a> = &'a dyn Fn(&Path) -> File;
 
-/// The kernel reads a file of the cache, which is as long as the file was, and is told of bytes
-/// that are written, and of nothing else.
+/// The kernel reads a file of the cache, which is as long as the file was, and is made like the
+/// source's whatever changes that; but an append has no place in it.
 #[test]
-fn readers_by_passthrough_keep_what_else_than_written_bytes_changes() {
+fn readers_by_passthrough_see_what_changes_before_the_end_that_they_opened() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;
     }
@@ -216,8 +216,15 @@ fn readers_by_passthrough_keep_what_else_than_written_bytes_changes() {
         file.set_len(1000).unwrap();
         file
     };
-    let punch = |on: &Path| {
+    let stretch = |on: &Path| {
         let file = writable(on);
+        file.set_len(5000).unwrap();
+        file.set_len(SIZE / 2).unwrap();
+        file
+    };
+    let punch = |on: &Path| {
+        // Such a descriptor can't read what is there now.
+        let file = File::options().write(true).open(on).unwrap();
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&file, flags, 0, 8192).unwrap();
         file
@@ -230,11 +237,20 @@ fn readers_by_passthrough_keep_what_else_than_written_bytes_changes() {
         assert_eq!(copied, Ok(8000));
         file
     };
-    let changes: [(&str, Changed<'_>); 4] = [
+    let inplace = |on: &Path| {
+        let at = on.parent().unwrap();
+        fs::write(at.join("other"), version(b'O', SIZE - 3000)).unwrap();
+        fs::write(at.join(".copy"), "--inplace other f").unwrap();
+        fs::remove_file(at.join("other")).unwrap();
+        writable(on)
+    };
+    let changes: [(&str, Changed<'_>); 6] = [
         ("append", &append),
         ("truncate", &truncate),
+        ("truncate and stretch", &stretch),
         ("punch", &punch),
         ("copy_file_range", &copy),
+        (".copy --inplace", &inplace),
     ];
     let old = version(b'A', SIZE);
     for (what, change) in changes {
@@ -245,8 +261,9 @@ fn readers_by_passthrough_keep_what_else_than_written_bytes_changes() {
         let writer = change(&on);
         let now = fs::read(world.behind("f")).unwrap();
         assert!(now != old, "{what}: the source is not changed");
-        same(&seen(&reader), &old, what);
-        same(&mapping, &old, what);
+        let shown = now.len().min(old.len());
+        same(&seen(&reader), &now[..shown], what);
+        same(&mapping[..shown], &now[..shown], what);
         let fresh = File::open(&on).unwrap();
         same(&seen(&fresh), &now, what);
         // What is written afterwards shows to both.
