@@ -390,7 +390,7 @@ mod tests {
     /// What was asked while every worker hung, by callers who were answered before it began.
     #[test]
     fn what_must_be_done_is_done_after_its_early_answer_and_what_must_not_is_left() {
-        let workers = Workers::new(Arc::new(Metrics::default()));
+        let workers = Workers::new(Arc::new(Metrics::default()), Box::new(|| ()));
         let gate = Arc::new(Mutex::new(()));
         let closed = gate.lock();
         for _ in 0..MOST {
@@ -400,6 +400,7 @@ mod tests {
         let job = |must: bool, done: &Arc<AtomicBool>, caller: &Arc<Caller>| {
             let done = done.clone();
             Job {
+                reads: false,
                 pending: caller.clone(),
                 deadline: Some(Instant::now()),
                 caller: 0,

@@ -210,10 +210,11 @@ impl Mirror {
         if !self.options.writeback || !file.writable {
             return;
         }
-        if let Some((seconds, nanoseconds)) = file.inode.take_overwritten() {
-            let fd = file.fd.as_fd();
+        if let Some((seconds, nanoseconds)) = file.inode.take_overwritten()
+            && let Ok(fd) = file.fd()
+        {
             // Of another's file it can't be set.
-            let _ = set_times(fd, None, Some(Time::At(seconds, nanoseconds)));
+            let _ = set_times(fd.as_fd(), None, Some(Time::At(seconds, nanoseconds)));
         }
     }
 

@@ -244,7 +244,8 @@ impl Mirror {
                 let attr = self.dot(&dir, entry)?;
                 return Ok(Step::of(emit(entry, Some(&attr))));
             }
-            match self.found_in_listing(&dir.inode, dir.fd.as_deref().map(AsFd::as_fd), &entry.name) {
+            match self.found_in_listing(&dir.inode, dir.fd.as_deref().map(AsFd::as_fd), &entry.name)
+            {
                 Ok(attr) => {
                     let full = emit(entry, Some(&attr));
                     if full {
@@ -330,7 +331,11 @@ impl Mirror {
             ahead.attr = self.dot(dir, &ahead.entry).ok();
             return ahead;
         }
-        match self.found_in_listing(&dir.inode, dir.fd.as_deref().map(AsFd::as_fd), &ahead.entry.name) {
+        match self.found_in_listing(
+            &dir.inode,
+            dir.fd.as_deref().map(AsFd::as_fd),
+            &ahead.entry.name,
+        ) {
             Ok(attr) => (ahead.attr, ahead.counted) = (Some(attr), true),
             Err(fail) => ahead.vanished = fail.errno == Errno::NOENT,
         }

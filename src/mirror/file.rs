@@ -546,7 +546,6 @@ impl Mirror {
             return self.outage.check("fsync");
         }
         self.settle_times(&file);
-        }
         let fd = file.fd()?;
         if data_only {
             return rustix::fs::fdatasync(&*fd).or_fail("fdatasync");

@@ -454,6 +454,8 @@ impl Parked {
             // It may have been seen in a listing alone, though there are handles.
             Self::Born(..) => Self::by_times(fd.as_fd())?,
             Self::Handle(_) | Self::Changed(..) => Self::of(fd.as_fd())?,
+            // Who knows nothing but the name has to compare that.
+            Self::Lost => return Ok(false),
         };
         Ok(now == *self)
     }
