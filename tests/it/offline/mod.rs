@@ -128,11 +128,13 @@ fn learn(mount: &Mount) -> Seen {
     wait_until("all is stored", PATIENCE, || {
         value(mount, "cache_stored_bytes_total") >= value(mount, "cache_filled_bytes_total")
     });
-    // What was seen before this is kept with it, or was before.
-    let mark = value(mount, "names_noted_total");
-    fs::symlink_metadata(mount.path().join("no such name")).unwrap_err();
+    // Notes are kept once a second, in the order in which they were taken: when no more come for
+    // some seconds, all are.
+    let mut before = 0.0;
     wait_until("all is noted", PATIENCE, || {
-        value(mount, "names_noted_total") > mark
+        std::thread::sleep(Duration::from_secs(3));
+        let now = value(mount, "names_noted_total");
+        now > 0.0 && now == std::mem::replace(&mut before, now)
     });
     seen
 }
