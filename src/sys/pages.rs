@@ -26,6 +26,15 @@ struct Found {
 /// How many pages of `length` bytes from `offset` on are in the page cache; `None` where the kernel
 /// does not tell, or not for that file.
 pub fn cached(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Option<u64> {
+    look(fd, offset, length).map(|found| found.cached)
+}
+
+/// How many of these pages are dirty, or being written; `None` as for [`cached`].
+pub fn unwritten(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Option<u64> {
+    look(fd, offset, length).map(|found| found.dirty + found.writeback)
+}
+
+fn look(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Option<Found> {
     let range = Range { offset, length };
     let mut found = Found::default();
     // SAFETY: both structures are laid out as the kernel's, and live over the call, which reads the
@@ -39,7 +48,7 @@ pub fn cached(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Option<u64> {
             0_u32,
         )
     };
-    (done == 0).then_some(found.cached)
+    (done == 0).then_some(found)
 }
 
 #[cfg(test)]
@@ -56,6 +65,11 @@ mod tests {
             return eprintln!("SKIP: no cachestat in this kernel");
         };
         assert_eq!(pages, 2);
+        file.sync_all().unwrap();
+        assert_eq!(unwritten(file.as_fd(), 0, 8192), Some(0));
+        std::os::unix::fs::FileExt::write_all_at(&file, &[2; 100], 0).unwrap();
+        // On disk, or in memory alone (tmpfs keeps all its pages dirty or none).
+        assert!(unwritten(file.as_fd(), 0, 8192).is_some_and(|pages| pages <= 2));
         assert_eq!(cached(file.as_fd(), 1 << 20, 8192), Some(0));
     }
 }

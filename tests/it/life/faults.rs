@@ -76,6 +76,10 @@ fn reader(path: PathBuf) -> Receiver<io::Result<Vec<u8>>> {
 #[track_caller]
 fn assert_well(mount: &mut Mount) {
     assert!(mount.alive());
+    // A fault that stood for long enough has opened the circuit breaker.
+    wait_until("the source is asked again", PATIENCE, || {
+        mount.stats().value("corfs_source_offline", &[]) == 0.0
+    });
     let at = mount.path();
     assert_content(1, 0, &fs::read(at.join("a")).unwrap());
     fs::write(at.join("well"), "again").unwrap();
