@@ -22,7 +22,7 @@ pub use super::serve::Serving;
 use super::serve::{Slot, Wait, name as os};
 pub use super::shared::Shared;
 use crate::cache::Store;
-use crate::mirror::{Coherence, EventQueue, InodeTable, MAX_READ, Options, SetAttr};
+use crate::mirror::{EventQueue, InodeTable, MAX_READ, Options, SetAttr};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::{self, Fail};
@@ -99,11 +99,10 @@ impl Filesystem for Adapter {
             // Without it the kernel asks for file capabilities before each write: setuid bits, and
             // those, go by what the source's file system does under whoever writes or truncates.
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
+            // Without it (before Linux 6.6) a file can't be mapped shared by who has it open without
+            // the kernel's pages: for appending, or under coherence=strict.
+            | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
             | InitFlags::FUSE_HAS_IOCTL_DIR;
-        if self.shared.mirror.options().coherence == Coherence::Strict {
-            // Without it (before Linux 6.6) a file can't be mapped shared.
-            wanted |= InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
-        }
         if self.shared.mirror.options().default_permissions {
             // The kernel judges: it must know the ACLs, not only the modes.
             wanted |= InitFlags::FUSE_POSIX_ACL;

@@ -258,7 +258,13 @@ impl Mirror {
         let opened = Opened {
             handle,
             keep_cache: !strict && fresh && !another,
-            direct_io: strict || hides_its_size || self.writes_through(&asked, &fd),
+            // What is appended through pages that the kernel has not whole comes in two requests
+            // where it crosses a page (fs/fuse/file.c, fuse_fill_write_pages), and what others
+            // append in the source between the two.
+            direct_io: strict
+                || hides_its_size
+                || (asked.append && asked.writes())
+                || self.writes_through(&asked, &fd),
             cached: reader.is_some() && !hides_its_size,
             hides_its_size,
         };
