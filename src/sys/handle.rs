@@ -109,7 +109,13 @@ impl FileHandle {
             )
         };
         if fd < 0 {
-            return Err(last_error("open_by_handle_at"));
+            let fail = last_error("open_by_handle_at");
+            return Err(match fail.errno {
+                // Its number is just being given to a new file: iget_locked (fs/inode.c) finds that
+                // one half made and returns nothing, which file systems take for want of memory.
+                Errno::NOMEM => Fail::new(Errno::STALE, "open_by_handle_at"),
+                _ => fail,
+            });
         }
         // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
