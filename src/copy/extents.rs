@@ -21,7 +21,8 @@ const DOUBT: u64 = 1 << 20;
 /// allocate late (btrfs, ext4, XFS, ZFS) have all had times when SEEK_DATA did not see such bytes,
 /// and once in some hundred thousand copies an fsx over ext4 (Linux 6.18) met zeros for what had
 /// been written two calls before. What is read as data and is a hole costs space; the reverse
-/// costs bytes.
+/// costs bytes. The kernel tells of pages only to who owns the file or may write it (mm/filemap.c,
+/// can_do_cachestat); for others SEEK_DATA is all there is.
 pub(super) struct Extents<'a> {
     file: BorrowedFd<'a>,
     at: u64,

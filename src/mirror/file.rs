@@ -616,9 +616,8 @@ impl Mirror {
         let (from_fd, to_fd) = (self.source_of(&source)?, target.fd()?);
         let places = ((from_fd.as_fd(), from.1), (to_fd.as_fd(), to.1));
         let copied = target.changed(|| copy_range(places.0, places.1, length))?;
-        let range = to.1..to
-            .1
-            .saturating_add(copied.as_ref().copied().unwrap_or(length));
+        let moved = copied.as_ref().copied().unwrap_or(length);
+        let range = to.1..to.1.saturating_add(moved);
         self.changed_within(&target.inode, to_fd.as_fd(), range);
         self.changed_by_us(target.inode.id, to_fd.as_fd());
         copied

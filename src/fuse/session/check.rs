@@ -117,18 +117,19 @@ fn check_absent(
     known: Option<SourceKey>,
     why: &str,
 ) -> Result<Prepared, Refusal> {
+    let Some(known) = known else {
+        return Err(Refusal::mount(format!(
+            "source {}: {why}, and the cache does not know it by that path; make it answer, or give \
+             the cache_id= under which it was cached",
+            shown(&settings.source)
+        )));
+    };
     let target = open_mountpoint(&settings.mountpoint)?;
     refuse_mounted(&target)?;
     if !settings.nonempty {
         refuse_full(target.path())?;
     }
     let metrics = Arc::new(Metrics::new());
-    let Some(known) = known else {
-        return Err(Refusal::mount(format!(
-            "source {}: {why}",
-            shown(&settings.source)
-        )));
-    };
     let device = open_device()?;
     let (source, store) = absent::stand_in(settings, known, why, &target, &metrics)?;
     let given =
