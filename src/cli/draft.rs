@@ -250,6 +250,7 @@ impl Draft {
             writeback: self.writeback,
             validate: self.cache.validate.unwrap_or(Validate::Open),
             offline: self.cache.dir.is_some() && self.cache.offline.unwrap_or(true),
+            source_idle: self.cache.source_idle.unwrap_or(Some(caching::SOURCE_IDLE)),
             // Who mounts finds it out.
             may_hang: false,
             prefetch: self.cache.prefetch.unwrap_or(caching::PREFETCH),

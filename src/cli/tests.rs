@@ -83,6 +83,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         ("prefetch", "0"),
         ("validate", "ttl:30s"),
         ("offline", "never"),
+        ("source-idle", "7"),
         ("window", "128K"),
         ("window-budget", "64M"),
         ("inode-limit", "64K"),
@@ -113,7 +114,7 @@ fn every_long_option_is_a_word_of_the_list_too() {
         let beside = match name {
             "watch-timeout" | "watch-limit" => "coherence=watch",
             "cache-id" | "cache-size" | "cache-free" | "block" | "verify" | "racy" | "prefetch"
-            | "validate" | "offline" => "cache=/c",
+            | "validate" | "offline" | "source-idle" => "cache=/c",
             _ => "rw",
         };
         let long = mounting(&["/s", "/m", "-o", beside, &format!("--{name}"), value]);

@@ -234,7 +234,7 @@ impl Filesystem for Adapter {
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let _noted = self.shared.note(req, ino, |_| ());
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
-            let target = shared.measured(Op::Readlink, || shared.mirror.readlink(ino.0));
+            let target = shared.asked(Op::Readlink, || shared.mirror.readlink(ino.0));
             shared.answer(slot, target, |reply, target| reply.data(&target));
         });
     }
@@ -449,7 +449,7 @@ impl Filesystem for Adapter {
             if virtual_file(ino) {
                 return shared.open_control(&caller, ino.0, flags, slot);
             }
-            let opened = shared.measured(Op::Open, || shared.mirror.open(&caller, ino.0, flags));
+            let opened = shared.asked(Op::Open, || shared.mirror.open(&caller, ino.0, flags));
             shared.reply_opened(ino.0, flags, opened, slot);
         });
     }
@@ -648,7 +648,7 @@ impl Filesystem for Adapter {
         }
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
             let open = || shared.mirror.opendir(ino.0, flags.0);
-            match (shared.measured(Op::Opendir, open), slot.take()) {
+            match (shared.asked(Op::Opendir, open), slot.take()) {
                 (Ok(opened), Some(reply)) => {
                     reply.opened(FileHandle(opened.handle), dir_flags(&opened));
                 }
@@ -751,7 +751,7 @@ impl Filesystem for Adapter {
         let _noted = self.shared.note(req, ino, |_| ());
         let ino = if virtual_file(ino) { 1 } else { ino.0 };
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
-            let found = shared.measured(Op::Statfs, || shared.mirror.statfs(ino));
+            let found = shared.asked(Op::Statfs, || shared.mirror.statfs(ino));
             shared.answer(slot, found, |reply, stat| {
                 reply.statfs(
                     stat.f_blocks,
@@ -818,11 +818,11 @@ impl Filesystem for Adapter {
                 let (mirror, name) = (&shared.mirror, os(name));
                 if size == 0 {
                     let length = || mirror.getxattr_size(ino.0, name);
-                    let length = shared.measured(Op::Getxattr, length);
+                    let length = shared.asked(Op::Getxattr, length);
                     return shared.answer(slot, length, |reply, length| reply.size(length as u32));
                 }
                 let value = || mirror.getxattr(ino.0, name, size as usize);
-                let value = shared.measured(Op::Getxattr, value);
+                let value = shared.asked(Op::Getxattr, value);
                 shared.answer(slot, value, |reply, value| reply.data(&value));
             },
         );
@@ -843,11 +843,11 @@ impl Filesystem for Adapter {
             let mirror = &shared.mirror;
             if size == 0 {
                 let length = || mirror.listxattr_size(ino.0);
-                let length = shared.measured(Op::Listxattr, length);
+                let length = shared.asked(Op::Listxattr, length);
                 return shared.answer(slot, length, |reply, length| reply.size(length as u32));
             }
             let names = || mirror.listxattr(ino.0, size as usize);
-            let names = shared.measured(Op::Listxattr, names);
+            let names = shared.asked(Op::Listxattr, names);
             shared.answer(slot, names, |reply, names| reply.data(&names));
         });
     }

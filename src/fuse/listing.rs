@@ -107,7 +107,7 @@ impl Shared {
     ) {
         let at = position(offset);
         let listed = self.listed(ino, offset);
-        let ahead = match self.measured(Op::Readdir, || self.mirror.read_ahead(fh, at, None)) {
+        let ahead = match self.asked(Op::Readdir, || self.mirror.read_ahead(fh, at, None)) {
             Ok(ahead) => ahead,
             Err(errno) => return slot.refuse(errno),
         };
@@ -132,7 +132,7 @@ impl Shared {
         let listed = self.listed(ino, offset);
         let room = self.room.bytes();
         let read = || self.mirror.read_ahead(fh, at, Some(room));
-        let ahead = match self.measured(Op::Readdirplus, read) {
+        let ahead = match self.asked(Op::Readdirplus, read) {
             Ok(ahead) => ahead,
             Err(errno) => return slot.refuse(errno),
         };

@@ -25,6 +25,7 @@ impl Drop for Unmount<'_> {
 fn options(inode_limit: usize) -> Options {
     Options {
         offline: false,
+        source_idle: None,
         may_hang: false,
         read_only: false,
         noatime: false,

@@ -140,7 +140,8 @@ impl Adapter {
     ) {
         let shared = &self.shared;
         let Some(workers) = &shared.workers else {
-            return work(shared, lent, Slot::Own(reply));
+            let mirror = &shared.mirror;
+            return mirror.serve_awake(|| work(shared, lent, Slot::Own(reply)));
         };
         if wait != Wait::Read {
             return workers.submit(job(shared, wait, caller, reply, lent, work));
@@ -228,7 +229,8 @@ fn job<R: Answer, const N: usize>(
         must: matches!(wait, Wait::Flush | Wait::Release),
         watched: wait != Wait::Release,
         run: Box::new(super::oplog::carried(move || {
-            work(&shared, kept.each_ref().map(|kept| &**kept), slot);
+            let lent = kept.each_ref().map(|kept| &**kept);
+            shared.mirror.serve_awake(|| work(&shared, lent, slot));
         })),
     }
 }

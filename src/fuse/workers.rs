@@ -32,6 +32,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How often what is under way is looked at.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How long who waits for a source that was just lost may still be answered from what is kept.
+const GRACE: Duration = Duration::from_millis(300);
+
 /// What waits longer than this has its caller looked at.
 const PATIENT: Duration = Duration::from_secs(1);
 
@@ -100,6 +103,20 @@ struct Watched {
     since: Instant,
     caller: u32,
     watch: Mutex<Option<CallerWatch>>,
+}
+
+impl Watched {
+    /// The same with another deadline.
+    fn until(&self, deadline: Instant) -> Self {
+        Self {
+            pending: self.pending.clone(),
+            reads: self.reads,
+            deadline: Some(deadline),
+            since: self.since,
+            caller: self.caller,
+            watch: Mutex::default(),
+        }
+    }
 }
 
 struct State {
@@ -245,22 +262,18 @@ impl Workers {
         }
     }
 
-    /// The source was lost: who only asks or reads is answered now, and as many threads as wait for
-    /// it may be started in their places, once.
+    /// The source was lost: who only asks or reads is answered soon, by whoever is not caught in a
+    /// call that hangs, else by the deadline; and as many threads as wait for it may be started in
+    /// their places, once.
     pub(super) fn give_up(&self) {
-        let inner = &self.0;
-        let mut state = inner.state.lock();
-        let reads = state.watched.values().filter(|watched| watched.reads);
-        let pending: Vec<_> = reads.map(|watched| watched.pending.clone()).collect();
-        state.queue.retain(|(_, job)| !job.reads);
+        let mut state = self.0.state.lock();
+        let soon = Instant::now() + GRACE;
+        for watched in state.watched.values_mut().filter(|watched| watched.reads) {
+            let deadline = watched.deadline.map_or(soon, |deadline| deadline.min(soon));
+            *watched = Arc::new(watched.until(deadline));
+        }
         state.lost = state.running.min(MOST);
         state.lost_before = state.next;
-        drop(state);
-        for pending in pending {
-            if pending.refuse(Errno::ETIMEDOUT) {
-                inner.metrics.source_timeout();
-            }
-        }
     }
 
     /// Waits until all that was asked is done. Whoever can't wait for ever has to see to it.

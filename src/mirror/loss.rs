@@ -17,6 +17,14 @@ use crate::sys::{Errno, Fail, Result};
 /// The site of inodes that were never seen, and whose number another inode has.
 const NOWHERE: u32 = u32::MAX;
 
+/// Device and mount of a root.
+///
+/// # Errors
+/// Those of statx(2).
+pub(super) fn place_of(root: &OwnedFd) -> Result<(u64, u64)> {
+    Ok(site_of(&statx(root.as_fd(), c"")?))
+}
+
 impl InodeTable {
     /// Whether inodes of that key are on the root's own mount.
     pub(super) fn is_home(&self, key: Key) -> bool {
@@ -55,7 +63,7 @@ impl InodeTable {
     /// # Errors
     /// Those of statx(2).
     pub(super) fn found_again(&self, root: OwnedFd, stable: bool) -> Result<bool> {
-        let place = site_of(&statx(root.as_fd(), c"")?);
+        let place = place_of(&root)?;
         let mut state = self.state.lock();
         let other = self.seat.read().place != place;
         if other && !stable {

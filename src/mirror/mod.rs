@@ -26,6 +26,7 @@ mod probe;
 mod prune;
 mod reach;
 mod remember;
+mod rest;
 mod table;
 mod watch;
 
@@ -94,6 +95,7 @@ pub struct Mirror {
     cached: Option<cached::Cached>,
     outage: outage::Outage,
     prober: probe::Prober,
+    rest: rest::Rest,
     /// What was seen of the tree, where that is kept.
     memory: Option<remember::Memory>,
     /// What the source told of its file system last. A leaf.
@@ -152,6 +154,7 @@ impl Mirror {
             privileged: rustix::process::geteuid().is_root(),
             outage: outage::Outage::new(metrics.clone()),
             prober: probe::Prober::default(),
+            rest: rest::Rest::default(),
             memory: remembers.then(|| remember::Memory::new(metrics.clone())),
             last_statfs: Mutex::default(),
             options,

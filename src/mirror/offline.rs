@@ -15,6 +15,7 @@ use super::attr::{Attr, again};
 use super::cached::Reader;
 use super::file::{Asked, Opened};
 use super::inode::{Inode, NodeId};
+use super::outage::{Cause, is_end};
 use super::{Mirror, ROOT};
 use crate::cache::{Identity, Names, Record};
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -60,13 +61,39 @@ impl Mirror {
         done
     }
 
+    /// Asks the source. Who meets the end of its connection, or is caught by its loss, is answered as
+    /// those who come after: from what is kept, where that is done.
+    ///
+    /// # Errors
+    /// Those of `work`.
+    pub fn ask<T>(&self, work: impl Fn() -> Result<T>) -> Result<T> {
+        let done = work();
+        let Err(fail) = &done else {
+            return done;
+        };
+        if !self.lets_go() || self.outage.is_pinned() {
+            return done;
+        }
+        let cause = match self.outage.cause() {
+            None if is_end(fail.errno) => Cause::Fails,
+            None => return done,
+            Some(cause) => cause,
+        };
+        log::debug!("{fail}: answered from what is kept");
+        self.heard(fail);
+        self.metrics.source_apart();
+        self.outage.as_in(cause, work)
+    }
+
     /// The root as it is held in the source.
     ///
     /// # Errors
     /// ETIMEDOUT or EIO while the source is not asked; those of finding it.
     pub fn root_in_source(&self) -> Result<Arc<OwnedFd>> {
-        self.outage.check("find the root")?;
-        self.table.fd(&self.table.root)
+        self.serve_awake(|| {
+            self.outage.check("find the root")?;
+            self.table.fd(&self.table.root)
+        })
     }
 
     /// A request waits for the source for long.

@@ -23,6 +23,8 @@ pub struct Options {
     pub validate: Validate,
     /// What is seen of the source's tree is kept in the cache, and shown while the source is away.
     pub offline: bool,
+    /// With `offline`: after how long without a request the source is let go of; `None` for never.
+    pub source_idle: Option<Duration>,
     /// The source is asked over a wire, or asks somebody: it may not answer.
     pub may_hang: bool,
     /// How far a sequential reader's blocks are fetched ahead of it, in bytes.

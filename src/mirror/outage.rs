@@ -2,8 +2,8 @@
 //!
 //! A failure of the source's kind (not ENOENT, not EACCES) is only a suspicion: one bad file is
 //! not a bad source. Who decides is the probe ([`super::probe`]), which looks at the source's root:
-//! when that fails three times in a row, or does not answer, the breaker opens. From then on nobody
-//! asks the source but the probe, until that finds it well.
+//! when that fails three times in a row, or says that its connection has ended, or does not answer,
+//! the breaker opens. From then on nobody asks the source but the probe, until that finds it well.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -105,25 +105,34 @@ impl Outage {
         })
     }
 
+    /// Whether this thread serves a request that asks the source for nothing.
+    pub(super) fn is_pinned(&self) -> bool {
+        PINNED.get() != 0
+    }
+
     /// Does `work`, which asks the source for nothing whatever becomes of the outage meanwhile, if
     /// there is one; else gives `work` back.
     pub(super) fn apart<W: FnOnce()>(&self, work: W) -> Result<(), W> {
-        /// Also when `work` panics.
-        struct Unpin;
-        impl Drop for Unpin {
-            fn drop(&mut self) {
-                PINNED.set(0);
-            }
-        }
-        match self.cause.load(Ordering::Acquire) {
-            0 => Err(work),
-            cause => {
-                PINNED.set(cause);
-                let _unpin = Unpin;
-                work();
+        match Cause::of(self.cause.load(Ordering::Acquire)) {
+            None => Err(work),
+            Some(cause) => {
+                self.as_in(cause, work);
                 Ok(())
             }
         }
+    }
+
+    /// Does `work`, which asks the source for nothing, as if there were such an outage.
+    pub(super) fn as_in<T>(&self, cause: Cause, work: impl FnOnce() -> T) -> T {
+        /// Also when `work` panics.
+        struct Unpin(u8);
+        impl Drop for Unpin {
+            fn drop(&mut self) {
+                PINNED.set(self.0);
+            }
+        }
+        let _unpin = Unpin(PINNED.replace(cause as u8));
+        work()
     }
 
     /// What who needs the source is told.
@@ -207,6 +216,8 @@ impl Outage {
         self.since.store(now, Ordering::Release);
         self.metrics.source_lost(now);
         log::warn!("the source {}: it is not asked any more", cause.words());
+        drop(self.wishes.lock());
+        self.changed.notify_all();
         true
     }
 
@@ -218,6 +229,12 @@ impl Outage {
             log::warn!("the source is back");
         }
     }
+}
+
+/// Errors of a connection that has ended, which no second look will change: what a FUSE mount says
+/// whose server has gone (fs/fuse/dev.c), and file systems of a network without their servers.
+pub(super) fn is_end(errno: Errno) -> bool {
+    matches!(errno, Errno::NOTCONN | Errno::CONNABORTED | Errno::SHUTDOWN)
 }
 
 /// Errors that tell of the source, not of a file in it.
@@ -248,9 +265,21 @@ fn is_of_the_source(errno: Errno) -> bool {
 pub(super) enum Look {
     Well,
     Failed,
+    /// The connection to it has ended.
+    Ended,
     Gone,
     /// No answer in time.
     Hung,
+}
+
+impl Look {
+    /// What a failure of the source's root says.
+    pub(super) fn at(errno: Errno) -> Self {
+        match is_end(errno) {
+            true => Self::Ended,
+            false => Self::Failed,
+        }
+    }
 }
 
 /// What looks in a row mean.
@@ -269,6 +298,7 @@ impl Judge {
             }
             // It had time enough.
             Look::Hung => return Some(Cause::Hangs),
+            Look::Ended => return Some(Cause::Fails),
             Look::Failed => Cause::Fails,
             Look::Gone => Cause::Gone,
         };
@@ -314,8 +344,11 @@ mod tests {
     }
 
     #[test]
-    fn a_look_without_an_answer_is_enough() {
+    fn a_look_without_an_answer_is_enough_and_one_at_an_ended_connection() {
         assert_eq!(Judge::default().hear(Look::Hung), Some(Cause::Hangs));
+        let ended = Look::at(Errno::NOTCONN);
+        assert_eq!(Judge::default().hear(ended), Some(Cause::Fails));
+        assert_eq!(Judge::default().hear(Look::at(Errno::IO)), None);
     }
 
     #[test]

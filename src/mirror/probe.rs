@@ -18,7 +18,9 @@ use parking_lot::Mutex;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
 use super::Mirror;
+use super::loss::place_of;
 use super::outage::{Cause, Judge, Look};
+use super::rest::Calm;
 use crate::cache::{Names, SourceKey};
 use crate::sys::{Errno, OrFail, Result, mountinfo};
 
@@ -69,6 +71,8 @@ impl Prober {
             pending: None,
             hung: 0,
             was_mounted: false,
+            lost: mirror.outage.cause().is_some(),
+            calm: Calm::begins(),
         };
         let thread = Builder::new().name("corfs-probe".into());
         let thread = thread.spawn(move || watcher.watch()).or_fail("spawn")?;
@@ -103,6 +107,9 @@ struct Watcher {
     hung: usize,
     /// The mount of the root was seen in the list of mounts.
     was_mounted: bool,
+    /// It was told that the source is lost.
+    lost: bool,
+    calm: Calm,
 }
 
 impl Watcher {
@@ -111,7 +118,11 @@ impl Watcher {
         let mirror = Arc::clone(&self.mirror);
         self.is_unmounted();
         loop {
-            if mirror.outage.cause().is_some() {
+            if let Some(cause) = mirror.outage.cause() {
+                if !self.lost {
+                    // Somebody else found it lost.
+                    self.lose(cause);
+                }
                 if mirror.outage.rest(RETRY) {
                     return;
                 }
@@ -129,17 +140,20 @@ impl Watcher {
             if self.is_unmounted() {
                 self.lose(Cause::Gone);
             } else if wishes.suspected || !judge.is_content() {
-                let (look, _) = self.look(true);
+                let (look, _) = self.look(!mirror.is_resting());
                 if let Some(cause) = judge.hear(look) {
                     self.lose(cause);
                 } else if mirror.outage.rest(SOON) {
                     return;
                 }
+            } else {
+                mirror.rest_when_idle(&mut self.calm);
             }
         }
     }
 
     fn lose(&mut self, cause: Cause) {
+        self.lost = true;
         self.mirror.lose(cause);
         (self.told)(Turn::Lost);
     }
@@ -167,6 +181,7 @@ impl Watcher {
             }
         }
         *judge = Judge::default();
+        self.lost = false;
         (self.told)(Turn::Back);
     }
 
@@ -268,7 +283,7 @@ impl Mirror {
     }
 
     /// Closes what is held of the source and can be spared, on a thread that may wait for that.
-    fn let_go(&self) {
+    pub(super) fn let_go(&self) {
         let files: Vec<_> = self.files.read().values().cloned().collect();
         let mut spared: Vec<_> = files.iter().filter_map(|file| file.spare()).collect();
         if self.table.holds_any() {
@@ -300,6 +315,14 @@ impl Mirror {
         Ok(())
     }
 
+    /// `root` is held from now on, if it is of the mount that was held before.
+    pub(super) fn hold_again(&self, root: &Arc<OwnedFd>) -> Result<bool> {
+        if self.table.place() != place_of(root)? {
+            return Ok(false);
+        }
+        self.find_again(root).map(|()| true)
+    }
+
     /// The root that is held, if it answers.
     fn look_at_root(&self) -> Answer {
         let fd = self.table.fd(&self.table.root).map_err(|_| Look::Failed)?;
@@ -310,12 +333,12 @@ impl Mirror {
             if !self.lets_go() {
                 self.outage.tell(errno);
             }
-            Look::Failed
+            Look::at(errno)
         })?;
         if !self.options.may_hang {
             return Ok(fd);
         }
-        let empty = is_empty(&fd).map_err(|_| Look::Failed)?;
+        let empty = is_empty(&fd).map_err(Look::at)?;
         let known = self
             .memory
             .as_ref()
@@ -327,18 +350,18 @@ impl Mirror {
     }
 
     /// What stands at the source's path, if it is the source.
-    fn look_at_path(&self) -> Answer {
+    pub(super) fn look_at_path(&self) -> Answer {
         let key = self.key().ok_or(Look::Failed)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd =
             rustix::fs::open(&key.path, flags, Mode::empty()).map_err(|errno| match errno {
                 Errno::NOENT | Errno::NOTDIR | Errno::LOOP => Look::Gone,
-                _ => Look::Failed,
+                _ => Look::at(errno),
             })?;
         if !key.is_of(fd.as_fd()) {
             return Err(Look::Gone);
         }
-        let empty = is_empty(&fd).map_err(|_| Look::Failed)?;
+        let empty = is_empty(&fd).map_err(Look::at)?;
         let memory = self.memory.as_ref();
         let names = memory.and_then(|memory| memory.names(PATIENCE));
         if !names.is_none_or(|names| is_known(&fd, empty, &names)) {
@@ -352,6 +375,9 @@ impl Mirror {
     pub(super) fn root_looks_well(&self, names: &Names) -> bool {
         if !self.options.may_hang || names.list(b"", b"", 1).is_empty() {
             return true;
+        }
+        if self.is_resting() {
+            return false;
         }
         let fd = self.table.fd(&self.table.root);
         let well = fd.is_ok_and(|fd| is_empty(&fd).is_ok_and(|empty| !empty));

@@ -13,6 +13,9 @@ use crate::mirror::{Coherence, Passthrough, Validate};
 /// How far is fetched ahead unless it is said otherwise, in bytes.
 pub(super) const PREFETCH: u64 = 8 << 20;
 
+/// How long nobody must have asked for the source unless it is said otherwise.
+pub(super) const SOURCE_IDLE: Duration = Duration::from_secs(30);
+
 /// The longest name of a source, in bytes.
 const LONGEST_ID: usize = 200;
 
@@ -29,11 +32,12 @@ pub(super) struct Words {
     pub(super) prefetch: Option<u64>,
     pub(super) validate: Option<Validate>,
     pub(super) offline: Option<bool>,
+    pub(super) source_idle: Option<Option<Duration>>,
 }
 
 impl Words {
     /// The options that mean nothing without a cache, and whether they were given.
-    fn given(&self) -> [(&'static str, bool); 9] {
+    fn given(&self) -> [(&'static str, bool); 10] {
         [
             ("cache_id", self.id.is_some()),
             ("cache_size", self.size.is_some()),
@@ -44,6 +48,7 @@ impl Words {
             ("prefetch", self.prefetch.is_some()),
             ("validate", self.validate.is_some()),
             ("offline", self.offline.is_some()),
+            ("source_idle", self.source_idle.is_some()),
         ]
     }
 }
@@ -65,6 +70,13 @@ impl Draft {
             return Err(
                 "options cache and coherence=strict: strict asks the source every time; leave out \
                  one of them"
+                    .into(),
+            );
+        }
+        if words.offline == Some(false) && words.source_idle.is_some() {
+            return Err(
+                "options offline=never and source_idle: only offline=auto lets go of the source; \
+                 leave out one of them"
                     .into(),
             );
         }

@@ -174,6 +174,13 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         },
     },
     Valued {
+        name: "source-idle",
+        value: "SECONDS|never",
+        help: "With offline=auto: after so long without a request, and with no file open, the source \
+               is let go of, so that it can be unmounted [default: 30]",
+        apply: |d, v| source_timeout(v).map(|t| d.cache.source_idle = Some(t)),
+    },
+    Valued {
         name: "window",
         value: "SIZE",
         help: "Bytes of a mapped window [default: 4M, less under a small budget]",

@@ -251,6 +251,10 @@ fn cache_lines(
         Validate::Never => line("validate", &"never"),
     }
     line("offline", &if options.offline { "auto" } else { "never" });
+    match options.source_idle.filter(|_| options.offline) {
+        Some(idle) => line("source_idle", &idle.as_secs_f64()),
+        None => line("source_idle", &"never"),
+    }
 }
 
 /// Only what is in force.

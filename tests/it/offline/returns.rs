@@ -139,3 +139,118 @@ fn something_else_in_its_place_is_not_the_source() {
     await_online(&mount);
     assert_eq!(see(mount.path()), seen);
 }
+
+/// Whether the server of a mount has anything below `source` open, or that folder itself.
+fn holds(mount: &Mount, source: &Path) -> bool {
+    let open = fs::read_dir(format!("/proc/{}/fd", mount.server())).unwrap();
+    open.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .any(|path| path.starts_with(source))
+}
+
+/// Without asking the mount for anything, which would wake it.
+#[track_caller]
+fn await_rest(mount: &Mount, source: &Path) {
+    wait_until("the source is let go of", PATIENCE, || {
+        !holds(mount, source)
+    });
+}
+
+#[test]
+fn an_idle_source_is_let_go_of_and_taken_up_again() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    for sandbox in ["auto", "off"] {
+        let mut source = faulty();
+        let scratch = Scratch::new();
+        let cache = cache_folder(&scratch);
+        let mount = cached(source.path(), &cache)
+            .opt("source_idle=1")
+            .opt(format!("sandbox={sandbox}"))
+            .start();
+        let seen = learn(&mount);
+        let reader = File::open(mount.path().join("f0")).unwrap();
+        // It is looked for once every two seconds.
+        std::thread::sleep(Duration::from_secs(5));
+        assert!(holds(&mount, source.path()), "a file is open");
+        drop(reader);
+        await_rest(&mount, source.path());
+        // Whatever comes first takes it up: many at once, who read what is not cached.
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let path = mount.path().join("d/unread");
+                scope.spawn(move || assert_content(77, 0, &read_file(&path)));
+            }
+        });
+        await_rest(&mount, source.path());
+        fs::write(mount.path().join("d/new"), "x").unwrap();
+        assert_eq!(fs::read(source.store().join("d/new")).unwrap(), b"x");
+        fs::remove_file(mount.path().join("d/new")).unwrap();
+        await_rest(&mount, source.path());
+        fs::write(mount.path().join(".copy"), "f0 d/copy\n").unwrap();
+        assert_content(0, 0, &fs::read(source.store().join("d/copy")).unwrap());
+        fs::remove_file(mount.path().join("d/copy")).unwrap();
+        assert_eq!(see(mount.path()).len(), seen.len());
+        assert_eq!(
+            value(&mount, "source_outages_total"),
+            0.0,
+            "{}",
+            mount.log()
+        );
+        // Unmounted while nobody looks, and mounted again at once or later.
+        for pause in [0, 5] {
+            let before = see(mount.path());
+            await_rest(&mount, source.path());
+            run(std::process::Command::new(sbin("umount")).arg(source.path()));
+            std::thread::sleep(Duration::from_secs(pause));
+            if pause > 0 {
+                assert_eq!(see(mount.path()), before);
+                assert_eq!(is_offline(&mount), Some(true));
+            }
+            source.come_back();
+            await_online(&mount);
+            assert_eq!(see(mount.path()), before);
+            assert_content(77, 0, &read_file(&mount.path().join("d/unread")));
+        }
+        assert_eq!(mount.finish().code(), Some(0));
+    }
+}
+
+#[test]
+fn who_meets_the_end_of_the_source_is_answered_from_memory() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let mut source = faulty();
+    let scratch = Scratch::new();
+    let cache = cache_folder(&scratch);
+    let seen = {
+        let mount = cached(source.path(), &cache).start();
+        let seen = learn(&mount);
+        assert_eq!(mount.finish().code(), Some(0));
+        seen
+    };
+    type First = fn(&Path) -> io::Result<()>;
+    let firsts: [(&str, First); 5] = [
+        ("stat", |at| fs::metadata(at.join("d/e/f1")).map(drop)),
+        ("ls", |at| fs::read_dir(at.join("d/e")).map(drop)),
+        ("cat", |at| fs::read(at.join("f0")).map(drop)),
+        ("readlink", |at| fs::read_link(at.join("d/link")).map(drop)),
+        ("statfs", |at| Ok(rustix::fs::statvfs(at).map(drop)?)),
+    ];
+    for (what, first) in firsts {
+        let mount = cached(source.path(), &cache).start();
+        // What was asked before is asked by its number.
+        assert_eq!(see(mount.path()), seen);
+        std::thread::sleep(Duration::from_millis(300));
+        source.die();
+        if let Err(error) = first(mount.path()) {
+            panic!("{what}: {error}\n{}", mount.log());
+        }
+        await_offline(&mount);
+        assert_served_from_memory(&mount, &seen);
+        source.come_back();
+        await_online(&mount);
+        assert_eq!(mount.finish().code(), Some(0));
+    }
+}
