@@ -125,6 +125,16 @@ same() {
     done
 }
 
+# What was read is kept a little later: until then the source is asked for it again.
+settled() {
+    local tries=0
+    until [ "$(stat_of "$1" corfs_cache_stored_bytes_total)" -ge "$(stat_of "$1" "$source_bytes")" ]; do
+        sleep 0.2
+        tries=$((tries + 1))
+        [ "$tries" -lt 150 ] || return 1
+    done
+}
+
 # The counter of bytes that came from the source (docs/CACHE.md).
 source_bytes=corfs_cache_filled_bytes_total
 
@@ -241,6 +251,7 @@ try_gluster() {
     cp -r "$work/data/." "$point/"
     start_corfs "$point" "$view" remote-gluster
     check "GlusterFS: read and cached" same "$view" one two folder/file
+    check "GlusterFS: all of it is kept" settled "$view"
     (for _ in 1 2 3; do same "$view" one two || exit 1; done) &
     local load=$!
     # Uncached bytes, too, come from the two bricks that are left.
@@ -258,7 +269,7 @@ try_gluster() {
     check "GlusterFS: no brick, what is cached is read" comes_back "$view" one
     check "GlusterFS: no brick, and the rest of it" same "$view" one two folder/file unread
     check "GlusterFS: no brick, what is not fails in time" fails_in_time "$view/late"
-    gluster volume start corfs force >/dev/null
+    check "GlusterFS: three bricks live again" revive_bricks
     check "GlusterFS: all is well again" comes_back "$view" late
     check "GlusterFS: and the rest" same "$view" one two unread
     "$corfs" umount "$view"
@@ -318,6 +329,17 @@ kill_bricks() {
         count=$((count - 1))
     done
     sleep 0.2
+}
+
+# glusterd takes a while to believe that a brick was killed, and starts no other until then.
+revive_bricks() {
+    local tries=0
+    until [ "$(pgrep -cf "glusterfsd .*$work")" -eq 3 ]; do
+        gluster volume start corfs force >/dev/null || true
+        sleep 1
+        tries=$((tries + 1))
+        [ "$tries" -lt 60 ] || return 1
+    done
 }
 
 no_brick() {

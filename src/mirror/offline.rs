@@ -240,8 +240,9 @@ impl Mirror {
             Some(Some(value)) => Ok(value),
             _ if names.acl(b"", NO_ACLS).is_some() => Err(Fail::new(Errno::NODATA, "getxattr")),
             Some(None) => Err(Fail::new(Errno::NODATA, "getxattr")),
-            // Who may do what is not known: then nobody may.
-            None => Err(self.unknown("getxattr")),
+            // Who may do what is not known: then whoever an ACL might concern may not, as the kernel
+            // takes this for an error (fs/fuse/acl.c). Who only lists files takes it for no ACL.
+            None => Err(Fail::new(Errno::OPNOTSUPP, "getxattr")),
         }
     }
 

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use super::Mirror;
 use super::inode::{Inode, NodeId, ROOT};
+use super::named::ACCESS_ACL;
 use crate::cache::{Change, Named, Names, Record, Store};
 use crate::observe::Metrics;
 use crate::sys::{OrFail, Result};
@@ -30,6 +31,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(10);
 /// Notes of which it is remembered that they were taken: a power of two.
 const RECENT: usize = 1 << 16;
+/// The most that an extended attribute may hold (linux/limits.h, XATTR_SIZE_MAX), in bytes.
+const LARGEST_ACL: usize = 64 << 10;
 /// The longest listing that is kept as a whole.
 pub(super) const LISTING: usize = 128 << 10;
 
@@ -66,6 +69,8 @@ pub(super) struct Memory {
     opened: Condvar,
     /// False until the store was opened, or can't be.
     settled: Mutex<bool>,
+    /// The source was asked whether it has ACLs at all.
+    asked_for_acls: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
     metrics: Arc<Metrics>,
 }
@@ -80,6 +85,7 @@ impl Memory {
             names: RwLock::default(),
             opened: Condvar::new(),
             settled: Mutex::new(false),
+            asked_for_acls: AtomicBool::new(false),
             thread: Mutex::default(),
             metrics,
         }
@@ -225,10 +231,20 @@ impl Memory {
         (std::mem::take(&mut queue.notes), queue.ended)
     }
 
+    /// Most remote file systems have no ACLs: one answer is enough to know that of every file, though
+    /// nobody asks while the source is there. What is told is noted as it is for any who asks.
+    fn ask_for_acls(&self, mirror: &Mirror) {
+        if !mirror.is_apart() && !self.asked_for_acls.swap(true, Ordering::Relaxed) {
+            // Whatever it says, or not.
+            let _ = mirror.getxattr(ROOT, OsStr::new(ACCESS_ACL), LARGEST_ACL);
+        }
+    }
+
     fn keep(&self, mirror: &Mirror, names: &Names, notes: VecDeque<Note>) {
         if notes.is_empty() {
             return;
         }
+        self.ask_for_acls(mirror);
         let count = notes.len();
         let mut changes = Changes::default();
         for note in notes {
