@@ -315,6 +315,20 @@ impl Mirror {
         Ok(())
     }
 
+    /// Whether what is held stands at the source's path.
+    pub(super) fn is_at_its_path(&self) -> bool {
+        let (Some(key), Ok(held)) = (self.key(), self.table.fd(&self.table.root)) else {
+            return false;
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(found) = rustix::fs::open(&key.path, flags, Mode::empty()) else {
+            return false;
+        };
+        let number = |fd: &OwnedFd| rustix::fs::fstat(fd).ok().map(|stat| stat.st_ino);
+        place_of(&found).is_ok_and(|place| place == self.table.place())
+            && number(&found).is_some_and(|ino| Some(ino) == number(&held))
+    }
+
     /// `root` is held from now on, if it is of the mount that was held before.
     pub(super) fn hold_again(&self, root: &Arc<OwnedFd>) -> Result<bool> {
         if self.table.place() != place_of(root)? {

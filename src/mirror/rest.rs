@@ -5,7 +5,9 @@
 //! back are done alone. Only what can be found again by its path is let go of, and only while no
 //! file and no directory is open.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
@@ -18,6 +20,8 @@ use super::outage::{Cause, Look};
 pub(super) struct Rest {
     gate: RwLock<()>,
     resting: AtomicBool,
+    /// Somebody is about to let go.
+    falling_asleep: AtomicBool,
     /// Requests that needed the source, ever.
     asked: AtomicU64,
 }
@@ -31,21 +35,22 @@ pub(super) struct Calm {
 
 impl Calm {
     pub(super) fn begins() -> Self {
-        Self {
-            asked: 0,
-            since: Instant::now(),
-        }
+        Self::since_now(0)
     }
 
     /// How long it has lasted, now that `asked` requests have been served.
     fn lasts(&mut self, asked: u64) -> Duration {
         if asked != self.asked {
-            *self = Self {
-                asked,
-                since: Instant::now(),
-            };
+            *self = Self::since_now(asked);
         }
         self.since.elapsed()
+    }
+
+    fn since_now(asked: u64) -> Self {
+        Self {
+            asked,
+            since: Instant::now(),
+        }
     }
 }
 
@@ -71,14 +76,32 @@ impl Mirror {
         self.rest.resting.load(Ordering::Acquire)
     }
 
-    /// Lets go of the source, when nobody has asked for long.
-    pub(super) fn rest_when_idle(&self, calm: &mut Calm) {
+    /// Lets go of the source, when nobody has asked for long: on a thread that may wait for it.
+    pub(super) fn rest_when_idle(self: &Arc<Self>, calm: &mut Calm) {
         let (Some(idle), true) = (self.options.source_idle, self.lets_go()) else {
             return;
         };
-        let lasts = calm.lasts(self.rest.asked.load(Ordering::Relaxed));
+        let asked = self.rest.asked.load(Ordering::Relaxed);
+        let lasts = calm.lasts(asked);
         // What is watched is watched through what is held.
         if lasts < idle || self.watch.is_some() || self.is_resting() {
+            return;
+        }
+        *calm = Calm::since_now(asked);
+        let mirror = Arc::clone(self);
+        let work = move || {
+            if !mirror.rest.falling_asleep.swap(true, Ordering::AcqRel) {
+                mirror.rest_if_to_be_found();
+                mirror.rest.falling_asleep.store(false, Ordering::Release);
+            }
+        };
+        // Without a thread it stays as it is.
+        let _ = Builder::new().name("corfs-rest".into()).spawn(work);
+    }
+
+    /// What was renamed, or lies below another mount now (our own, say), would not be found again.
+    fn rest_if_to_be_found(&self) {
+        if !self.is_at_its_path() {
             return;
         }
         let Some(_alone) = self.rest.gate.try_write() else {

@@ -262,3 +262,26 @@ fn who_meets_the_end_of_the_source_is_answered_from_memory() {
         assert_eq!(mount.finish().code(), Some(0));
     }
 }
+
+#[test]
+fn a_source_that_would_not_be_found_again_is_not_let_go_of() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (source, other) = (scratch.dir("source"), scratch.path().join("other"));
+    plant(&source);
+    let cache = cache_folder(&scratch);
+    let mount = cached(&source, &cache).opt("source_idle=1").start();
+    assert_content(0, 0, &read_file(&mount.path().join("f0")));
+    fs::rename(&source, &other).unwrap();
+    // It is looked for once every two seconds.
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(holds(&mount, &other), "{}", mount.log());
+    assert_content(77, 0, &read_file(&mount.path().join("d/unread")));
+    fs::rename(&other, &source).unwrap();
+    await_rest(&mount, &source);
+    assert_content(2, 0, &read_file(&mount.path().join("f2")));
+    assert_eq!(value(&mount, "source_outages_total"), 0.0);
+    assert_eq!(mount.finish().code(), Some(0));
+}
