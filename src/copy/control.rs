@@ -249,8 +249,10 @@ impl Jobs {
                 let directory = Arc::clone(&handle.directory);
                 let (opener, umask) = (handle.opener.clone(), handle.umask);
                 Box::new(move |job| {
+                    // With our own rights: the way to it need not be open to the opener.
+                    let root = (jobs.options.root)()?;
                     umask::set(umask)?;
-                    opener.run_as(|| jobs.copy(&directory, umask, job, &request))?
+                    opener.run_as(|| jobs.copy(&root, &directory, umask, job, &request))?
                 })
             },
         };
@@ -260,6 +262,7 @@ impl Jobs {
     /// On a thread of its own, under the credentials of the opener.
     fn copy(
         &self,
+        root: &OwnedFd,
         directory: &OwnedFd,
         umask: u32,
         job: &Job,
@@ -268,7 +271,6 @@ impl Jobs {
         if self.options.read_only {
             return Err(Fail::new(Errno::ROFS, "copy"));
         }
-        let root = (self.options.root)()?;
         if let Some(write_back) = &self.options.write_back {
             if request.options.inplace {
                 return Err(Fail::new(Errno::OPNOTSUPP, "copy").because(

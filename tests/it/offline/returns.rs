@@ -285,3 +285,38 @@ fn a_source_that_would_not_be_found_again_is_not_let_go_of() {
     assert_eq!(value(&mount, "source_outages_total"), 0.0);
     assert_eq!(mount.finish().code(), Some(0));
 }
+
+/// The way to the source is closed to him; it is taken up again before his copy runs.
+#[test]
+fn a_stranger_who_copies_wakes_an_idle_source_with_our_rights() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let closed = scratch.dir("closed");
+    let source = closed.join("source");
+    plant(&source);
+    set_mode(&closed, 0o700);
+    set_mode(&source, 0o777);
+    let cache = cache_folder(&scratch);
+    let mount = cached(&source, &cache)
+        .opt("allow_other,source_idle=1")
+        .start();
+    // He has the control file open while nobody asks.
+    run(std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args([
+            "sh",
+            "-c",
+            "exec 3> .copy && sleep 6 && echo 'f0 copied' >&3",
+        ])
+        .current_dir(mount.path()));
+    assert_content(0, 0, &fs::read(source.join("copied")).unwrap());
+    assert_eq!(
+        value(&mount, "source_outages_total"),
+        0.0,
+        "{}",
+        mount.log()
+    );
+    assert_eq!(mount.finish().code(), Some(0));
+}
