@@ -68,6 +68,7 @@ fn the_word_mount_changes_nothing() {
 fn every_long_option_is_a_word_of_the_list_too() {
     let samples = [
         ("threads", "7"),
+        ("busy-poll", "250"),
         ("clone-fd", "off"),
         ("readahead", "256K"),
         ("io", "pread"),
@@ -239,6 +240,9 @@ fn an_impossible_value_is_refused_with_what_is_right() {
         "threads=0",
         "threads=257",
         "threads=-1",
+        "busy_poll=1001",
+        "busy_poll=-1",
+        "busy_poll=off",
         "passthrough=maybe",
         "writeback=always",
         "cache=/c,block=63K",

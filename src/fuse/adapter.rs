@@ -131,7 +131,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _noted = self.shared.note(req, parent, |asked| asked.name(name));
+        let _begun = self.shared.begin(req, parent, |asked| asked.name(name));
         let lent = [name.as_bytes()];
         if self.shared.control.is_apart(parent.0, name) {
             // Statistics are wanted most when the source does not answer.
@@ -148,7 +148,8 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+    fn forget(&self, req: &Request, ino: INodeNo, nlookup: u64) {
+        let _begun = self.shared.begin_forget(req);
         let started = Instant::now();
         if virtual_file(ino) {
             self.shared.control.forget(ino.0, nlookup);
@@ -162,7 +163,7 @@ impl Filesystem for Adapter {
     // not public in fuser 0.18.
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         if self.shared.control.is_own(ino.0) {
             return self.shared.getattr(ino.0, None, Slot::Own(reply));
         }
@@ -190,9 +191,9 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| (asked.size, asked.mode) = (size, mode));
+            .begin(req, ino, |asked| (asked.size, asked.mode) = (size, mode));
         let set = SetAttr {
             mode,
             uid,
@@ -232,7 +233,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
             let target = shared.asked(Op::Readlink, || shared.mirror.readlink(ino.0));
             shared.answer(slot, target, |reply, target| reply.data(&target));
@@ -249,7 +250,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _noted = self.shared.note(req, parent, |asked| {
+        let _begun = self.shared.begin(req, parent, |asked| {
             asked.name(name);
             asked.mode = Some(mode);
         });
@@ -280,7 +281,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let _noted = self.shared.note(req, parent, |asked| {
+        let _begun = self.shared.begin(req, parent, |asked| {
             asked.name(name);
             asked.mode = Some(mode);
         });
@@ -302,7 +303,7 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _noted = self.shared.note(req, parent, |asked| asked.name(name));
+        let _begun = self.shared.begin(req, parent, |asked| asked.name(name));
         let lent = [name.as_bytes()];
         self.serve(
             Wait::Write,
@@ -319,7 +320,7 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _noted = self.shared.note(req, parent, |asked| asked.name(name));
+        let _begun = self.shared.begin(req, parent, |asked| asked.name(name));
         let lent = [name.as_bytes()];
         self.serve(
             Wait::Write,
@@ -343,7 +344,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let _noted = self.shared.note(req, parent, |asked| {
+        let _begun = self.shared.begin(req, parent, |asked| {
             asked.name(link_name);
             asked.word(target.as_os_str());
         });
@@ -375,7 +376,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, parent, |asked| {
+        let _begun = self.shared.begin(req, parent, |asked| {
             asked.name(name);
             asked.new_name(newparent, newname);
             asked.flags = Some(flags.bits());
@@ -407,9 +408,9 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.new_name(newparent, newname));
+            .begin(req, ino, |asked| asked.new_name(newparent, newname));
         let caller = caller(req, 0);
         let (parent, lent) = (newparent.0, [newname.as_bytes()]);
         self.serve(
@@ -431,9 +432,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.flags = Some(flags.0 as u32));
+            .begin(req, ino, |asked| asked.flags = Some(flags.0 as u32));
         let (caller, flags) = (caller(req, 0), flags.0);
         if self.shared.control.is_own(ino.0) {
             return self
@@ -464,7 +465,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _noted = self.shared.note(req, parent, |asked| {
+        let _begun = self.shared.begin(req, parent, |asked| {
             asked.name(name);
             (asked.mode, asked.flags) = (Some(mode), Some(flags as u32));
         });
@@ -497,9 +498,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.range(offset, size.into()));
+            .begin(req, ino, |asked| asked.range(offset, size.into()));
         if self.shared.control.is_oplog(ino.0) {
             return self.shared.oplog.read(req, fh.0, size as usize, reply);
         }
@@ -532,9 +533,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.range(offset, data.len() as u64));
+            .begin(req, ino, |asked| asked.range(offset, data.len() as u64));
         if virtual_file(ino) {
             return self.shared.control.write(req, fh.0, data, reply);
         }
@@ -569,7 +570,7 @@ impl Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         if virtual_file(ino) {
             return self.shared.control.flush(req, fh.0, reply);
         }
@@ -596,7 +597,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         let flags = flags.0;
         if virtual_file(ino) {
             return self.shared.reply_empty(Op::Release, Slot::Own(reply), || {
@@ -628,7 +629,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -640,9 +641,9 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.flags = Some(flags.0 as u32));
+            .begin(req, ino, |asked| asked.flags = Some(flags.0 as u32));
         if virtual_file(ino) {
             return reply.opened(FileHandle(0), FopenFlags::empty());
         }
@@ -667,9 +668,9 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.offset = Some(offset));
+            .begin(req, ino, |asked| asked.offset = Some(offset));
         let (ino, fh) = (ino.0, fh.0);
         match &self.shared.workers {
             Some(_) if !InodeTable::is_virtual(ino) => {
@@ -689,9 +690,9 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.offset = Some(offset));
+            .begin(req, ino, |asked| asked.offset = Some(offset));
         let (ino, fh) = (ino.0, fh.0);
         match &self.shared.workers {
             Some(_) if !InodeTable::is_virtual(ino) => {
@@ -711,7 +712,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -737,7 +738,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -748,7 +749,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let _noted = self.shared.note(req, ino, |_| ());
+        let _begun = self.shared.begin(req, ino, |_| ());
         let ino = if virtual_file(ino) { 1 } else { ino.0 };
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
             let found = shared.asked(Op::Statfs, || shared.mirror.statfs(ino));
@@ -777,7 +778,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |asked| {
+        let _begun = self.shared.begin(req, ino, |asked| {
             asked.word(name);
             asked.size = Some(value.len() as u64);
         });
@@ -801,7 +802,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _noted = self.shared.note(req, ino, |asked| {
+        let _begun = self.shared.begin(req, ino, |asked| {
             asked.word(name);
             asked.size = Some(size.into());
         });
@@ -829,9 +830,9 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.size = Some(size.into()));
+            .begin(req, ino, |asked| asked.size = Some(size.into()));
         if virtual_file(ino) {
             return if size == 0 {
                 reply.size(0)
@@ -853,7 +854,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _noted = self.shared.note(req, ino, |asked| asked.word(name));
+        let _begun = self.shared.begin(req, ino, |asked| asked.word(name));
         let lent = [name.as_bytes()];
         self.serve(
             Wait::Write,
@@ -872,9 +873,9 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.flags = Some(mask.bits() as u32));
+            .begin(req, ino, |asked| asked.flags = Some(mask.bits() as u32));
         if virtual_file(ino) {
             return self
                 .shared
@@ -898,9 +899,9 @@ impl Filesystem for Adapter {
         pid: u32,
         reply: ReplyLock,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.offset = Some(start));
+            .begin(req, ino, |asked| asked.offset = Some(start));
         // Handles of control files are numbered by themselves, and would name another's file.
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
@@ -929,9 +930,9 @@ impl Filesystem for Adapter {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.offset = Some(start));
+            .begin(req, ino, |asked| asked.offset = Some(start));
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
         }
@@ -963,7 +964,7 @@ impl Filesystem for Adapter {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let _noted = self.shared.note(req, ino, |asked| asked.flags = Some(cmd));
+        let _begun = self.shared.begin(req, ino, |asked| asked.flags = Some(cmd));
         if virtual_file(ino) {
             return reply.error(Errno::ENOTTY);
         }
@@ -1017,7 +1018,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _noted = self.shared.note(req, ino, |asked| {
+        let _begun = self.shared.begin(req, ino, |asked| {
             asked.range(offset, length);
             asked.flags = Some(mode as u32);
         });
@@ -1039,9 +1040,9 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino, |asked| asked.offset = Some(offset as u64));
+            .begin(req, ino, |asked| asked.offset = Some(offset as u64));
         if virtual_file(ino) {
             return reply.error(Errno::EINVAL);
         }
@@ -1065,9 +1066,9 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _noted = self
+        let _begun = self
             .shared
-            .note(req, ino_in, |asked| asked.range(offset_in, len));
+            .begin(req, ino_in, |asked| asked.range(offset_in, len));
         if virtual_file(ino_in) || virtual_file(ino_out) {
             return reply.error(Errno::EOPNOTSUPP);
         }

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 mod aside;
+mod busy_poll;
 mod control;
 mod convert;
 mod listing;

@@ -28,6 +28,10 @@ pub struct Serving {
     pub timeout_write: Option<Duration>,
     /// The source is not there yet.
     pub absent: bool,
+    /// Event loops.
+    pub loops: usize,
+    /// How long one of them waits awake for the next request.
+    pub busy_poll: Duration,
 }
 
 /// How long a request may wait for the source.

@@ -12,6 +12,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use super::aside::Aside;
+use super::busy_poll::BusyPoll;
 use super::control::ControlFiles;
 use super::convert::{self, entry_attr, shown_attr};
 use super::listing::Room;
@@ -51,6 +52,7 @@ pub struct Shared {
     /// Lookups taken back that a worker will count.
     pub(super) forgotten: Mutex<Vec<(NodeId, u64)>>,
     pub(super) room: Room,
+    pub(super) busy_poll: BusyPoll,
 }
 
 impl Shared {
@@ -116,6 +118,7 @@ impl Shared {
                 .then(|| Workers::new(metrics.clone(), suspect)),
             forgotten: Mutex::default(),
             room: Room::default(),
+            busy_poll: BusyPoll::new(serving.busy_poll, serving.loops),
             mirror,
             control,
             passthrough: Passthrough::new(asked, metrics.clone()),
@@ -127,8 +130,10 @@ impl Shared {
         })
     }
 
-    /// Gives the way to notify the kernel: a descriptor of the connection, once there is one.
-    pub fn attach(&self, device: OwnedFd) {
+    /// Gives descriptors of the connection, once there is one: to notify the kernel by, and to wait
+    /// for its requests.
+    pub fn attach(&self, device: OwnedFd, waits: OwnedFd) {
+        self.busy_poll.attach(waits);
         // A second one would be of the same session.
         let _ = self.notifier.set(Notifier::new(device));
     }

@@ -106,6 +106,27 @@ fn twenty_hung_callers_stall_nobody_else() {
     assert_eq!(mount.finish().code(), Some(0));
 }
 
+#[test]
+fn an_event_loop_that_hangs_stalls_nobody_while_one_leads() {
+    if !require(NEEDS) {
+        return;
+    }
+    let (source, mount) = stand("threads=4,source_workers=never,busy_poll=1000");
+    let path = mount.path().join("b");
+    let ask = move || (0..5000).for_each(|_| drop(fs::metadata(&path).unwrap()));
+    ask();
+    source.faults().hang(On::Open, Some("a"));
+    let a = mount.path().join("a");
+    let stuck = aside(move || fs::read(a));
+    source.faults().await_hanging(On::Open, 1);
+    assert_eq!(aside(ask).recv_timeout(PATIENCE), Ok(()));
+    source.faults().heal();
+    let read = stuck.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert_content(1, 0, &read);
+    assert_eq!(in_force(&mount, "busy_poll"), "1000");
+    assert_eq!(mount.finish().code(), Some(0));
+}
+
 type Attempt = fn(&Path) -> io::Result<()>;
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Draft, caching};
 use crate::cache::Verify;
 use crate::cli::{ids, size};
-use crate::fuse::session::{MAX_THREADS, Sandbox, SourceWorkers};
+use crate::fuse::session::{MAX_BUSY_POLL, MAX_THREADS, Sandbox, SourceWorkers};
 use crate::mirror::{Coherence, Control, Io, NEVER, Passthrough};
 
 /// The smallest and the largest window, in bytes.
@@ -51,6 +51,13 @@ pub(in crate::cli) const VALUED: &[Valued] = &[
         value: "N",
         help: "Event loops, 1 to 256 [default: 2 a core, at least 4, at most 16]",
         apply: |d, v| number(v).map(|n| d.threads = Some(n)),
+    },
+    Valued {
+        name: "busy-poll",
+        value: "MICROSECONDS",
+        help: "How long an event loop waits awake for the next request, while they come that fast; \
+               0: never [default: 100; with one core 0]",
+        apply: |d, v| micros(v).map(|time| d.busy_poll = Some(time)),
     },
     Valued {
         name: "clone-fd",
@@ -403,6 +410,12 @@ fn number(value: &OsStr) -> Result<usize, &'static str> {
     number
         .filter(|n| (1..=MAX_THREADS).contains(n))
         .ok_or("must be a number from 1 to 256")
+}
+
+fn micros(value: &OsStr) -> Result<Duration, &'static str> {
+    let time = text(value).parse().ok().map(Duration::from_micros);
+    time.filter(|time| *time <= MAX_BUSY_POLL)
+        .ok_or("must be a number of microseconds, at most 1000")
 }
 
 fn choice<T: Copy>(

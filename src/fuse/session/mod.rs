@@ -33,7 +33,9 @@ pub use copying::{Copying, Telling, run as copy};
 pub use keeper::{OPTION as KEEPER_OPTION, keep};
 pub use refusal::{Code, Refusal};
 pub use remount::command as remount;
-pub use settings::{Access, Caching, Flags, MAX_THREADS, Sandbox, Settings, SourceWorkers};
+pub use settings::{
+    Access, Caching, Flags, MAX_BUSY_POLL, MAX_THREADS, Sandbox, Settings, SourceWorkers,
+};
 pub use stats::read as read_stats;
 pub use unmount::{Manner, command as umount};
 
@@ -298,12 +300,14 @@ fn run_session(
     let failed = |what: &str, error: std::io::Error| {
         Refusal::mount(format!("{what} for {}: {}", shown(&site.path), said(error)))
     };
-    let ours = device
-        .try_clone()
-        .map_err(|error| failed("duplicate the connection", error))?;
+    let another = || {
+        let copy = device.try_clone();
+        copy.map_err(|error| failed("duplicate the connection", error))
+    };
+    let (notifies, waits) = (another()?, another()?);
     let session = Session::from_fd(adapter, device, acl(settings), config(settings))
         .map_err(|error| failed("handshake with the kernel", error))?;
-    shared.attach(ours);
+    shared.attach(notifies, waits);
     readahead::set(&site, settings.readahead);
     let ender = tell_ready(&site, above).map_err(|error| failed("tell of the mount", error))?;
     let attendants = Attendants::start(signals, ender, shared)

@@ -14,6 +14,12 @@ use std::time::Duration;
 /// The most event loops.
 pub const MAX_THREADS: usize = 256;
 
+/// The longest that an event loop may wait awake.
+pub const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
+
+/// How long it does by default.
+const BUSY_POLL: Duration = Duration::from_micros(100);
+
 /// Everything that one mount needs to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -27,6 +33,9 @@ pub struct Settings {
     pub debug: bool,
     /// Event loops; `None` chooses by the number of cores.
     pub threads: Option<usize>,
+    /// How long an event loop waits awake for the next request; `None` chooses by the number of
+    /// cores.
+    pub busy_poll: Option<Duration>,
     /// A descriptor of `/dev/fuse` for each event loop.
     pub clone_fd: bool,
     /// How far the kernel reads ahead on this mount, in bytes; `None` is 1 MiB where it may be set.
@@ -128,8 +137,18 @@ impl Settings {
     /// Event loops: as asked, else 2 a core, at least 4 and at most 16 (a loop that waits for the
     /// disk serves nobody else meanwhile).
     pub(super) fn threads(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        self.threads.unwrap_or((2 * cores).clamp(4, 16))
+        self.threads.unwrap_or((2 * cores()).clamp(4, 16))
+    }
+
+    /// How long an event loop waits awake: as asked, else [`BUSY_POLL`], or not at all where it would
+    /// only keep the one processor from who is to send the next request.
+    pub(super) fn busy_poll(&self) -> Duration {
+        let default = if cores() > 1 {
+            BUSY_POLL
+        } else {
+            Duration::ZERO
+        };
+        self.busy_poll.unwrap_or(default)
     }
 
     /// What is in force, one `key=value` a line, the keys being the options' own names.
@@ -160,6 +179,7 @@ impl Settings {
         line("default_permissions", &o.default_permissions);
         line("auto_unmount", &self.auto_unmount);
         line("threads", &self.threads());
+        line("busy_poll", &self.busy_poll().as_micros());
         line("clone_fd", &if self.clone_fd { "on" } else { "off" });
         line("readahead", &readahead::asked(self.readahead));
         line("io", &word_of_io(o.io));
@@ -213,6 +233,8 @@ impl Settings {
             timeout: self.source_timeout,
             timeout_write: self.source_timeout_write,
             absent: self.absent,
+            loops: self.threads(),
+            busy_poll: self.busy_poll(),
         }
     }
 
@@ -220,6 +242,10 @@ impl Settings {
     pub(super) fn fsname<'a>(&'a self, source: &'a Path) -> &'a OsStr {
         self.fsname.as_deref().unwrap_or(source.as_os_str())
     }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 fn cache_lines(

@@ -1,0 +1,454 @@
+//! After a request, wait awake for the next one, for a moment.
+//!
+//! A program that works through a directory sends its next request some microseconds after the last
+//! answer. By then the event loops sleep, and to wake one takes longer than most requests do: tens of
+//! microseconds where its processor sleeps too, more on a virtual machine. So a loop that answered
+//! looks at the connection a while before it goes to sleep, as a network card's driver does
+//! (net.core.busy_poll) or an idle virtual processor (guest_halt_poll_ns).
+//!
+//! That helps only if no other loop sleeps in a read of the connection, for the kernel would wake it
+//! at each request, to find nothing (fs/fuse/dev.c, fuse_dev_wake_and_unlock). So while requests
+//! come fast, one at a time and easy to answer, one loop leads and the others stay away, looking every
+//! few milliseconds whether it got stuck. When there is more to do, or nothing, all read as they
+//! would without this. Who leads gives way to whatever else wants to run on its processor.
+
+use std::cell::Cell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fuser::{INodeNo, Request};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::oplog::{Asked, Noted};
+use super::shared::Shared;
+
+/// Requests come fast while they are no more than so many windows apart, on the mean: with nobody
+/// awake, that is the time of two wake-ups too, the loop's and the program's.
+const FAST: u64 = 4;
+/// A pause counts as at most so many windows: after one, requests need not prove themselves anew.
+const LONGEST_PAUSE: u64 = 4 * FAST;
+/// While waiting awake was in vain lately, it is tried again after so many requests.
+const TRY_AFTER: u64 = 8;
+/// It is worth it while so many of a thousand times there was a request.
+const CAUGHT: u64 = 500;
+/// Requests that take longer than this many nanoseconds, on the mean, are for all loops.
+const EASY: u64 = 500_000;
+/// So many of a thousand requests may have waited when a loop was done with the last.
+const BACKLOG: u64 = 500;
+/// How often who stays away looks: the first, and each further one so much later, up to the last.
+const LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: u32 = 8;
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+const NOBODY: u64 = 0;
+
+thread_local! {
+    /// A number of this thread's own, once it has one.
+    static ME: Cell<u64> = const { Cell::new(NOBODY) };
+}
+
+/// A moving mean, in which the newest weighs an eighth. An update that is lost to another thread's is
+/// no harm.
+#[derive(Debug)]
+struct Mean(AtomicU64);
+
+impl Mean {
+    fn new(first: u64) -> Self {
+        Self(AtomicU64::new(first))
+    }
+
+    fn add(&self, value: u64) {
+        let mean = self.get();
+        self.0.store(mean - mean / 8 + value / 8, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// When to wait awake, and who does. Times are in nanoseconds, points of time since `epoch`.
+#[derive(Debug)]
+pub(super) struct BusyPoll {
+    /// How long at most; 0: never.
+    window: u64,
+    /// A descriptor of the connection.
+    device: OnceLock<OwnedFd>,
+    epoch: Instant,
+    /// The loop that leads.
+    leader: AtomicU64,
+    next_name: AtomicU64,
+    /// Loops that read the connection, or are about to.
+    reading: AtomicUsize,
+    /// Loops that stay away.
+    away: AtomicUsize,
+    /// When a loop last was done with a request.
+    done: AtomicU64,
+    /// How long it was from there to the next request.
+    pause: Mean,
+    /// How long requests take.
+    work: Mean,
+    /// How many of a thousand were there already when a loop was done with the last.
+    backlog: Mean,
+    /// How many of a thousand times a request came to a loop that waited awake.
+    caught: Mean,
+    /// Requests since it was last tried.
+    untried: AtomicU64,
+    /// The last request to forget that was waited after.
+    forgetting: AtomicU64,
+}
+
+impl BusyPoll {
+    /// For so many event loops.
+    pub(super) fn new(window: Duration, loops: usize) -> Self {
+        let most = u64::MAX / LONGEST_PAUSE;
+        let window = u64::try_from(window.as_nanos()).map_or(most, |window| window.min(most));
+        Self {
+            window,
+            device: OnceLock::new(),
+            epoch: Instant::now(),
+            leader: AtomicU64::new(NOBODY),
+            next_name: AtomicU64::new(NOBODY + 1),
+            reading: AtomicUsize::new(loops),
+            away: AtomicUsize::new(0),
+            done: AtomicU64::new(0),
+            pause: Mean::new(window * LONGEST_PAUSE),
+            work: Mean::new(0),
+            backlog: Mean::new(0),
+            caught: Mean::new(0),
+            untried: AtomicU64::new(0),
+            forgetting: AtomicU64::new(0),
+        }
+    }
+
+    /// Gives it a descriptor of the connection; nothing is awaited before.
+    pub(super) fn attach(&self, device: OwnedFd) {
+        // A second one would be of the same connection.
+        let _ = self.device.set(device);
+    }
+
+    fn now(&self) -> u64 {
+        // Wraps in five hundred years.
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    fn me(&self) -> u64 {
+        ME.with(|me| {
+            if me.get() == NOBODY {
+                me.set(self.next_name.fetch_add(1, Ordering::Relaxed));
+            }
+            me.get()
+        })
+    }
+
+    /// A loop has got a request; returns when.
+    fn came(&self) -> u64 {
+        if self.window == 0 {
+            return 0;
+        }
+        self.reading.fetch_sub(1, Ordering::AcqRel);
+        let now = self.now();
+        // Where several loops serve at once, another may have ended later than this one began.
+        let pause = now.saturating_sub(self.done.load(Ordering::Relaxed));
+        self.pause.add(pause.min(self.window * LONGEST_PAUSE));
+        now
+    }
+
+    /// Requests come one at a time, and are easy.
+    fn is_work_for_one(&self) -> bool {
+        self.work.get() < EASY && self.backlog.get() < BACKLOG
+    }
+
+    /// That they are, and who waits awake gets them.
+    fn is_worth_it(&self) -> bool {
+        self.caught.get() >= CAUGHT && self.is_work_for_one()
+    }
+
+    /// It is worth a try.
+    fn may_be_worth_it(&self) -> bool {
+        self.pause.get() < FAST * self.window
+            && self.is_work_for_one()
+            && self.untried.fetch_add(1, Ordering::Relaxed) % TRY_AFTER == 0
+    }
+
+    /// A loop is done with the request that came at `began`. It returns when that loop is to read.
+    fn went(&self, began: u64) {
+        if self.window == 0 {
+            return;
+        }
+        let now = self.now();
+        self.done.store(now, Ordering::Relaxed);
+        self.work.add(now.saturating_sub(began));
+        if let Some(device) = self.device.get() {
+            self.wait(device, now);
+        }
+        self.reading.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn wait(&self, device: &OwnedFd, now: u64) {
+        let more = is_ready(device);
+        self.backlog.add(if more { 1000 } else { 0 });
+        let me = self.me();
+        if !self.is_worth_it() {
+            if !more && self.may_be_worth_it() && self.lead(me) {
+                self.look_out(device, now + self.window);
+            }
+            return self.step_down(me);
+        }
+        match self.lead(me) {
+            _ if more => {}
+            false => self.stay_away(),
+            // Those who still sleep in a read get the next requests, one each, and stay away then.
+            true if self.reading.load(Ordering::Acquire) > 0 => {}
+            true => {
+                if !self.look_out(device, now + self.window) {
+                    self.step_down(me);
+                }
+            }
+        }
+    }
+
+    /// Whether this loop leads, which it does from now on if nobody did.
+    fn lead(&self, me: u64) -> bool {
+        let order = Ordering::AcqRel;
+        match self
+            .leader
+            .compare_exchange(NOBODY, me, order, Ordering::Acquire)
+        {
+            Ok(_) => true,
+            Err(leader) => leader == me,
+        }
+    }
+
+    fn step_down(&self, me: u64) {
+        let order = Ordering::AcqRel;
+        // If another leads, it goes on.
+        let _ = self
+            .leader
+            .compare_exchange(me, NOBODY, order, Ordering::Acquire);
+    }
+
+    /// Waits awake until there is a request, or the connection has ended; whether it did not wait in
+    /// vain.
+    fn look_out(&self, device: &OwnedFd, until: u64) -> bool {
+        let found = loop {
+            if is_ready(device) {
+                break true;
+            }
+            if self.now() >= until {
+                break false;
+            }
+            thread::yield_now();
+        };
+        self.caught.add(if found { 1000 } else { 0 });
+        found
+    }
+
+    /// Sleeps as long as the leader does well.
+    fn stay_away(&self) {
+        let rank = self.away.fetch_add(1, Ordering::AcqRel);
+        let look = LOOK * u32::try_from(rank + 1).map_or(LAST_LOOK, |rank| rank.min(LAST_LOOK));
+        let patience = look.as_nanos() as u64;
+        loop {
+            let leader = self.leader.load(Ordering::Acquire);
+            thread::sleep(look);
+            if !self.is_worth_it() {
+                break;
+            }
+            if self.now().saturating_sub(self.done.load(Ordering::Relaxed)) > patience {
+                // It works on something hard, or there is nothing to do.
+                self.step_down(leader);
+                break;
+            }
+        }
+        self.away.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Whether a request can be read, or the connection has ended.
+fn is_ready(device: &OwnedFd) -> bool {
+    let mut asked = [PollFd::from_borrowed_fd(device.as_fd(), PollFlags::IN)];
+    poll(&mut asked, Some(&AT_ONCE)) != Ok(0)
+}
+
+/// While it is there, an event loop works on a request.
+#[derive(Debug)]
+pub(super) struct Begun<'a> {
+    waits: &'a BusyPoll,
+    since: u64,
+    noted: Option<Noted>,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.noted.take();
+        self.waits.went(self.since);
+    }
+}
+
+impl Shared {
+    /// An event loop begins to work on what was asked, and works on it as long as the guard is there;
+    /// `more` adds to what the log tells of it.
+    #[inline]
+    pub(super) fn begin(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        more: impl FnOnce(&mut Asked),
+    ) -> Begun<'_> {
+        Begun {
+            waits: &self.busy_poll,
+            since: self.busy_poll.came(),
+            noted: self.note(request, node, more),
+        }
+    }
+
+    /// As [`Self::begin`], for what `request` asks to forget. The FUSE library breaks a request that
+    /// names many inodes up into many: there is no waiting between those.
+    pub(super) fn begin_forget(&self, request: &Request) -> Option<Begun<'_>> {
+        let unique = request.unique().0;
+        if self.busy_poll.forgetting.swap(unique, Ordering::Relaxed) == unique {
+            return None;
+        }
+        Some(Begun {
+            waits: &self.busy_poll,
+            since: self.busy_poll.came(),
+            noted: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    const WINDOW: Duration = Duration::from_millis(1);
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// A connection without requests, and whether to wait there for the next of so many loops' is
+    /// known to be worth it. Who drops the writing end, or writes there, makes a request.
+    fn stand(loops: usize, worth_it: bool) -> (BusyPoll, OwnedFd) {
+        let (device, requests) = rustix::pipe::pipe().unwrap();
+        let busy_poll = BusyPoll::new(WINDOW, loops);
+        busy_poll.attach(device);
+        if worth_it {
+            busy_poll.caught.0.store(1000, Ordering::Relaxed);
+            busy_poll.pause.0.store(0, Ordering::Relaxed);
+        }
+        (busy_poll, requests)
+    }
+
+    fn reading(busy_poll: &BusyPoll) -> usize {
+        busy_poll.reading.load(Ordering::Acquire)
+    }
+
+    fn leader(busy_poll: &BusyPoll) -> u64 {
+        busy_poll.leader.load(Ordering::Acquire)
+    }
+
+    fn serve(busy_poll: &BusyPoll) {
+        busy_poll.went(busy_poll.came());
+    }
+
+    #[test]
+    fn who_is_not_asked_to_wait_awake_counts_nothing() {
+        let busy_poll = BusyPoll::new(Duration::ZERO, 4);
+        serve(&busy_poll);
+        assert_eq!((reading(&busy_poll), leader(&busy_poll)), (4, NOBODY));
+        assert_eq!(busy_poll.done.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_lone_loop_waits_until_there_is_a_request_and_gives_up_when_there_is_none() {
+        let (busy_poll, requests) = stand(1, true);
+        serve(&busy_poll);
+        // In vain, once.
+        assert_eq!((reading(&busy_poll), leader(&busy_poll)), (1, NOBODY));
+        assert_eq!(busy_poll.caught.get(), 875);
+        let began = busy_poll.came();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while leader(&busy_poll) == NOBODY {
+                    thread::yield_now();
+                }
+                rustix::io::write(&requests, b"x").unwrap();
+            });
+            // It may miss one that comes late, on a busy machine.
+            busy_poll.went(began);
+        });
+        assert_ne!(busy_poll.caught.get(), 875);
+        assert_eq!(reading(&busy_poll), 1);
+    }
+
+    #[test]
+    fn when_it_is_in_vain_it_is_tried_now_and_then_and_not_when_nobody_asks() {
+        let (busy_poll, _requests) = stand(1, false);
+        busy_poll.caught.0.store(400, Ordering::Relaxed);
+        busy_poll.pause.0.store(0, Ordering::Relaxed);
+        let began = busy_poll.came();
+        busy_poll.went(began);
+        assert_eq!(busy_poll.caught.get(), 350);
+        for _ in 1..TRY_AFTER {
+            busy_poll.pause.0.store(0, Ordering::Relaxed);
+            serve(&busy_poll);
+            assert_eq!(busy_poll.caught.get(), 350);
+        }
+        busy_poll.pause.0.store(0, Ordering::Relaxed);
+        serve(&busy_poll);
+        assert!(busy_poll.caught.get() < 350);
+        let before = busy_poll.caught.get();
+        for _ in 0..3 * TRY_AFTER {
+            let most = busy_poll.window * LONGEST_PAUSE;
+            busy_poll.pause.0.store(most, Ordering::Relaxed);
+            serve(&busy_poll);
+        }
+        assert_eq!(busy_poll.caught.get(), before);
+    }
+
+    #[test]
+    fn who_does_not_lead_stays_away_until_the_work_is_for_all() {
+        let (busy_poll, _requests) = stand(2, true);
+        busy_poll.leader.store(u64::MAX, Ordering::Release);
+        let (told, hears) = channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                serve(&busy_poll);
+                told.send(()).unwrap();
+            });
+            // As long as the leader is done with requests.
+            for _ in 0..20 {
+                let now = busy_poll.now();
+                busy_poll.done.store(now, Ordering::Relaxed);
+                thread::sleep(LOOK / 20);
+            }
+            busy_poll.backlog.0.store(1000, Ordering::Relaxed);
+            hears.recv_timeout(PATIENCE).unwrap();
+        });
+        assert_eq!(reading(&busy_poll), 2);
+        assert_eq!(busy_poll.away.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn who_stays_away_takes_over_from_a_leader_that_got_stuck() {
+        let (busy_poll, _requests) = stand(2, true);
+        busy_poll.leader.store(u64::MAX, Ordering::Release);
+        thread::scope(|scope| {
+            scope.spawn(|| serve(&busy_poll));
+        });
+        assert_eq!((reading(&busy_poll), leader(&busy_poll)), (2, NOBODY));
+    }
+
+    #[test]
+    fn the_end_of_the_connection_ends_the_waiting() {
+        let (busy_poll, requests) = stand(1, true);
+        drop(requests);
+        serve(&busy_poll);
+        assert_eq!((reading(&busy_poll), busy_poll.backlog.get()), (1, 125));
+    }
+}
