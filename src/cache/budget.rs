@@ -8,6 +8,8 @@
 //!   change to after the numbers tell it; alone by the one who counts it.
 //! - `GATES_FROM` and on: held by the one who counts; who would change files waits at it, so that
 //!   the counter is not kept out for ever.
+//! - `COUNTING`: held by the one who counts everything. Two at once would both give back what the
+//!   same dead had reserved; the second time it would be what others left since.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -29,6 +31,7 @@ const TURN: u64 = 1 << 40;
 const SLOTS_FROM: u64 = TURN + 16;
 const FOLDERS_FROM: u64 = TURN + 1024;
 const GATES_FROM: u64 = TURN + 2048;
+const COUNTING: u64 = TURN + 4096;
 
 /// How long to wait for numbers or a folder that another process holds: it is at work, or was
 /// stopped, and then nothing is stored until it goes on.
@@ -63,6 +66,8 @@ pub(super) struct Budget {
     file: OwnedFd,
     /// Another description of the same file, whose locks exclude those of `file`: for counting.
     counter: Mutex<OwnedFd>,
+    /// A third one, for who counts everything. Taken first.
+    counting: Mutex<OwnedFd>,
     slot: usize,
     free: Share,
     /// Held while this process has its turn: OFD locks do not exclude threads of one description.
@@ -106,6 +111,7 @@ impl Budget {
             top: top.try_clone_to_owned().or_fail("dup")?,
             file: open()?,
             counter: Mutex::new(open()?),
+            counting: Mutex::new(open()?),
             slot: SLOTS,
             free,
             turn: Mutex::new(()),
@@ -148,10 +154,12 @@ impl Budget {
             }
             ledger.slots[heir].reserved = left;
             ofd::set(self.file.as_fd(), byte(libc::F_WRLCK, slot_byte(free)))?;
+            ledger.joins = ledger.joins.wrapping_add(1);
             ledger.slots[free] = Slot {
                 reserved: 0,
                 limit,
                 pid: std::process::id(),
+                join: ledger.joins,
             };
             Ok(free)
         })?
@@ -360,13 +368,25 @@ impl Budget {
         dead.fold(0, |a, (_, slot)| a.saturating_add(slot.reserved))
     }
 
-    /// Counts everything, after which the ledger is sure and the dead have nothing. False when it
-    /// could not be done now, or `go_on` said no.
+    /// Counts everything, after which the ledger is sure and those who were dead when it began have
+    /// nothing. False when it could not be done now, or `go_on` said no.
     pub(super) fn count_all(&self, go_on: impl Fn() -> bool) -> Result<bool> {
+        let alone = self.counting.lock();
+        let lock = byte(libc::F_WRLCK, COUNTING);
+        match ofd::set_by(alone.as_fd(), lock, Instant::now() + PATIENCE) {
+            Err(fail) if fail.errno == Errno::AGAIN => return Ok(false),
+            locked => locked?,
+        }
+        let done = self.count_all_alone(go_on);
+        ofd::set(alone.as_fd(), byte(libc::F_UNLCK, COUNTING))?;
+        done
+    }
+
+    fn count_all_alone(&self, go_on: impl Fn() -> bool) -> Result<bool> {
         let before = self.ledger()?;
-        let dead: Vec<(usize, u64)> = (0..SLOTS)
+        let dead: Vec<(usize, Slot)> = (0..SLOTS)
             .filter(|&slot| !self.is_alive(slot))
-            .map(|slot| (slot, before.slots[slot].reserved))
+            .map(|slot| (slot, before.slots[slot]))
             .collect();
         for folder in 0..=FANS {
             if !go_on() || !self.count(folder)? {
@@ -375,10 +395,11 @@ impl Budget {
         }
         self.have_turn(|ledger, _| {
             ledger.sure = true;
-            for (slot, reserved) in dead {
-                // Somebody may have taken the slot meanwhile, and moved what was in it.
-                if !self.is_alive(slot) {
-                    ledger.release(slot, reserved);
+            for (slot, was) in dead {
+                // Somebody may have taken the slot meanwhile, moved what was in it, and died too:
+                // what that one left was not there when its folder was counted.
+                if !self.is_alive(slot) && ledger.slots[slot].join == was.join {
+                    ledger.release(slot, was.reserved);
                     ledger.slots[slot].limit = 0;
                 }
             }

@@ -3,9 +3,11 @@
 //! All numbers little endian; 4096 bytes, so that one write is one page:
 //!
 //! ```text
-//!   0 magic "corfslgr"   8 version u32   12 flags u32 (1 sure, 2 clean)   16 place u64   24 zeros
+//!   0 magic "corfslgr"   8 version u32   12 flags u32 (1 sure, 2 clean)   16 place u64
+//!  24 joins u64   32 zeros
 //!  64 bytes committed u64, of each of 256 folders and of everything else
-//! 2120 slots of 32 bytes, one a process: reserved u64, limit u64 (0: free slot), pid u32, zeros
+//! 2120 slots of 32 bytes, one a process: reserved u64, limit u64 (0: free slot), pid u32, zeros,
+//!      at 24 of them join u64
 //! ```
 //!
 //! `place` tells boot and mount of the cache disk (`trust`): what was written under another one
@@ -35,6 +37,8 @@ pub(super) struct Slot {
     pub(super) limit: u64,
     /// For people only: who lives is told by locks.
     pub(super) pid: u32,
+    /// Which of all who ever came has it.
+    pub(super) join: u64,
 }
 
 /// The whole ledger.
@@ -43,6 +47,8 @@ pub(super) struct Ledger {
     pub(super) sure: bool,
     pub(super) clean: bool,
     pub(super) place: u64,
+    /// How many processes ever came.
+    pub(super) joins: u64,
     pub(super) committed: [u64; FANS + 1],
     pub(super) slots: [Slot; SLOTS],
 }
@@ -54,6 +60,7 @@ impl Ledger {
             sure: true,
             clean: false,
             place,
+            joins: 0,
             committed: [0; FANS + 1],
             slots: [Slot::default(); SLOTS],
         }
@@ -124,6 +131,7 @@ impl Ledger {
         let flags = u32::from(self.sure) | u32::from(self.clean) << 1;
         bytes[12..16].copy_from_slice(&flags.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.place.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.joins.to_le_bytes());
         let places = bytes[COMMITTED_AT..SLOTS_AT].chunks_exact_mut(8);
         for (place, value) in places.zip(&self.committed) {
             place.copy_from_slice(&value.to_le_bytes());
@@ -133,6 +141,7 @@ impl Ledger {
             place[..8].copy_from_slice(&slot.reserved.to_le_bytes());
             place[8..16].copy_from_slice(&slot.limit.to_le_bytes());
             place[16..20].copy_from_slice(&slot.pid.to_le_bytes());
+            place[24..32].copy_from_slice(&slot.join.to_le_bytes());
         }
         bytes
     }
@@ -152,6 +161,7 @@ impl Ledger {
         }
         let mut ledger = Self::new(u64_at(16)?);
         let flags = u32_at(12)?;
+        ledger.joins = u64_at(24)?;
         (ledger.sure, ledger.clean) = (flags & 1 != 0, flags & 2 != 0);
         for (at, value) in ledger.committed.iter_mut().enumerate() {
             *value = u64_at(COMMITTED_AT + at * 8)?;
@@ -162,6 +172,7 @@ impl Ledger {
                 reserved: u64_at(at)?,
                 limit: u64_at(at + 8)?,
                 pid: u32_at(at + 16)?,
+                join: u64_at(at + 24)?,
             };
         }
         Some(ledger)

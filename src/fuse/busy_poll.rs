@@ -173,7 +173,10 @@ impl BusyPoll {
     fn may_be_worth_it(&self) -> bool {
         self.pause.get() < FAST * self.window
             && self.is_work_for_one()
-            && self.untried.fetch_add(1, Ordering::Relaxed) % TRY_AFTER == 0
+            && self
+                .untried
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(TRY_AFTER)
     }
 
     /// A loop is done with the request that came at `began`. It returns when that loop is to read.

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod budget;
+mod counting;
 mod policy;
 mod processes;
 
