@@ -113,7 +113,11 @@ fn an_event_loop_that_hangs_stalls_nobody_while_one_leads() {
     }
     let (source, mount) = stand("threads=4,source_workers=never,busy_poll=1000");
     let path = mount.path().join("b");
-    let ask = move || (0..5000).for_each(|_| drop(fs::metadata(&path).unwrap()));
+    let ask = move || {
+        for _ in 0..5000 {
+            fs::metadata(&path).unwrap();
+        }
+    };
     ask();
     source.faults().hang(On::Open, Some("a"));
     let a = mount.path().join("a");
