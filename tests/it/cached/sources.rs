@@ -52,11 +52,10 @@ fn errors_of_the_source_are_told_and_never_kept() {
                 })
             })
             .collect();
-        readers
-            .into_iter()
-            .for_each(|one| one.join().expect("a reader"));
+        let read: Vec<_> = readers.into_iter().map(|one| one.join()).collect();
         stop.store(true, Ordering::Relaxed);
         breaking.join().expect("the one who breaks");
+        read.into_iter().for_each(|one| one.expect("a reader"));
     });
     source.faults().heal();
     tree.compare(mount.path());

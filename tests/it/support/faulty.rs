@@ -167,7 +167,8 @@ impl Faults {
         self.state().cut = Some(end);
     }
 
-    /// Reads that reach beyond this offset end there; from there on they fail.
+    /// Reads that reach beyond this offset fail, as of a bad sector. None is short: the kernel would
+    /// take that for the end of the file, fill its page with zeros, and believe them.
     pub(crate) fn break_from(&self, offset: u64, errno: Errno) {
         self.state().broken = Some((offset, errno));
     }

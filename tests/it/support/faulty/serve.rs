@@ -151,10 +151,9 @@ impl Inner {
             let state = self.faults.state();
             (state.short, state.cut, state.broken)
         };
-        if let Some((_, errno)) = broken.filter(|(from, _)| offset >= *from) {
+        if let Some((_, errno)) = broken.filter(|(from, _)| offset + size as u64 > *from) {
             return Err(errno.into());
         }
-        let cut = cut.into_iter().chain(broken.map(|(from, _)| from)).min();
         let left = cut.map_or(u64::MAX, |cut| cut.saturating_sub(offset));
         let size = size
             .min(short.unwrap_or(usize::MAX))
