@@ -628,11 +628,12 @@ impl Mirror {
 /// for the next one what they are of.
 pub(super) fn keep_cache(inode: &Inode, stat: &Stat) -> bool {
     let version = Version::of(stat);
+    let digest = version.digest();
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs() as i64);
     let settled = now - version.changed() >= RACY;
-    inode.now_caches(settled.then_some(version)) == Some(version)
+    inode.now_caches(settled.then_some(digest)) == Some(digest)
 }
 
 /// A file of size 0 that has bytes: the kernel would not even ask for them. One that just got its

@@ -3,6 +3,7 @@
 //! There may be a million of them: what only few have (a descriptor, a version) is not inline.
 
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, Stat, StatxFlags};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::sys::handle::FileHandle;
 use crate::sys::short::Short;
@@ -73,7 +75,14 @@ struct State {
 #[derive(Debug, Default)]
 struct OpenState {
     /// What the kernel's cached pages are of (see [`super::file`]).
-    cached: Option<Version>,
+    cached: Option<Digest>,
+    /// While it is open.
+    in_use: Option<Box<InUse>>,
+}
+
+/// What is known of an inode that is open.
+#[derive(Debug, Default)]
+struct InUse {
     /// The descriptors of its open files.
     files: Vec<Weak<OwnedFd>>,
     /// The time of its last change as the kernel, which keeps what is written, last told it.
@@ -95,7 +104,25 @@ pub(super) struct Version {
     ctime: (i64, u64),
 }
 
+/// A hash of a version, for those of which there may be a million.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Digest(NonZeroU64);
+
 impl Version {
+    pub(super) fn digest(&self) -> Digest {
+        let mut bytes = [0; 40];
+        let (mtime, ctime) = (self.mtime, self.ctime);
+        let numbers = [
+            self.size.to_le_bytes(),
+            mtime.0.to_le_bytes(),
+            mtime.1.to_le_bytes(),
+            ctime.0.to_le_bytes(),
+            ctime.1.to_le_bytes(),
+        ];
+        bytes.copy_from_slice(numbers.as_flattened());
+        Digest(NonZeroU64::new(xxh3_64(&bytes)).unwrap_or(NonZeroU64::MIN))
+    }
+
     /// The version that `stat` shows.
     pub(super) fn of(stat: &Stat) -> Self {
         Self {
@@ -285,8 +312,7 @@ impl Inode {
     /// Remembers the descriptor of an open file.
     pub(super) fn lend(&self, fd: &Arc<OwnedFd>) {
         let mut state = self.state.lock();
-        let opened = state.opened.get_or_insert_default();
-        opened.files.push(Arc::downgrade(fd));
+        state.in_use().files.push(Arc::downgrade(fd));
     }
 
     /// Forgets the descriptor of an open file, which is about to be closed; true when the inode
@@ -294,13 +320,16 @@ impl Inode {
     pub(super) fn take_back(&self, fd: &Arc<OwnedFd>) -> bool {
         let mut state = self.state.lock();
         if let Some(opened) = &mut state.opened {
-            opened.files.retain(|file| file.as_ptr() != Arc::as_ptr(fd));
-            // Some may have been closed without us.
-            opened.files.retain(|file| file.strong_count() > 0);
-            if opened.files.is_empty() && opened.cached.is_none() {
+            if let Some(InUse { files, .. }) = opened.in_use.as_deref_mut() {
+                files.retain(|file| file.as_ptr() != Arc::as_ptr(fd));
+                // Some may have been closed without us.
+                files.retain(|file| file.strong_count() > 0);
+                if files.is_empty() {
+                    opened.in_use = None;
+                }
+            }
+            if opened.in_use.is_none() && opened.cached.is_none() {
                 state.opened = None;
-            } else if opened.files.is_empty() {
-                opened.files = Vec::new();
             }
         }
         let parked = match &state.place {
@@ -311,7 +340,7 @@ impl Inode {
     }
 
     /// Remembers what the kernel's cached pages are of; returns what they were of.
-    pub(super) fn now_caches(&self, version: Option<Version>) -> Option<Version> {
+    pub(super) fn now_caches(&self, version: Option<Digest>) -> Option<Digest> {
         let mut state = self.state.lock();
         let opened = state.opened.get_or_insert_default();
         std::mem::replace(&mut opened.cached, version)
@@ -320,8 +349,8 @@ impl Inode {
     /// The kernel told the time of the last change, in seconds and nanoseconds, of a file that is
     /// open.
     pub(super) fn keep_time(&self, mtime: (i64, u32)) {
-        if let Some(opened) = &mut self.state.lock().opened {
-            opened.kept = Some(KeptTime {
+        if let Some(in_use) = self.state.lock().if_in_use() {
+            in_use.kept = Some(KeptTime {
                 mtime,
                 overwritten: false,
             });
@@ -332,8 +361,7 @@ impl Inode {
     /// has told another.
     pub(super) fn keep_time_of(&self, stat: &Stat) {
         let mut state = self.state.lock();
-        let opened = state.opened.get_or_insert_default();
-        opened.kept.get_or_insert(KeptTime {
+        state.in_use().kept.get_or_insert(KeptTime {
             mtime: (stat.st_mtime, stat.st_mtime_nsec as u32),
             overwritten: false,
         });
@@ -342,11 +370,7 @@ impl Inode {
     /// Something was written that the kernel had kept.
     pub(super) fn overwrite_time(&self) {
         let mut state = self.state.lock();
-        if let Some(kept) = state
-            .opened
-            .as_mut()
-            .and_then(|opened| opened.kept.as_mut())
-        {
+        if let Some(kept) = state.if_in_use().and_then(|in_use| in_use.kept.as_mut()) {
             kept.overwritten = true;
         }
     }
@@ -354,7 +378,7 @@ impl Inode {
     /// The time that the kernel told last, if something was written since.
     pub(super) fn take_overwritten(&self) -> Option<(i64, u32)> {
         let mut state = self.state.lock();
-        let kept = state.opened.as_mut()?.kept.as_mut()?;
+        let kept = state.if_in_use()?.kept.as_mut()?;
         std::mem::take(&mut kept.overwritten).then_some(kept.mtime)
     }
 
@@ -410,15 +434,28 @@ impl Inode {
 }
 
 impl State {
+    fn in_use(&mut self) -> &mut InUse {
+        let opened = self.opened.get_or_insert_default();
+        opened.in_use.get_or_insert_default()
+    }
+
+    fn if_in_use(&mut self) -> Option<&mut InUse> {
+        self.opened.as_mut()?.in_use.as_deref_mut()
+    }
+
+    fn files(&self) -> &[Weak<OwnedFd>] {
+        let opened = self.opened.as_ref();
+        let in_use = opened.and_then(|opened| opened.in_use.as_ref());
+        in_use.map_or(&[], |in_use| &in_use.files)
+    }
+
     fn lent(&self) -> Option<Arc<OwnedFd>> {
-        let opened = self.opened.as_ref()?;
-        opened.files.iter().find_map(Weak::upgrade)
+        self.files().iter().find_map(Weak::upgrade)
     }
 
     /// As `lent().is_some()`, but can't be the last to hold a descriptor, and so close it.
     fn is_lent(&self) -> bool {
-        let files = self.opened.as_ref().map_or(&[][..], |opened| &opened.files);
-        files.iter().any(|file| file.strong_count() > 0)
+        self.files().iter().any(|file| file.strong_count() > 0)
     }
 }
 
@@ -470,5 +507,7 @@ mod tests {
     #[test]
     fn an_inode_is_small() {
         assert!(size_of::<Inode>() <= 120, "{}", size_of::<Inode>());
+        // Every file that was ever read has one.
+        assert!(size_of::<OpenState>() <= 24, "{}", size_of::<OpenState>());
     }
 }
