@@ -3,14 +3,20 @@
 use super::line::{Told, Upwards};
 use crate::sys::OrFail;
 use crate::sys::Result as SysResult;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::thread::Builder;
+use std::thread::{self, Builder};
 use std::time::Duration;
 
 /// How long work may go on after the connection has ended. Nobody waits for its answers any more.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often to look whether it has.
+const LOOK: Duration = Duration::from_secs(1);
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 /// Ends the process when it is still there [`GRACE`] after the connection of `device`
 /// (`/dev/fuse`) has ended: an event loop waits for the source then, or a copy does, and neither
@@ -25,7 +31,7 @@ pub(super) fn watch(device: BorrowedFd<'_>, guardian: Option<Upwards>) -> io::Re
             log::warn!("a source that hangs would keep this process: {fail}");
             return;
         }
-        std::thread::sleep(GRACE);
+        thread::sleep(GRACE);
         log::warn!(
             "the mount is gone, and what waits for the source did not end in {} s: left undone",
             GRACE.as_secs()
@@ -42,12 +48,16 @@ pub(super) fn watch(device: BorrowedFd<'_>, guardian: Option<Upwards>) -> io::Re
 
 /// Waits for the end of the connection: unmounted, or aborted. The kernel shows it as an error
 /// on the device (fs/fuse/dev.c, fuse_dev_poll).
+///
+/// It looks now and then: who sleeps in poll(2) on the device is woken by every request, beside the
+/// event loop that is to serve it.
 fn connection_ended(device: &OwnedFd) -> SysResult<()> {
     loop {
         let mut wanted = [PollFd::new(device, PollFlags::empty())];
-        rustix::io::retry_on_intr(|| poll(&mut wanted, None)).or_fail("poll")?;
+        rustix::io::retry_on_intr(|| poll(&mut wanted, Some(&AT_ONCE))).or_fail("poll")?;
         if wanted[0].revents().contains(PollFlags::ERR) {
             return Ok(());
         }
+        thread::sleep(LOOK);
     }
 }
