@@ -26,7 +26,7 @@ use super::{MAX_READ, Mirror, Validate};
 use crate::cache::{Block, Entry, Identity, Ready, Store, Verify};
 use crate::observe::ReadMode;
 use crate::sys::{Errno, Fail, OrFail, Result, pages};
-use crate::window::{Miss, Pattern};
+use crate::window::{MapSlice, Miss, Pattern};
 
 /// How long a reader waits for a block that somebody else is fetching.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -342,8 +342,10 @@ impl Mirror {
         let length = (range.end - range.start) as usize;
         let slice = if self.options.io == super::Io::Mmap {
             let whole = entry.len();
-            let pattern = Pattern::of(sequential, length as u64);
-            self.windows.slice(id, &data, range.clone(), whole, pattern)
+            let pattern = Pattern::of(sequential, length as u64, whole);
+            let slice = self.windows.slice(id, &data, range.clone(), whole, pattern);
+            // What the cache's disk lost must not fail the reply: the source has it.
+            slice.and_then(MapSlice::present)
         } else {
             Err(Miss::Unmappable)
         };

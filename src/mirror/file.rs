@@ -420,7 +420,7 @@ impl Mirror {
         }
         let range = offset..end.min(length);
         let id = file.inode.file_id;
-        let pattern = Pattern::of(sequential, range.end - offset);
+        let pattern = Pattern::of(sequential, range.end - offset, length);
         match self.windows.slice(id, &fd, range, length, pattern) {
             Ok(slice) => {
                 // Again, now that the pages are there: bytes past a new end are no longer the

@@ -19,6 +19,10 @@ const MOST_WINDOWS: usize = 16 << 10;
 /// mapping. A longer range is started as a whole first.
 const PIECE: usize = 128 << 10;
 
+/// What a fault maps at once of what is in the page cache (fault_around_bytes, 64 KiB by default), and
+/// the grain in which it is remembered what was asked for.
+const AROUND: usize = 64 << 10;
+
 /// Bytes and windows mapped, never above their ceilings.
 ///
 /// Kept in atomics and not under the table's lock, so that a window that goes because its last
@@ -102,9 +106,57 @@ pub(super) struct Window {
     // back only when they are unmapped.
     map: RawMap,
     _reservation: Reservation,
-    /// A bit for each piece whose I/O was started. Only a hint: no order is needed.
-    started: Box<[AtomicU64]>,
+    /// A bit for each [`PIECE`] whose I/O was started.
+    started: Bits,
+    /// A bit for each [`AROUND`] of which scattered requests asked for something.
+    touched: Bits,
+    /// A bit for each that was populated for them then.
+    populated: Bits,
     ahead: AtomicBool,
+}
+
+/// Whether scattered requests asked for something before.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(super) enum Touched {
+    Never,
+    Before,
+    /// So often that it was populated.
+    Often,
+}
+
+/// A bit for each grain of a window. Only hints: no order is needed.
+#[derive(Debug)]
+struct Bits {
+    grain: usize,
+    words: Box<[AtomicU64]>,
+}
+
+impl Bits {
+    fn new(len: usize, grain: usize) -> Self {
+        let words = len.div_ceil(grain).div_ceil(64);
+        Self {
+            grain,
+            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// Each word of the range, and the bits in it.
+    fn within(&self, range: &Range<usize>) -> impl Iterator<Item = (&AtomicU64, u64)> {
+        let grains = range.start / self.grain..range.end.div_ceil(self.grain);
+        grains.filter_map(|grain| Some((self.words.get(grain / 64)?, 1_u64 << (grain % 64))))
+    }
+
+    fn has(&self, range: &Range<usize>) -> bool {
+        self.within(range)
+            .all(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    }
+
+    /// Sets the bits of the range; whether all were set.
+    fn set(&self, range: &Range<usize>) -> bool {
+        self.within(range).fold(true, |all, (word, bit)| {
+            all & (word.fetch_or(bit, Ordering::Relaxed) & bit != 0)
+        })
+    }
 }
 
 impl Window {
@@ -114,13 +166,12 @@ impl Window {
         reservation: Reservation,
     ) -> Result<Self, Errno> {
         debug_assert_eq!(reservation.len, span.len);
-        let pieces = span.len.div_ceil(PIECE);
         Ok(Self {
             map: RawMap::new(fd, span.offset, span.len, Access::Read)?,
             _reservation: reservation,
-            started: (0..pieces.div_ceil(64))
-                .map(|_| AtomicU64::new(0))
-                .collect(),
+            started: Bits::new(span.len, PIECE),
+            touched: Bits::new(span.len, AROUND),
+            populated: Bits::new(span.len, AROUND),
             ahead: AtomicBool::new(false),
         })
     }
@@ -138,18 +189,34 @@ impl Window {
     /// range would go piece by piece, each waiting for the one before; a request of one piece
     /// gains nothing.
     pub(super) fn start(&self, range: &Range<usize>) {
-        if range.len() <= PIECE {
-            return;
-        }
-        let mut fresh = false;
-        for piece in range.start / PIECE..range.end.div_ceil(PIECE) {
-            if let Some(word) = self.started.get(piece / 64) {
-                let bit = 1_u64 << (piece % 64);
-                fresh |= word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
-            }
-        }
-        if fresh {
+        if range.len() > PIECE && !self.started.set(range) {
             self.map.will_need(range);
+        }
+    }
+
+    /// Remembers that a scattered request asked for the range; what was known of it before.
+    pub(super) fn touch(&self, range: &Range<usize>) -> Touched {
+        if self.populated.has(range) {
+            return Touched::Often;
+        }
+        match self.touched.set(range) {
+            true => Touched::Before,
+            false => Touched::Never,
+        }
+    }
+
+    /// Populates the range for scattered requests, and what is around it: the next of them need not
+    /// ask for it.
+    pub(super) fn populate_around(&self, range: &Range<usize>) -> Result<(), Errno> {
+        let start = range.start - range.start % AROUND;
+        let end = range.end.next_multiple_of(AROUND).min(self.len());
+        match self.populate(&(start..end)) {
+            Ok(()) => {
+                self.populated.set(range);
+                Ok(())
+            }
+            // A page that is lost may be another one.
+            Err(_) => self.populate(range),
         }
     }
 

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::fs::{Mode, OFlags};
 
 use super::ahead::{Ahead, Job};
-use super::budget::{Budget, Reservation, Window};
+use super::budget::{Budget, Reservation, Touched, Window};
 use super::options::{Geometry, Span, WindowOptions};
 use super::table::{Found, Gone, Key, Table};
 use crate::observe::{Fallback, Metrics};
@@ -31,9 +31,9 @@ pub enum Pattern {
     Sequential,
     /// It may go anywhere, by large steps.
     Random,
-    /// It may go anywhere, and asks for little. To map a window for that, where another must be
-    /// unmapped for it, costs several times what pread does: the window must have been asked for
-    /// some times before.
+    /// It may go anywhere, and asks for little. To map and populate for that what is asked for once
+    /// costs more than pread does: what it asks for again comes from a window. To unmap another
+    /// window for it costs several times as much: it must have been asked for many times.
     Scattered,
 }
 
@@ -41,12 +41,13 @@ impl Pattern {
     /// The largest scattered request, in bytes: populating as much costs about what mapping does.
     const SMALL: usize = 64 << 10;
 
-    /// That of a request for `len` bytes.
-    pub fn of(sequential: bool, len: u64) -> Self {
+    /// That of a request for `len` bytes of a file of `size` bytes. Small files are read whole, and
+    /// there is nothing behind that.
+    pub fn of(sequential: bool, len: u64, size: u64) -> Self {
         match sequential {
-            true => Self::Sequential,
-            false if len <= Self::SMALL as u64 => Self::Scattered,
-            false => Self::Random,
+            true if size > Self::SMALL as u64 => Self::Sequential,
+            _ if len <= Self::SMALL as u64 => Self::Scattered,
+            _ => Self::Random,
         }
     }
 }
@@ -57,7 +58,7 @@ impl Pattern {
 pub enum Miss {
     /// Everything that is mapped is in use, and one more window would pass the budget.
     Budget,
-    /// One scattered request is no reason to unmap another window.
+    /// One scattered request is no reason to map a window, or to populate it there.
     Cold,
     /// A page could not be had: the file is shorter by now, or its device failed.
     Fault,
@@ -108,7 +109,8 @@ impl WindowCache {
         })
     }
 
-    /// The bytes of `range`, mapped, populated and pinned.
+    /// The bytes of `range`, mapped, populated and pinned. Of what scattered requests ask for, it was
+    /// populated once; pages that the kernel took back since come as they are touched.
     ///
     /// `fd` is any descriptor of the file that is open for reading. `size` is the file's size in
     /// bytes that the caller took just now, and `range` is clipped to it and no longer than the
@@ -134,6 +136,9 @@ impl WindowCache {
         let within = within(&span, &range).ok_or(Miss::Unmappable)?;
         let key = (file, span.index);
         let window = self.pin(key, &span, within.end, fd.as_fd(), pattern)?;
+        if pattern == Pattern::Scattered {
+            return self.scattered(window, within);
+        }
         window.start(&within);
         if pattern == Pattern::Sequential
             && let Some(next) = self.geometry.next(&span, range.end, size)
@@ -148,6 +153,23 @@ impl WindowCache {
         Ok(MapSlice {
             window: Some(window),
             range: within,
+            scattered: false,
+        })
+    }
+
+    /// [`Self::slice`] for a scattered request.
+    fn scattered(&self, window: Arc<Window>, within: Range<usize>) -> Result<MapSlice, Miss> {
+        match window.touch(&within) {
+            Touched::Never => return Err(Miss::Cold),
+            Touched::Before => window
+                .populate_around(&within)
+                .map_err(|errno| self.no_page(errno))?,
+            Touched::Often => {}
+        }
+        Ok(MapSlice {
+            window: Some(window),
+            range: within,
+            scattered: true,
         })
     }
 
@@ -176,7 +198,8 @@ impl WindowCache {
         let scattered = pattern == Pattern::Scattered;
         let mut table = self.table.lock();
         let (ticket, outgrown) = loop {
-            match table.find(key, len, Instant::now()) {
+            let now = Instant::now();
+            match table.find(key, len, now) {
                 Found::Window(window) => {
                     drop(table);
                     self.metrics.window_hit();
@@ -186,7 +209,7 @@ impl WindowCache {
                 // it failed for that one, the next in line tries.
                 Found::Mapping => self.changed.wait(&mut table),
                 Found::Nothing(None)
-                    if scattered && self.budget.missing(span.len) > 0 && !table.warms(key) =>
+                    if scattered && !table.warms(key, self.budget.missing(span.len) > 0, now) =>
                 {
                     return Err(Miss::Cold);
                 }
@@ -334,6 +357,8 @@ pub struct MapSlice {
     /// `None` for no bytes.
     window: Option<Arc<Window>>,
     range: Range<usize>,
+    /// They were populated, though perhaps not just now.
+    scattered: bool,
 }
 
 impl MapSlice {
@@ -345,6 +370,21 @@ impl MapSlice {
     /// Whether there are none, because none were asked for.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
+    }
+
+    /// Itself, with every page there now: to lend it should not fail.
+    ///
+    /// # Errors
+    ///
+    /// [`Miss::Fault`] when a page cannot be had.
+    pub fn present(self) -> Result<Self, Miss> {
+        match &self.window {
+            Some(window) if self.scattered => {
+                window.populate(&self.range).map_err(|_| Miss::Fault)?
+            }
+            _ => {}
+        }
+        Ok(self)
     }
 
     /// Lends the bytes to a system call, which copies from them.

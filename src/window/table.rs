@@ -18,6 +18,9 @@ pub(super) type Key = (FileId, u64);
 /// mapping and unmapping cost many small preads where two processors have to agree on it (rows
 /// "random 4 KiB" of `benches/speed`).
 const WARM: u8 = 32;
+/// How often they must ask until it is mapped where there is room: a small file that is read once
+/// costs a fifth less by pread (`benches/speed`, "open, read, close").
+const AGAIN: u8 = 2;
 
 /// Windows of which it is remembered how often they were asked for in vain.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
@@ -55,8 +58,8 @@ pub(super) struct Table {
     slots: LruCache<Key, Slot>,
     files: HashMap<FileId, BTreeSet<u64>>,
     tickets: u64,
-    /// How often scattered requests asked for what is not mapped.
-    asked: LruCache<Key, u8>,
+    /// How often scattered requests asked for what is not mapped, and since when.
+    asked: LruCache<Key, (u8, Instant)>,
     /// How many threads hold windows that they took out and have not unmapped yet.
     pub(super) departing: usize,
 }
@@ -89,14 +92,24 @@ impl Table {
         self.slots.contains(&key)
     }
 
-    /// Counts a scattered request for a window that is not mapped; whether it is to be mapped now.
-    pub(super) fn warms(&mut self, key: Key) -> bool {
-        let asked = self.asked.get_or_insert_mut(key, || 0);
+    /// Counts a scattered request for a window that is not mapped; whether it is to be mapped now,
+    /// if `full` in the place of the one that was not used for the longest time.
+    ///
+    /// That one must not have been used since the first of the requests that are counted: where all
+    /// of a file is read at random that is larger than the budget, no window is worth more than
+    /// another, and to unmap one for another is all loss.
+    pub(super) fn warms(&mut self, key: Key, full: bool, now: Instant) -> bool {
+        let idle_since = match self.slots.peek_lru() {
+            Some((_, Slot::Mapped(_, used))) => *used,
+            _ => now,
+        };
+        let (asked, since) = self.asked.get_or_insert_mut(key, || (0, now));
         *asked += 1;
-        let warm = *asked >= WARM;
-        if warm {
-            self.asked.pop(&key);
+        if *asked < if full { WARM } else { AGAIN } {
+            return false;
         }
+        let warm = !full || idle_since <= *since;
+        self.asked.pop(&key);
         warm
     }
 
