@@ -2,7 +2,8 @@
 //!
 //! What it takes is what the kernel, the library and two processes take on this machine; no mirror
 //! served by requests can be much faster. It shows a tree of the shape of the source's, whose files
-//! hold zeros but for the archive, takes what is written and forgets it.
+//! hold zeros but for the archive, takes what is written and forgets it. Asked for passthrough, it
+//! hands the large file to the kernel.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -14,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    BackingId, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags,
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyOpen, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
@@ -26,6 +27,7 @@ const TTL: Duration = Duration::from_secs(1);
 const WATCHED: Duration = Duration::from_secs(60);
 const ROOT: u64 = 1;
 const ARCHIVE: &str = "tree.tar";
+const LARGE: &str = "big";
 /// As much as one request may ask for.
 const MOST: usize = 1 << 20;
 static ZEROS: [u8; MOST] = [0; MOST];
@@ -44,19 +46,35 @@ struct Floor {
     ttl: Duration,
     /// The one file that is read for what is in it, and its number.
     archive: OnceLock<(u64, Vec<u8>)>,
+    /// The one file that the kernel is to read by itself, its number, and its name there once it has.
+    passed: OnceLock<(u64, fs::File)>,
+    backing: OnceLock<BackingId>,
 }
 
-/// Mounts the floor under a tree like that of `source`, until it is unmounted. Where changes would
-/// be `watched`, the kernel may keep what it is told.
-pub(crate) fn serve(source: &Path, at: &Path, watched: bool) {
+/// Mounts the floor under a tree like that of `source`, until it is unmounted. Of the options that a
+/// mirror would have: where changes are watched, the kernel may keep what it is told, and with
+/// passthrough it reads the large file by itself.
+pub(crate) fn serve(source: &Path, at: &Path, options: &str) {
+    let watched = options.contains("coherence=watch");
     let floor = Floor {
         nodes: RwLock::default(),
         next: AtomicU64::new(ROOT),
         ttl: if watched { WATCHED } else { TTL },
         archive: OnceLock::new(),
+        passed: OnceLock::new(),
+        backing: OnceLock::new(),
     };
     floor.add(ROOT, FileType::Directory, 0, 0o755);
     floor.scan(ROOT, source);
+    if options.contains("passthrough=always") {
+        let id = floor
+            .find(ROOT, LARGE.as_ref())
+            .expect("the large file")
+            .ino
+            .0;
+        let file = fs::File::open(source.join(LARGE)).expect("open the large file");
+        floor.passed.get_or_init(|| (id, file));
+    }
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("floor".into()),
@@ -183,6 +201,10 @@ fn entry(reply: ReplyEntry, found: Option<FileAttr>, ttl: Duration) {
 
 impl Filesystem for Floor {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        if self.passed.get().is_some() {
+            let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
+            let _ = config.set_max_stack_depth(1);
+        }
         let wanted = InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_PARALLEL_DIROPS
@@ -278,7 +300,15 @@ impl Filesystem for Floor {
         reply.error(Errno::ENOENT);
     }
 
-    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if let Some((id, file)) = self.passed.get()
+            && *id == ino.0
+        {
+            let backing = self
+                .backing
+                .get_or_init(|| reply.open_backing(file).expect("passthrough"));
+            return reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), backing);
+        }
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
     }
 

@@ -62,8 +62,7 @@ fn main() {
     if let [word, source, at, options] = words.as_slice()
         && word == FLOOR
     {
-        let watched = options.contains("coherence=watch");
-        return floor::serve(Path::new(source), Path::new(at), watched);
+        return floor::serve(Path::new(source), Path::new(at), options);
     }
     let sizes = Sizes::of_environment();
     let mut verdicts = Vec::new();
@@ -159,7 +158,12 @@ impl<'a> Stage<'a> {
         let least = floor.map_or(row.least, |floor| row.least.min(floor * OF_FLOOR));
         let holds = ratio >= least * NO_DIFFERENCE && memory <= MEMORY;
         let range = range(&rounds[0], &rounds[1]);
-        let floor = floor.map_or(String::from("none"), |floor| format!("{floor:.3}"));
+        let floor = floor.map_or(String::from("none"), |floor| match row.options {
+            // The kernel does the work.
+            "passthrough=always" => format!("{floor:.3}"),
+            // Who answers from the source takes the native time too, and no less than both.
+            _ => format!("{floor:.3} ({:.3} with the work)", floor / (1.0 + floor)),
+        });
         let words = format!(
             "{:34} {ratio:.3} ({:.3} to {:.3}), wanted {:.2}, floor {floor}, memory {:.1} MiB",
             row.what,
