@@ -338,7 +338,7 @@ impl Mirror {
         flags: u32,
     ) -> Result<()> {
         self.writable("setxattr")?;
-        let (_fd, path) = self.xattr_path(id)?;
+        let (fd, path) = self.xattr_path(id)?;
         let flags = XattrFlags::from_bits_retain(flags);
         let translated = match self.named(name) {
             Some((ids, named)) => named.translate(ids, Way::In, value.to_vec())?.into(),
@@ -346,8 +346,9 @@ impl Mirror {
         };
         let value = &*translated;
         let set = || rustix::fs::setxattr(&*path, name, value, flags).or_fail("setxattr");
-        if name == ACCESS_ACL {
-            // It takes the setgid bit away, as chmod(2) does, when the caller is not in the group.
+        // An ACL takes the setgid bit away, as chmod(2) does, when the caller is not in the group. Who
+        // the caller is takes longer to find out than all else here, and cp -a sets one on each file.
+        if name == ACCESS_ACL && may_have(&fd, libc::S_ISGID) {
             return self.act_as(caller, set);
         }
         set()
@@ -475,6 +476,11 @@ impl Mirror {
 /// The same numbers once more: the type can't be cloned.
 pub(super) fn again(stat: &StatVfs) -> StatVfs {
     StatVfs { ..*stat }
+}
+
+/// Whether any of these bits of the mode is set; also when that can't be told.
+fn may_have(fd: &OwnedFd, bits: u32) -> bool {
+    rustix::fs::fstat(fd).map_or(true, |stat| stat.st_mode & bits != 0)
 }
 
 fn has_set_ids(fd: &OwnedFd) -> bool {
