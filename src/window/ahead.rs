@@ -77,8 +77,7 @@ fn run(cache: &Weak<WindowCache>, jobs: &Receiver<Job>) {
         drop(cache);
         if let Some((window, range)) = readied {
             window.start(&range);
-            // A failure is told to who asks for the page.
-            let _ = window.populate(&range);
+            window.populate_ahead(&range);
         }
     }
 }

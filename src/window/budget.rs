@@ -23,6 +23,9 @@ const PIECE: usize = 128 << 10;
 /// the grain in which it is remembered what was asked for.
 const AROUND: usize = 64 << 10;
 
+/// How much is populated at a time ahead of a reader.
+const AHEAD: usize = 512 << 10;
+
 /// Bytes and windows mapped, never above their ceilings.
 ///
 /// Kept in atomics and not under the table's lock, so that a window that goes because its last
@@ -110,7 +113,7 @@ pub(super) struct Window {
     started: Bits,
     /// A bit for each [`AROUND`] of which scattered requests asked for something.
     touched: Bits,
-    /// A bit for each that was populated for them then.
+    /// A bit for each that was populated.
     populated: Bits,
     ahead: AtomicBool,
 }
@@ -196,7 +199,7 @@ impl Window {
 
     /// Remembers that a scattered request asked for the range; what was known of it before.
     pub(super) fn touch(&self, range: &Range<usize>) -> Touched {
-        if self.populated.has(range) {
+        if self.is_populated(range) {
             return Touched::Often;
         }
         match self.touched.set(range) {
@@ -205,23 +208,44 @@ impl Window {
         }
     }
 
+    /// Whether the range was populated before. The kernel may have taken pages back since, and the
+    /// file may have lost some.
+    pub(super) fn is_populated(&self, range: &Range<usize>) -> bool {
+        self.populated.has(range)
+    }
+
     /// Populates the range for scattered requests, and what is around it: the next of them need not
     /// ask for it.
     pub(super) fn populate_around(&self, range: &Range<usize>) -> Result<(), Errno> {
         let start = range.start - range.start % AROUND;
         let end = range.end.next_multiple_of(AROUND).min(self.len());
-        match self.populate(&(start..end)) {
-            Ok(()) => {
-                self.populated.set(range);
-                Ok(())
+        // A page that is lost may be another one.
+        self.populate(&(start..end))
+            .or_else(|_| self.populate(range))
+    }
+
+    /// Populates the range for a reader who is about to reach it, and may overtake this.
+    pub(super) fn populate_ahead(&self, range: &Range<usize>) {
+        for start in range.clone().step_by(AHEAD) {
+            let end = (start + AHEAD).min(range.end);
+            // A failure is told to who asks for the page.
+            if self.populate(&(start..end)).is_err() {
+                return;
             }
-            // A page that is lost may be another one.
-            Err(_) => self.populate(range),
         }
     }
 
     pub(super) fn populate(&self, range: &Range<usize>) -> Result<(), Errno> {
-        self.map.populate(range, Access::Read)
+        self.map.populate(range, Access::Read)?;
+        let start = range.start.next_multiple_of(AROUND);
+        let end = match range.end == self.len() {
+            true => range.end,
+            false => range.end - range.end % AROUND,
+        };
+        if start < end {
+            self.populated.set(&(start..end));
+        }
+        Ok(())
     }
 
     pub(super) fn lend<R>(&self, range: Range<usize>, f: impl FnOnce(&[u8]) -> R) -> R {

@@ -109,8 +109,8 @@ impl WindowCache {
         })
     }
 
-    /// The bytes of `range`, mapped, populated and pinned. Of what scattered requests ask for, it was
-    /// populated once; pages that the kernel took back since come as they are touched.
+    /// The bytes of `range`, mapped, populated once, and pinned. Pages that the kernel took back since
+    /// come as they are touched: [`MapSlice::present`].
     ///
     /// `fd` is any descriptor of the file that is open for reading. `size` is the file's size in
     /// bytes that the caller took just now, and `range` is clipped to it and no longer than the
@@ -147,19 +147,23 @@ impl WindowCache {
             let fd = Arc::clone(fd);
             self.ahead.ask(self, Job::new(file, fd, next, size));
         }
-        window
-            .populate(&within)
-            .map_err(|errno| self.no_page(errno))?;
+        let before = window.is_populated(&within);
+        if !before {
+            window
+                .populate(&within)
+                .map_err(|errno| self.no_page(errno))?;
+        }
         Ok(MapSlice {
             window: Some(window),
             range: within,
-            scattered: false,
+            before,
         })
     }
 
     /// [`Self::slice`] for a scattered request.
     fn scattered(&self, window: Arc<Window>, within: Range<usize>) -> Result<MapSlice, Miss> {
-        match window.touch(&within) {
+        let touched = window.touch(&within);
+        match touched {
             Touched::Never => return Err(Miss::Cold),
             Touched::Before => window
                 .populate_around(&within)
@@ -169,7 +173,7 @@ impl WindowCache {
         Ok(MapSlice {
             window: Some(window),
             range: within,
-            scattered: true,
+            before: touched == Touched::Often,
         })
     }
 
@@ -357,8 +361,8 @@ pub struct MapSlice {
     /// `None` for no bytes.
     window: Option<Arc<Window>>,
     range: Range<usize>,
-    /// They were populated, though perhaps not just now.
-    scattered: bool,
+    /// They were populated, though not just now.
+    before: bool,
 }
 
 impl MapSlice {
@@ -379,9 +383,7 @@ impl MapSlice {
     /// [`Miss::Fault`] when a page cannot be had.
     pub fn present(self) -> Result<Self, Miss> {
         match &self.window {
-            Some(window) if self.scattered => {
-                window.populate(&self.range).map_err(|_| Miss::Fault)?
-            }
+            Some(window) if self.before => window.populate(&self.range).map_err(|_| Miss::Fault)?,
             _ => {}
         }
         Ok(self)

@@ -110,7 +110,7 @@ fn a_truncated_file_is_a_miss_and_mended_when_it_grows_again() {
     let dir = tempfile::tempdir().expect("folder");
     let mut source = Source::new(&dir, 1, 64 * K);
     let (cache, metrics) = cache(64 * K, 1024 * K, 128 * K);
-    right(&cache, &source, 0, 64 * K as u64);
+    right(&cache, &source, 0, 1);
     source.resize(10 * K as u64);
     let stale = cache.slice(
         FileId(1),
