@@ -246,7 +246,7 @@ impl Budget {
 
     /// Of `reserved` bytes `taken` are in a folder now, and the rest is given back.
     pub(super) fn commit(&self, folder: usize, reserved: u64, taken: u64) -> Result<()> {
-        self.drifted(folder, taken);
+        self.doubt(folder, taken);
         self.have_turn(|ledger, _| {
             ledger.release(self.slot, reserved);
             ledger.commit(self.slot, folder, taken);
@@ -255,11 +255,12 @@ impl Budget {
 
     /// That many bytes are gone from a folder.
     pub(super) fn removed(&self, folder: usize, bytes: u64) -> Result<()> {
-        self.drifted(folder, bytes);
+        self.doubt(folder, bytes);
         self.have_turn(|ledger, _| ledger.removed(folder, bytes))
     }
 
-    fn drifted(&self, folder: usize, bytes: u64) {
+    /// The number of a folder may be wrong by so many bytes more.
+    pub(super) fn doubt(&self, folder: usize, bytes: u64) {
         if let Some(drift) = self.drift.get(folder) {
             drift.fetch_add(bytes, Ordering::Relaxed);
         }

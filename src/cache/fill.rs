@@ -1,6 +1,7 @@
 //! The way of a block: read from the source once, handed to all who want it, then stored.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -191,6 +192,10 @@ fn store_block(entry: &Entry, number: u64, bytes: &[u8]) -> Result<bool> {
             return Err(fail);
         }
     };
+    if !store.shelf.still_has(entry.name, entry.data().as_fd()) {
+        budget.release(cost)?;
+        return Ok(false);
+    }
     let doubts = store.doubts();
     let mut began = false;
     let written = entry.alone(number, || {

@@ -34,7 +34,9 @@ impl World {
     /// Copies, to be cancelled when `until` bytes are done. Answers how it ended, and the bytes
     /// that were moved.
     fn copy(&self, resume: bool, until: u64) -> (Option<Errno>, u64) {
-        let (progress, metrics) = (Progress::new(None), Metrics::new());
+        // Slowly enough that who is to cancel it does not come too late on a busy machine.
+        let pace = std::num::NonZeroU64::new(48 << 20).filter(|_| !resume && until < SIZE);
+        let (progress, metrics) = (Progress::new(pace), Metrics::new());
         let outcome = self.copy_with(resume, until, &progress, &metrics);
         let text = metrics.open_metrics();
         let moved = text
