@@ -1,6 +1,7 @@
 //! Room, and what goes to make it.
 
 use super::super::ledger::usable;
+use super::super::shelf::Taken;
 use super::super::{CacheDir, Evicted};
 use super::*;
 
@@ -235,4 +236,29 @@ fn a_smaller_limit_of_another_process_holds_for_all() {
         );
     }
     assert!(du(folder.path()) > 2 << 20);
+}
+
+#[test]
+fn what_another_gave_up_is_filled_no_further_and_stays_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&options(folder.path()));
+    let budget = store.budget.as_ref().unwrap();
+    let len = 6 * BLOCK;
+    let bytes = content("held", 1, len);
+    let held = entry(&store, "held", 1, len);
+    fill(&held, 0, &bytes);
+    assert!(store.settle(Duration::from_secs(60)));
+    let taken = store.shelf.take_away(held.name, budget, (true, true, true));
+    assert!(matches!(taken, Ok(Taken::Orphaned)), "{taken:?}");
+    // Its reader goes on with it.
+    fill_all(&held, &bytes);
+    assert_eq!(counted(&store, "corfs_cache_unstored_total"), 5.0);
+    assert!(budget.count(held.name.fan()).unwrap());
+    let on_disk = du(folder.path());
+    assert!(on_disk <= used(&store), "{on_disk} {}", used(&store));
+    drop(held);
+    assert_eq!(store.shelf.sweep(budget).unwrap(), 0);
+    let on_disk = du(folder.path());
+    assert!(on_disk <= used(&store), "{on_disk} {}", used(&store));
+    assert!(files(folder.path(), ".data").is_empty());
 }
