@@ -87,6 +87,8 @@ struct InUse {
     files: Vec<Weak<OwnedFd>>,
     /// The time of its last change as the kernel, which keeps what is written, last told it.
     kept: Option<KeptTime>,
+    /// The name by which it was seen before it was linked under the one by which it is now.
+    former: Option<Home>,
 }
 
 /// A time of change, and whether something has been written since that gave the file another.
@@ -423,6 +425,24 @@ impl Inode {
     pub fn last_seen(&self) -> Option<(NodeId, OsString)> {
         let home = self.home()?;
         Some((home.parent, home.name().to_owned()))
+    }
+
+    /// It has been linked under another name than `home`.
+    pub(super) fn linked(&self, home: Home) {
+        self.state.lock().in_use().former = Some(home);
+    }
+
+    /// Is to lose a name, not its last: from now on it is sought by another, if one is known.
+    pub(super) fn loses(&self, home: &Home) {
+        let mut state = self.state.lock();
+        let lost = state.home.as_ref() == Some(home);
+        let former = state.if_in_use().and_then(|in_use| match lost {
+            true => in_use.former.take(),
+            false => in_use.former.take_if(|former| former == home).and(None),
+        });
+        if former.is_some() {
+            state.home = former;
+        }
     }
 
     pub(super) fn moved(&self, home: Home) {

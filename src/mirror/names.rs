@@ -166,7 +166,13 @@ impl Mirror {
             // Through the magic link: AT_EMPTY_PATH would need CAP_DAC_READ_SEARCH (linkat(2)).
             rustix::fs::linkat(CWD, path, &*dir, name, AtFlags::SYMLINK_FOLLOW).or_fail("linkat")
         })?;
-        self.lookup(parent, name)
+        let before = inode.home();
+        let attr = self.lookup(parent, name)?;
+        // The new name may be the first to go.
+        if let Some(before) = before.filter(|before| inode.home().as_ref() != Some(before)) {
+            inode.linked(before);
+        }
+        Ok(attr)
     }
 
     /// Removes a name that is not a directory's.
@@ -188,7 +194,7 @@ impl Mirror {
     fn remove(&self, parent: NodeId, name: &OsStr, flags: AtFlags) -> Result<()> {
         self.writable("unlink")?;
         let (parent, dir) = self.dir(parent)?;
-        self.table.hold(&dir, checked(name)?);
+        self.table.hold(parent.id, &dir, checked(name)?);
         rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
         self.uncache_name(&parent, name);
         self.noted_change(&parent, name);
@@ -222,7 +228,7 @@ impl Mirror {
                 .or_fail("renameat2")
         };
         if !flags.contains(RenameFlags::EXCHANGE) {
-            self.table.hold(&to_dir, new_name);
+            self.table.hold(to.id, &to_dir, new_name);
         }
         if flags.contains(RenameFlags::WHITEOUT) {
             // It makes a file.

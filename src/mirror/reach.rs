@@ -12,9 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 
-use super::inode::{Found, Inode, Key, NodeId, Parked};
+use super::inode::{Found, Home, Inode, Key, NodeId, Parked};
 use super::table::InodeTable;
 use crate::sys::handle::FileHandle;
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -96,10 +96,18 @@ impl InodeTable {
 
     /// A name is about to go through the mount: if it is the last of an inode that was only listed,
     /// nothing else would find that for who has it without having opened it (O_PATH, a bind mount).
-    pub(super) fn hold(&self, dir: &OwnedFd, name: &OsStr) {
-        if let Ok((seen, Some(_))) = self.see_with_birth(dir.as_fd(), name)
-            && seen.stat.st_nlink == 1
-            && let Some(inode) = self.find(seen.key)
+    /// Of several names it is not to be sought any more by that one.
+    pub(super) fn hold(&self, parent: NodeId, dir: &OwnedFd, name: &OsStr) {
+        let Ok((seen, birth)) = self.see_with_birth(dir.as_fd(), name) else {
+            return;
+        };
+        let Some(inode) = self.find(seen.key) else {
+            return;
+        };
+        if seen.stat.st_nlink > 1 && inode.kind != FileType::Directory {
+            inode.loses(&Home::new(parent, name));
+        } else if seen.stat.st_nlink == 1
+            && birth.is_some()
             && matches!(inode.found(), Found::Parked(Parked::Born(..)))
         {
             // What can't be had now is not to be had at all.

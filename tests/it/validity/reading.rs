@@ -152,5 +152,6 @@ fn bytes_of_the_cache_come_from_mapped_windows() {
     assert_content(2, 0, &read_file(&mount.path().join("f")));
     let stats = mount.stats();
     let mapped = stats.value("corfs_read_bytes_total", &[("mode", "mmap")]);
-    assert_eq!(mapped as u64, 8 * MIB);
+    // More where the kernel lost pages meanwhile.
+    assert!(mapped as u64 >= 8 * MIB, "{mapped}");
 }
