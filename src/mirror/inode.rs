@@ -80,7 +80,7 @@ struct OpenState {
     in_use: Option<Box<InUse>>,
 }
 
-/// What is known of an inode that is open.
+/// What is known of an inode that is open, or has several names.
 #[derive(Debug, Default)]
 struct InUse {
     /// The descriptors of its open files.
@@ -322,12 +322,15 @@ impl Inode {
     pub(super) fn take_back(&self, fd: &Arc<OwnedFd>) -> bool {
         let mut state = self.state.lock();
         if let Some(opened) = &mut state.opened {
-            if let Some(InUse { files, .. }) = opened.in_use.as_deref_mut() {
+            if let Some(in_use) = opened.in_use.as_deref_mut() {
+                let files = &mut in_use.files;
                 files.retain(|file| file.as_ptr() != Arc::as_ptr(fd));
                 // Some may have been closed without us.
                 files.retain(|file| file.strong_count() > 0);
                 if files.is_empty() {
-                    opened.in_use = None;
+                    in_use.kept = None;
+                    // A former name stays: it is not of those who have it open.
+                    opened.in_use.take_if(|in_use| in_use.former.is_none());
                 }
             }
             if opened.in_use.is_none() && opened.cached.is_none() {
