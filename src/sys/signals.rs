@@ -77,6 +77,16 @@ impl Held {
     }
 }
 
+/// Whether this process ignores a signal, as one under nohup(1) does SIGHUP.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: sigaction without a new action writes to `action` alone, for which zeros are valid.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Where held signals are read.
 #[derive(Debug)]
 pub struct SignalFd(OwnedFd);
@@ -112,6 +122,14 @@ impl AsFd for SignalFd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_ignored_is_known() {
+        // The standard library has programs ignore it, which nobody changes here.
+        assert!(is_ignored(libc::SIGPIPE));
+        assert!(!is_ignored(libc::SIGALRM));
+        assert!(!is_ignored(-1));
+    }
 
     #[test]
     fn a_held_signal_waits_in_the_descriptor() {

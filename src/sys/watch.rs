@@ -11,8 +11,6 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
-use super::procfd;
-
 /// The signals by which people and systems stop a program.
 const STOPPING: [i32; 5] = [
     libc::SIGINT,
@@ -99,14 +97,6 @@ pub fn same_process(one: u32, other: u32) -> bool {
         || one == 0
         || other == 0
         || process_of(one).is_some_and(|p| Some(p) == process_of(other))
-}
-
-/// The signals that this process ignores, as one under nohup(1) does SIGHUP. Where `/proc` does not
-/// tell, it ignores none.
-pub fn ignored() -> impl Fn(i32) -> bool {
-    let status = procfd::read("/proc/self/status").unwrap_or_default();
-    let mask = field(&status, "SigIgn").and_then(|mask| u64::from_str_radix(mask, 16).ok());
-    move |signal| mask.unwrap_or(0) >> (signal - 1) & 1 == 1
 }
 
 fn process_of(thread: u32) -> Option<u32> {

@@ -63,8 +63,12 @@ impl Place {
         Ok((mount.mountpoint == self.path).then_some(mount))
     }
 
-    /// `mnt_id` of the descriptor (proc_pid_fdinfo(5)).
+    /// The number of its mount, as mountinfo has it: by statx(2), before Linux 5.8 by the
+    /// descriptor's `mnt_id` (proc_pid_fdinfo(5)).
     fn mount_id(&self) -> io::Result<u64> {
+        if let Some(told) = self.told(StatxFlags::MNT_ID) {
+            return Ok(told.stx_mnt_id);
+        }
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
         info.lines()
             .find_map(|line| line.strip_prefix("mnt_id:"))
@@ -72,13 +76,25 @@ impl Place {
             .ok_or_else(|| io::Error::other("/proc/self/fdinfo has no mnt_id"))
     }
 
+    /// Whether its file system lies on a block device, as no corfs mount does. Asks nobody but the
+    /// kernel.
+    pub(super) fn is_on_a_device(&self) -> bool {
+        self.told(StatxFlags::empty())
+            .is_some_and(|told| told.stx_dev_major != 0)
+    }
+
+    /// What the kernel says without asking the file system; `None` if it does not know `wanted`.
+    fn told(&self, wanted: StatxFlags) -> Option<rustix::fs::Statx> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let told = rustix::fs::statx(&self.fd, c"", flags, wanted).ok()?;
+        (told.stx_mask & wanted.bits() == wanted.bits()).then_some(told)
+    }
+
     /// The number of its mount that no other mount of this boot has (`STATX_MNT_ID_UNIQUE`); `None`
     /// where the kernel does not tell (before Linux 6.8). Asks nobody but the kernel.
     pub(super) fn unique_id(&self) -> Option<u64> {
-        let wanted = StatxFlags::from_bits_retain(MNT_ID_UNIQUE);
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let told = rustix::fs::statx(&self.fd, c"", flags, wanted).ok()?;
-        (told.stx_mask & MNT_ID_UNIQUE != 0).then_some(told.stx_mnt_id)
+        let told = self.told(StatxFlags::from_bits_retain(MNT_ID_UNIQUE))?;
+        Some(told.stx_mnt_id)
     }
 
     /// The descriptor alone.
@@ -107,6 +123,13 @@ mod tests {
         let place = Place::of_directory(&folder.path().join("link/../link/.")).unwrap();
         assert_eq!(place.path(), real);
         assert_eq!(place.mount_on_top().unwrap(), None);
+    }
+
+    #[test]
+    fn what_the_kernel_makes_up_is_on_no_device() {
+        let proc = Place::of_any(Path::new("/proc")).unwrap();
+        assert!(!proc.is_on_a_device());
+        assert_eq!(proc.mount().unwrap().kind, "proc");
     }
 
     #[test]

@@ -7,7 +7,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
 
 use crate::fuse::session::refusal::{Refusal, said};
-use crate::sys::watch::{CallerWatch, Signalled, ignored};
+use crate::sys::signals::is_ignored;
+use crate::sys::watch::{CallerWatch, Signalled};
 
 /// What stops a copy.
 pub(super) const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -25,8 +26,7 @@ impl Stop {
     /// From here on. A signal that this process was started to ignore (nohup) stays ignored.
     pub(super) fn catch() -> Result<Self, Refusal> {
         let came = Arc::new(AtomicUsize::new(0));
-        let ignored = ignored();
-        for signal in SIGNALS.into_iter().filter(|signal| !ignored(*signal)) {
+        for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
             let number = signal.unsigned_abs() as usize;
             flag::register_usize(signal, Arc::clone(&came), number)
                 .map_err(|error| Refusal::system(format!("catch signals: {}", said(error))))?;

@@ -211,6 +211,10 @@ impl Spot {
     }
 
     fn beneath(place: &Place, more: &[u8]) -> Option<Self> {
+        if place.is_on_a_device() {
+            // The list of mounts need not be read.
+            return None;
+        }
         let mount = place.mount().ok().filter(Mount::is_corfs)?;
         let rest = place.path().strip_prefix(&mount.mountpoint).ok()?;
         let from_root = mount.root.strip_prefix("/").ok()?.join(rest);
