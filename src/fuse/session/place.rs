@@ -63,12 +63,9 @@ impl Place {
         Ok((mount.mountpoint == self.path).then_some(mount))
     }
 
-    /// The number of its mount, as mountinfo has it: by statx(2), before Linux 5.8 by the
-    /// descriptor's `mnt_id` (proc_pid_fdinfo(5)).
+    /// `mnt_id` of the descriptor (proc_pid_fdinfo(5)): some file systems (9p) ask their server
+    /// before they answer a statx(2), whatever is wanted, and this is to work while that hangs.
     fn mount_id(&self) -> io::Result<u64> {
-        if let Some(told) = self.told(StatxFlags::MNT_ID) {
-            return Ok(told.stx_mnt_id);
-        }
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))?;
         info.lines()
             .find_map(|line| line.strip_prefix("mnt_id:"))
@@ -76,14 +73,14 @@ impl Place {
             .ok_or_else(|| io::Error::other("/proc/self/fdinfo has no mnt_id"))
     }
 
-    /// Whether its file system lies on a block device, as no corfs mount does. Asks nobody but the
-    /// kernel.
+    /// Whether its file system lies on a block device, as no corfs mount does.
     pub(super) fn is_on_a_device(&self) -> bool {
         self.told(StatxFlags::empty())
             .is_some_and(|told| told.stx_dev_major != 0)
     }
 
-    /// What the kernel says without asking the file system; `None` if it does not know `wanted`.
+    /// What the kernel says, where the file system lets it, without asking that; `None` if it does
+    /// not know `wanted`.
     fn told(&self, wanted: StatxFlags) -> Option<rustix::fs::Statx> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let told = rustix::fs::statx(&self.fd, c"", flags, wanted).ok()?;
