@@ -99,7 +99,10 @@ fn while_the_source_hangs_what_is_cached_is_read() {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        assert!(source.faults().hanging(On::Read) >= 1, "it hung all the time");
+        assert!(
+            source.faults().hanging(On::Read) >= 1,
+            "it hung all the time"
+        );
         source.faults().heal();
         waiting.join().expect("the one who waits");
     });
