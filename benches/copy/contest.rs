@@ -99,7 +99,8 @@ impl<'a> Contest<'a> {
 
     fn once(&self, who: &Competitor, from: &str) -> Duration {
         let to = self.stage.new_name();
-        touch(self.touch);
+        // As much again for the image below, which has pages of its own.
+        touch(2 * self.touch);
         if self.cold {
             stage::drop_caches();
         }

@@ -3,8 +3,8 @@
 //! `mount-scripts/bench-copy.sh` runs it, on file systems that it makes; by hand the words are
 //! `KIND=FOLDER`. Rounds are interleaved, their order rotates, GNU cp comes first and last in each.
 //! Before every run the last one's copy is dropped, everything is written out, and as much memory
-//! as the run needs is touched and freed, in every competitor alike: a virtual machine gives idle
-//! memory back to its host. Nothing of that is in the times. Printed are medians with their range
+//! as the run needs is touched and freed, in every competitor alike, until that goes quickly: a
+//! virtual machine gives idle memory back to its host. Nothing of that is in the times. Printed are medians with their range
 //! and ratios of medians to cp; at the end, which of the figures are reached. Under 15 % is no
 //! difference.
 //!

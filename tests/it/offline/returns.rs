@@ -91,6 +91,59 @@ fn a_local_source_unmounted_under_us_is_gone_and_what_is_mounted_again_is_it() {
     assert_eq!(mount.finish().code(), Some(0));
 }
 
+/// What changes while the source is away, or after it came back, is told by no event, or by one that
+/// may come at any time: the kernel must not go on believing what it was told for long.
+#[test]
+fn a_watched_source_mounted_anew_shows_what_changed_meanwhile_and_afterwards() {
+    if !require(&[Need::Root, Need::Fuse, Need::Filesystem("ext4")]) {
+        return;
+    }
+    for sandbox in ["auto", "off"] {
+        let source = Loop::new("ext4", 64 << 20);
+        plant(source.path());
+        let scratch = Scratch::new();
+        let cache = cache_folder(&scratch);
+        let mount = cached(source.path(), &cache)
+            .opt("coherence=watch")
+            .opt(format!("sandbox={sandbox}"))
+            .start();
+        learn(&mount);
+        run(std::process::Command::new(sbin("umount"))
+            .arg("-l")
+            .arg(source.path()));
+        await_offline(&mount);
+        let aside = scratch.dir("aside");
+        let attach = |at: &Path| {
+            run(std::process::Command::new(sbin("mount"))
+                .arg(source.device())
+                .arg(at))
+        };
+        attach(&aside);
+        write_content(&aside.join("f0"), 98, BLOCK);
+        fs::remove_file(aside.join("d/e/f1")).unwrap();
+        fs::write(aside.join("d/new"), "x").unwrap();
+        run(std::process::Command::new(sbin("umount")).arg(&aside));
+        attach(source.path());
+        await_online(&mount);
+        let at = |name: &str| mount.path().join(name);
+        wait_until("what changed meanwhile shows", PATIENCE, || {
+            read_anew(&at("f0")).is_ok_and(|bytes| bytes.len() as u64 == BLOCK)
+                && fs::metadata(at("d/e/f1")).is_err()
+                && names(&at("d")).contains(&"new".to_owned())
+        });
+        assert_content(98, 0, &read_anew(&at("f0")).unwrap());
+        write_content(&source.path().join("f2"), 99, BLOCK);
+        fs::rename(source.path().join("d/new"), source.path().join("d/newer")).unwrap();
+        wait_until("what changes afterwards shows", PATIENCE, || {
+            read_anew(&at("f2")).is_ok_and(|bytes| bytes.len() as u64 == BLOCK)
+                && fs::metadata(at("d/new")).is_err()
+                && fs::metadata(at("d/newer")).is_ok()
+        });
+        assert_content(99, 0, &read_anew(&at("f2")).unwrap());
+        assert_eq!(mount.finish().code(), Some(0), "sandbox={sandbox}");
+    }
+}
+
 #[test]
 fn while_offline_the_source_can_be_unmounted() {
     if !require(&[Need::Fuse, Need::Root]) {
