@@ -1,5 +1,6 @@
-//! Two questions of the first floor, measured: do mapped windows read at least as fast as pread,
-//! and does a `.copy` beat cp?
+//! Three questions of the first floor, measured: do mapped windows read at least as fast as pread,
+//! does a `.copy` beat cp, and what does it cost to read into a buffer that begins 16 bytes after a
+//! page, as large ones of malloc(3) do?
 //!
 //! `mount-scripts/bench.sh [FOLDER]` runs it; FOLDER (default: a temporary one) says on which file
 //! system. Rounds are interleaved, their order rotates, native comes first and last in each; before
@@ -42,6 +43,17 @@ fn main() {
         rustix::fs::sync();
         touch(size);
     };
+    compare(
+        "native reads, by where the buffer begins in a page",
+        size,
+        &settle,
+        &mut [
+            ("at 0", &mut || read_into(&file, 0, 0)),
+            ("at 16", &mut || read_into(&file, 0, 16)),
+            ("at 64", &mut || read_into(&file, 0, 64)),
+        ],
+        (0, 1),
+    );
     compare(
         "sequential reads of 1 MiB",
         size,
@@ -90,14 +102,18 @@ fn scratch() -> tempfile::TempDir {
 }
 
 fn read_through(path: &Path, direct: bool) {
-    let flags = if direct { libc::O_DIRECT } else { 0 };
+    read_into(path, if direct { libc::O_DIRECT } else { 0 }, 0);
+}
+
+/// Into a buffer that begins so many bytes after the beginning of a page.
+fn read_into(path: &Path, flags: i32, after: usize) {
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(flags)
         .open(path)
         .expect("open");
-    let mut room = vec![0u8; MIB + 4096];
-    let start = room.as_ptr().align_offset(4096);
+    let mut room = vec![0u8; MIB + 2 * 4096];
+    let start = room.as_ptr().align_offset(4096) + after;
     let buffer = &mut room[start..start + MIB];
     let mut offset = 0;
     loop {

@@ -16,10 +16,11 @@ pub(crate) const PAGE: u64 = 4096;
 pub(crate) fn through(path: &Path) -> Duration {
     let started = Instant::now();
     let file = File::open(path).expect("open");
-    let mut buffer = vec![0; REQUEST];
+    let mut memory = corfs::sys::Aligned::default();
+    let buffer = memory.room(REQUEST).expect("memory");
     let mut offset = 0;
     loop {
-        match file.read_at(&mut buffer, offset).expect("read") {
+        match file.read_at(buffer, offset).expect("read") {
             0 => return started.elapsed(),
             count => offset += count as u64,
         }

@@ -97,7 +97,17 @@ impl<'a> Contest<'a> {
         }
     }
 
+    /// Twice in a row, and the faster counts: in the first the host may have fetched the memory, and
+    /// then the second finds it there. Nothing is cold the second time, so that is run once.
     fn once(&self, who: &Competitor, from: &str) -> Duration {
+        let first = self.run(who, from);
+        if self.cold {
+            return first;
+        }
+        first.min(self.run(who, from))
+    }
+
+    fn run(&self, who: &Competitor, from: &str) -> Duration {
         let to = self.stage.new_name();
         // As much again for the image below, which has pages of its own.
         touch(2 * self.touch);

@@ -4,7 +4,8 @@
 //! `KIND=FOLDER`. Rounds are interleaved, their order rotates, GNU cp comes first and last in each.
 //! Before every run the last one's copy is dropped, everything is written out, and as much memory
 //! as the run needs is touched and freed, in every competitor alike, until that goes quickly: a
-//! virtual machine gives idle memory back to its host. Nothing of that is in the times. Printed are
+//! virtual machine gives idle memory back to its host. Nothing of that is in the times. Each runs
+//! twice in a row, and the faster counts, but for what is to be cold. Printed are
 //! medians with their range and ratios of medians to cp; at the end, which of the figures are
 //! reached. Under 15 % is no difference.
 //!

@@ -5,15 +5,14 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-/// What O_DIRECT asks of a buffer's address on every file system.
-const ALIGN: usize = 4096;
+use crate::sys::Aligned;
 
 #[derive(Debug, Default)]
 struct Stock {
     /// Bytes of all buffers that are out.
     out: u64,
     /// Some that came back.
-    spare: Vec<Vec<u8>>,
+    spare: Vec<Aligned>,
 }
 
 /// Buffers of at most so many bytes together.
@@ -29,8 +28,7 @@ pub(super) struct Buffers {
 #[derive(Debug)]
 pub(super) struct Buffer {
     home: Arc<Buffers>,
-    memory: Vec<u8>,
-    start: usize,
+    memory: Aligned,
     len: usize,
 }
 
@@ -53,28 +51,28 @@ impl Buffers {
             }
         }
         stock.out += len as u64;
-        let fits = |spare: &Vec<u8>| spare.len() >= len + ALIGN;
+        let fits = |spare: &Aligned| spare.len() >= len;
         let found = stock.spare.iter().position(fits);
         let memory = found.map(|at| stock.spare.swap_remove(at));
         drop(stock);
-        let memory = memory.unwrap_or_else(|| vec![0; len + ALIGN]);
-        let start = memory.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Some(Buffer {
+        // It is given back when it is dropped, also where there is no memory for it.
+        let mut buffer = Buffer {
             home: Arc::clone(self),
-            memory,
-            start,
+            memory: memory.unwrap_or_default(),
             len,
-        })
+        };
+        buffer.memory.room(len).ok()?;
+        Some(buffer)
     }
 }
 
 impl Buffer {
     pub(super) fn bytes(&self) -> &[u8] {
-        &self.memory[self.start..self.start + self.len]
+        &self.memory.held()[..self.len]
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[self.start..self.start + self.len]
+        self.memory.held_mut(self.len)
     }
 }
 
@@ -83,7 +81,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut stock = self.home.stock.lock();
         stock.out -= self.len as u64;
-        let kept: usize = stock.spare.iter().map(Vec::len).sum();
+        let kept: usize = stock.spare.iter().map(Aligned::len).sum();
         // A quarter is kept between bursts.
         if ((kept + self.memory.len()) as u64) <= self.home.limit / 4 {
             stock.spare.push(std::mem::take(&mut self.memory));
@@ -98,6 +96,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::sys::aligned::ALIGN;
 
     #[test]
     fn buffers_are_aligned_bounded_and_come_back() {

@@ -18,7 +18,7 @@ use super::reach::NAME_ONLY;
 use super::{Caller, Coherence, Io, MAX_READ, Mirror};
 use crate::copy::copy_range;
 use crate::observe::{Fallback, ReadMode};
-use crate::sys::{Errno, Fail, OrFail, Result, creds};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result, creds};
 use crate::window::Pattern;
 
 /// A file whose times are younger than this, in seconds, may change again without its times
@@ -27,7 +27,7 @@ const RACY: i64 = 2;
 
 thread_local! {
     /// The buffer of `io=pread`, kept so that no request pays for fresh pages.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static BUFFER: RefCell<Aligned> = RefCell::default();
 }
 
 /// One open of a file.
@@ -652,14 +652,7 @@ fn hides_its_size(fd: &OwnedFd, stat: &Stat) -> bool {
 /// ENOMEM: the one large piece of memory on the way of a read; without it the reader gets an error,
 /// and the daemon lives.
 pub(super) fn with_buffer<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> Result<T> {
-    BUFFER.with_borrow_mut(|buffer| {
-        if let Some(more) = size.checked_sub(buffer.len()) {
-            let room = buffer.try_reserve_exact(more);
-            room.map_err(|_| Fail::new(Errno::NOMEM, "read"))?;
-            buffer.resize(size, 0);
-        }
-        Ok(work(&mut buffer[..size]))
-    })
+    BUFFER.with_borrow_mut(|buffer| buffer.room(size).map(work))
 }
 
 pub(super) fn pread_full(fd: &OwnedFd, buffer: &mut [u8], offset: u64) -> Result<usize> {

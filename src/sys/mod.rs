@@ -1,5 +1,6 @@
 //! The few system calls that no crate wraps, and the error type that all floors share.
 
+pub mod aligned;
 pub mod clone;
 pub mod creds;
 mod fail;
@@ -23,6 +24,7 @@ pub mod umask;
 pub mod usage;
 pub mod watch;
 
+pub use aligned::Aligned;
 pub use fail::{Errno, Fail, OrFail, Result};
 
 /// Closes a descriptor and tells what the file system had to say: network file systems report

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{measured, random};
 use crate::bench::outcome::Sample;
-use crate::sys::{Errno, Fail, OrFail, Result, usage};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result, usage};
 use crate::window::Map;
 
 /// Bytes of a small read.
@@ -44,15 +44,17 @@ pub(super) fn run(path: &Path, touching: Touching, window: u64, requests: u64) -
         return Err(Fail::new(Errno::INVAL, "map").because("the window is less than a page"));
     }
     let small = |read: &mut dyn FnMut(usize, &mut [u8]) -> Result<()>| {
-        let (mut random, mut room) = (random(), vec![0; PAGE]);
-        (0..requests).try_for_each(|_| read(random.usize(..length / PAGE) * PAGE, &mut room))
+        let (mut random, mut memory) = (random(), Aligned::default());
+        let room = memory.room(PAGE)?;
+        (0..requests).try_for_each(|_| read(random.usize(..length / PAGE) * PAGE, room))
     };
     let pread = |at: usize, room: &mut [u8]| file.read_exact_at(room, at as u64).or_fail("pread");
     match touching {
         Touching::Populate => measured(usage::own, || windows(&file, length, window, true)),
         Touching::Touch => measured(usage::own, || windows(&file, length, window, false)),
         Touching::Pread => measured(usage::own, || {
-            let mut room = vec![0; window];
+            let mut memory = Aligned::default();
+            let room = memory.room(window)?;
             let mut places = (0..length).step_by(window);
             places.try_for_each(|at| {
                 let end = window.min(length - at);
@@ -80,7 +82,8 @@ pub(super) fn run(path: &Path, touching: Touching, window: u64, requests: u64) -
 
 /// The whole file, a window at a time, into a buffer that stays in the processor's cache.
 fn windows(file: &File, length: usize, window: usize, populate: bool) -> Result<()> {
-    let mut room = vec![0; window.min(64 << 10)];
+    let mut memory = Aligned::default();
+    let room = memory.room(window.min(64 << 10))?;
     for start in (0..length).step_by(window) {
         let part = window.min(length - start);
         let map = Map::read(file.as_fd(), start as u64, part)?;

@@ -8,11 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::random;
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
 use crate::window::Map;
-
-/// What the start of a buffer is aligned to for O_DIRECT, in bytes.
-const ALIGNED: usize = 4096;
 
 /// Which bytes are read, and how.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -96,9 +93,8 @@ impl Reading {
     }
 
     fn one(&self, reader: usize, readers: usize) -> Result<()> {
-        let mut room = vec![0u8; self.block as usize + ALIGNED];
-        let start = room.as_ptr().align_offset(ALIGNED).min(ALIGNED);
-        let buffer = &mut room[start..start + self.block as usize];
+        let mut memory = Aligned::default();
+        let buffer = memory.room(self.block as usize)?;
         let Some((file, size)) = &self.file else {
             return self.small_files(reader, readers, buffer);
         };

@@ -9,7 +9,7 @@ use rustix::param::page_size;
 use super::moving::shared::not_here;
 use super::write_all;
 use crate::copy::extents::{Extents, cut};
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
 use crate::window::Map;
 
 /// The most that one call moves, in bytes: it ends in sensible time, and fits a reply of 32 bits.
@@ -188,8 +188,12 @@ impl Ranges<'_> {
     }
 
     fn buffered(&self, piece: Range<u64>) -> Moved {
-        let mut buffer = vec![0; WRITE.min(piece.end - piece.start) as usize];
         let mut at = piece.start;
+        let mut memory = Aligned::default();
+        let buffer = match memory.room(WRITE.min(piece.end - piece.start) as usize) {
+            Ok(buffer) => buffer,
+            Err(fail) => return (at, Some(fail)),
+        };
         while at < piece.end {
             let len = (piece.end - at).min(WRITE) as usize;
             let count = match rustix::io::pread(self.from.0, &mut buffer[..len], at) {

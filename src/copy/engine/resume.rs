@@ -28,7 +28,7 @@ use crate::copy::progress::Progress;
 use crate::copy::publish::Temporary;
 use crate::copy::resolve::{Source, Target, same_file};
 use crate::sys::creds::acting_uid;
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
 
 /// A smaller file is copied again rather than gone on with.
 const LEAST_SIZE: u64 = 4 << 20;
@@ -182,7 +182,8 @@ impl<'a> Part<'a> {
 
     /// `None` where the file ends before the range does, or can't be read.
     fn hash(&self, range: &Range<u64>, may_stop: bool) -> Result<Option<u64>> {
-        let mut block = vec![0; BLOCK];
+        let mut memory = Aligned::default();
+        let block = memory.room(BLOCK)?;
         let mut hash = Xxh3::new();
         let mut at = range.start;
         while at < range.end {

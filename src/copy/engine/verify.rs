@@ -8,12 +8,10 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use super::Order;
 use crate::copy::extents::Extents;
 use crate::copy::progress::Progress;
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
 
 /// Bytes read at a time: a multiple of what any device wants for O_DIRECT.
 const BLOCK: usize = 1 << 20;
-/// How a buffer for O_DIRECT begins in memory.
-const ALIGN: usize = 4096;
 
 /// Reads the destination from storage, past the page cache where the file system can, else after
 /// its pages were dropped, and compares the hash (XXH3) of each MiB with that of the source. What
@@ -54,7 +52,7 @@ fn compare(original: &Reader, stored: &Reader, progress: &Progress) -> Result<()
         Ok(u64::try_from(stat.st_size).unwrap_or(0))
     };
     let end = size(stored)?;
-    let (mut ours, mut theirs) = (Buffer::new(), Buffer::new());
+    let (mut ours, mut theirs) = (Aligned::default(), Aligned::default());
     let mut at = 0;
     while let Some(next) = next_data(original, stored, at, end)? {
         progress.check()?;
@@ -86,7 +84,7 @@ fn next_data(one: &Reader, other: &Reader, at: u64, end: u64) -> Result<Option<u
 }
 
 fn hash(reader: &Reader, progress: &Progress) -> Result<u64> {
-    let mut buffer = Buffer::new();
+    let mut buffer = Aligned::default();
     let mut hash = Xxh3::new();
     let mut at = 0;
     loop {
@@ -139,12 +137,12 @@ impl Reader {
 
     /// Some take the flag and refuse the read.
     fn reads_direct(&self) -> bool {
-        !matches!(self.read(0, &mut Buffer::new()), Err(fail) if fail.errno == Errno::INVAL)
+        !matches!(self.read(0, &mut Aligned::default()), Err(fail) if fail.errno == Errno::INVAL)
     }
 
     /// A block, or less at the end of the file.
-    fn read<'b>(&self, at: u64, buffer: &'b mut Buffer) -> Result<&'b [u8]> {
-        let bytes = buffer.bytes();
+    fn read<'b>(&self, at: u64, buffer: &'b mut Aligned) -> Result<&'b [u8]> {
+        let bytes = buffer.room(BLOCK)?;
         let mut filled = 0;
         while filled < bytes.len() {
             let rest = &mut bytes[filled..];
@@ -158,20 +156,6 @@ impl Reader {
             }
         }
         Ok(&bytes[..filled])
-    }
-}
-
-/// A block of memory that begins as O_DIRECT wants it.
-struct Buffer(Vec<u8>);
-
-impl Buffer {
-    fn new() -> Self {
-        Self(vec![0; BLOCK + ALIGN])
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        let start = self.0.as_ptr().align_offset(ALIGN);
-        &mut self.0[start..start + BLOCK]
     }
 }
 

@@ -8,7 +8,7 @@ use super::course::{Course, Outcome, Worker};
 use super::direct::Side;
 use super::{Pass, lost};
 use crate::copy::options::Sparse;
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
 
 /// Bytes of one read and one write; larger writes are cached in huge folios (see `mapped`).
 const CACHED: u64 = 512 << 10;
@@ -17,28 +17,6 @@ const DIRECT: u64 = 4 << 20;
 /// What a block of zeros is, in bytes: a page, as most file systems have it. A hole smaller than
 /// the file system's block does no harm.
 const BLOCK: usize = 4096;
-
-/// Memory that begins on a multiple of what was asked for.
-#[derive(Debug, Default)]
-pub(super) struct Aligned {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-}
-
-impl Aligned {
-    /// At least `len` bytes at a multiple of `align`, a power of two.
-    pub(super) fn room(&mut self, len: usize, align: usize) -> &mut [u8] {
-        if self.len < len {
-            self.bytes = vec![0; len + align];
-            // Where that can't be told it is 0, and direct I/O is refused with EINVAL.
-            let start = self.bytes.as_ptr().align_offset(align);
-            self.start = if start <= align { start } else { 0 };
-            self.len = len;
-        }
-        &mut self.bytes[self.start..self.start + len]
-    }
-}
 
 impl Course<'_> {
     pub(super) fn read_write(&self, worker: &mut Worker, range: Range<u64>) -> Result<Outcome> {
@@ -54,7 +32,7 @@ impl Course<'_> {
         while at < range.end {
             self.check()?;
             let want = (range.end - at).min(unit).next_multiple_of(align);
-            let buffer = worker.buffer.room(want as usize, align as usize);
+            let buffer = worker.buffer.room_at(want as usize, align as usize)?;
             let count = match rustix::io::pread(self.source(), &mut *buffer, at) {
                 Ok(0) => return self.ended_early(at),
                 Ok(count) => count as u64,
@@ -150,15 +128,15 @@ impl Pass<'_> {
     pub(super) fn stream(&self) -> Result<()> {
         // Not pread, which some files of procfs refuse.
         seek(self.source, SeekFrom::Start(0)).or_fail("lseek")?;
-        let mut buffer = Vec::new();
+        let mut memory = Aligned::default();
         let mut at = 0;
         loop {
             self.progress().check()?;
             if at > 0 {
                 self.check_still_without_size()?;
             }
-            buffer.resize(if at == 0 { BLOCK } else { CACHED as usize }, 0);
-            let count = match rustix::io::read(self.source, &mut buffer[..]) {
+            let buffer = memory.room(if at == 0 { BLOCK } else { CACHED as usize })?;
+            let count = match rustix::io::read(self.source, &mut *buffer) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(Errno::INTR) => continue,
@@ -218,15 +196,6 @@ mod tests {
                 assert!(!is_zero(&bytes), "{at} of {len}");
                 bytes[at] = 0;
             }
-        }
-    }
-
-    #[test]
-    fn memory_is_aligned_and_kept() {
-        let mut memory = Aligned::default();
-        for (len, align) in [(1, 512), (100_000, 4096), (4096, 4096)] {
-            let room = memory.room(len, align);
-            assert_eq!((room.len(), room.as_ptr().addr() % align), (len, 0));
         }
     }
 }

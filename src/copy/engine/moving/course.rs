@@ -11,13 +11,12 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, fadvise, ftruncate};
 
 use super::Pass;
-use super::buffered::Aligned;
 use super::direct::Direct;
 use super::mapped::Windows;
 use super::plan::{Plan, Walk};
 use super::workers::{self, Kind, LARGE, STRETCH, Way};
 use crate::copy::options::{Method, Sparse};
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
 
 /// Bytes of a helper's stack.
 const STACK: usize = 256 << 10;

@@ -17,6 +17,7 @@ use super::place::Target;
 use super::{Failed, complain, print};
 use crate::cache::StoreView;
 use crate::fuse::session::refusal::{Refusal, shown};
+use crate::sys::Aligned;
 
 /// Bytes of one read: the most that FUSE asks for at a time.
 const REQUEST: usize = 1 << 20;
@@ -142,7 +143,11 @@ struct Found {
 }
 
 fn read_all(receiver: &Mutex<Receiver<Found>>, warming: &Warming<'_>, course: &Course) {
-    let mut buffer = vec![0; REQUEST];
+    let mut memory = Aligned::default();
+    let buffer = match memory.room(REQUEST) {
+        Ok(buffer) => buffer,
+        Err(fail) => return log::error!("warm: {fail}"),
+    };
     loop {
         // The lock is held while waiting: those who are idle wait for it instead.
         let Ok(found) = receiver.lock().recv() else {
@@ -151,7 +156,7 @@ fn read_all(receiver: &Mutex<Receiver<Found>>, warming: &Warming<'_>, course: &C
         if course.enough.load(Ordering::Relaxed) {
             continue;
         }
-        match read(&found.path, &mut buffer, warming, course) {
+        match read(&found.path, buffer, warming, course) {
             Ok(()) => {
                 course.files.fetch_add(1, Ordering::Relaxed);
             }
