@@ -5,9 +5,9 @@
 //! Before every run the last one's copy is dropped, everything is written out, and as much memory
 //! as the run needs is touched and freed, in every competitor alike, until that goes quickly: a
 //! virtual machine gives idle memory back to its host. Nothing of that is in the times. Each runs
-//! twice in a row, and the faster counts, but for what is to be cold. Printed are
-//! medians with their range and ratios of medians to cp; at the end, which of the figures are
-//! reached. Under 15 % is no difference.
+//! twice in a row, and the faster counts, but for what is to be cold. Printed are medians with their
+//! range and ratios of medians to cp; at the end, which of the figures are reached. Under 15 % is no
+//! difference.
 //!
 //! Sizes come from the environment: `CORFS_BENCH_MIB` (a file, 1024), `CORFS_BENCH_SPARSE_MIB`
 //! (4096), `CORFS_BENCH_BIG_MIB` (8192), `CORFS_BENCH_FILES` (10000), `CORFS_BENCH_ROUNDS` (5), and
