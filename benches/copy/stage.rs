@@ -92,7 +92,8 @@ impl Stage {
 
     /// Takes a copy away, and has everything on disk.
     pub(crate) fn drop_copy(&self, name: &str) {
-        let path = self.source.join(name);
+        // By the mount, which would else hold what is removed behind it, and its space, for some time.
+        let path = self.mount.at.join(name);
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() => fs::remove_dir_all(&path).expect("remove the copy"),
             Ok(_) => fs::remove_file(&path).expect("remove the copy"),

@@ -1,12 +1,14 @@
 //! The course of one regular file's copy: whole or absent, unless it goes into a file in place.
 //!
 //! `course` holds the source to one state; `whole`, `inplace` and `resume` are the places that
-//! the bytes go to; `moving` moves them; `verify` reads them again; `journal` remembers them.
+//! the bytes go to; `moving` moves them; `pipeline` moves those of a range of open files; `verify`
+//! reads them again; `journal` remembers them.
 
 mod course;
 mod inplace;
 mod journal;
 mod moving;
+mod pipeline;
 mod ranges;
 mod resume;
 pub(super) mod small;

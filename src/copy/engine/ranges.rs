@@ -6,7 +6,8 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{FallocateFlags, copy_file_range, fallocate, fstat};
 use rustix::param::page_size;
 
-use super::moving::shared::not_here;
+use super::moving::shared::{kind, never_shares, not_here};
+use super::pipeline::{self, Moved};
 use super::write_all;
 use crate::copy::extents::{Extents, cut};
 use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
@@ -16,6 +17,10 @@ use crate::window::Map;
 const AT_ONCE: u64 = 128 << 20;
 /// Bytes mapped and populated at a time.
 const PIECE: u64 = 4 << 20;
+/// Bytes from which on a thread that reads ahead is worth its start. 256 MiB cached on ext4, two
+/// processors, medians of 12, as ratios to `cp --reflink=never`: copy_file_range, which reads and
+/// writes in turn there, 1.16; `cp` in the mount, with such a thread, 1.26.
+const LARGE: u64 = 4 << 20;
 /// Bytes of one write (see `moving::mapped`), and of the buffer.
 const WRITE: u64 = 512 << 10;
 
@@ -52,9 +57,6 @@ struct Ranges<'a> {
     from: Place<'a>,
     to: Place<'a>,
 }
-
-/// How far a range got, and why not to its end.
-type Moved = (u64, Option<Fail>);
 
 impl Ranges<'_> {
     /// Where in the destination a byte of the source goes.
@@ -131,6 +133,12 @@ impl Ranges<'_> {
     }
 
     fn data(&self, data: Range<u64>) -> Moved {
+        if data.end - data.start >= LARGE
+            && self.only_moves_bytes()
+            && let Some(moved) = self.by_two(data.clone())
+        {
+            return moved;
+        }
         let mut at = data.start;
         while at < data.end {
             let (mut from, mut to) = (at, at - self.from.1 + self.to.1);
@@ -145,6 +153,19 @@ impl Ranges<'_> {
             }
         }
         (at, None)
+    }
+
+    /// Whether copy_file_range would do no better than read and write.
+    fn only_moves_bytes(&self) -> bool {
+        let to = kind(self.to.0);
+        never_shares(to) && kind(self.from.0) == to
+    }
+
+    /// One thread reads, one writes; None when there can be no thread.
+    fn by_two(&self, data: Range<u64>) -> Option<Moved> {
+        pipeline::run(self.from.0, data, |bytes, at| {
+            write_all(self.to.0, bytes, self.there(at)?)
+        })
     }
 
     /// By ourselves: from mapped pieces, or through a buffer.

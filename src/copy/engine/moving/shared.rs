@@ -30,7 +30,7 @@ pub(in crate::copy) fn not_here(errno: Errno) -> bool {
 
 /// The type of a file's file system (statfs(2)); 0 when it does not say.
 #[allow(clippy::cast_sign_loss, reason = "a number that means itself only")]
-pub(super) fn kind(file: BorrowedFd<'_>) -> u64 {
+pub(in crate::copy) fn kind(file: BorrowedFd<'_>) -> u64 {
     // Its width and sign are the processor's; all known ones fit 32 bits.
     fstatfs(file).map_or(0, |found| u64::from(found.f_type as u32))
 }
@@ -48,7 +48,7 @@ pub(super) fn copies_at_the_server(kind: u64) -> bool {
 
 /// File systems whose `copy_file_range` is known to copy bytes: ext2 to ext4, tmpfs, F2FS. Every
 /// other may share extents there, without being asked (copy_file_range(2)).
-pub(super) fn never_shares(kind: u64) -> bool {
+pub(in crate::copy) fn never_shares(kind: u64) -> bool {
     matches!(kind, 0xef53 | 0x0102_1994 | 0xf2f5_2010)
 }
 

@@ -1,11 +1,11 @@
 //! How many workers move the bytes of one file, and whether from mappings: chosen by measurement.
 //!
 //! Writers of one file take turns (ext4, XFS and others lock the inode for a write), but while one
-//! writes another can have the source's bytes brought in. One worker does best from a mapping; of
-//! two each change of the page tables costs the other an interrupt, and reading into a buffer that
-//! the processor's cache holds may win. Measured as ratios to `cp --reflink=never`, 512 MiB cached,
-//! two processors, medians of three rounds, one and two workers with mappings, two with buffers:
-//! ext4 1.54, 1.61, 1.85; XFS 1.79, 2.02, 2.30; tmpfs 0.87, 1.14, 1.44; btrfs 0.98, 1.06, 1.22.
+//! writes another can have the source's bytes brought in. Of two with mappings each change of the
+//! page tables costs the other an interrupt, and reading into a buffer that the processor's cache
+//! holds may win; of one now the mapping is better, now the buffer. Measured as ratios to `cp --reflink=never`, 256 MiB cached,
+//! two processors, medians of 14 runs, one and two workers with mappings, one and two with buffers:
+//! ext4 1.16, 1.74, 1.37, 2.21; XFS, the fastest of 13, 1.37, 1.45, 1.02, 1.72.
 //!
 //! What gains depends on the file systems, the device, the machine and who else is at work, so
 //! large copies are timed in stretches, one worker and more in turn, and then go on in what was fastest.
@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use crate::copy::options::Method;
 
 /// Bytes of one stretch.
-pub(super) const STRETCH: u64 = 16 << 20;
+pub(super) const STRETCH: u64 = 8 << 20;
 /// Files smaller than this have one worker: they would be done before it was known.
 pub(super) const LARGE: u64 = 64 << 20;
 /// Stretches that are remembered of each way.
