@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, statx};
+use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, fcntl_getfl, fcntl_setfl, statx};
 
 /// Alignment where the file system does not say it: what every disk takes.
 const USUAL: u64 = 4096;
@@ -66,12 +66,23 @@ impl<'a> Direct<'a> {
         self.had[index]
     }
 
-    /// Both files are as they were.
+    /// Both files are as they were, and what was written past the page cache is not in it.
     pub(super) fn end(&self) {
+        let written = self.on[Side::Destination as usize].load(Ordering::Relaxed);
         for (file, on) in self.files.iter().zip(&self.on) {
             if on.swap(false, Ordering::Relaxed) {
                 turn_off(*file);
             }
+        }
+        if written {
+            // From Linux 6.15 on btrfs writes what has checksums by way of the cache all the same, and
+            // then drops the pages that nobody happens to look at. This waits for those who do.
+            let _ = fadvise(
+                self.files[Side::Destination as usize],
+                0,
+                None,
+                Advice::DontNeed,
+            );
         }
     }
 }
