@@ -75,14 +75,10 @@ impl<'a> Direct<'a> {
             }
         }
         if written {
-            // From Linux 6.15 on btrfs writes what has checksums by way of the cache all the same, and
-            // then drops the pages that nobody happens to look at. This waits for those who do.
-            let _ = fadvise(
-                self.files[Side::Destination as usize],
-                0,
-                None,
-                Advice::DontNeed,
-            );
+            // btrfs writes what has checksums by way of the cache all the same (btrfs(5), from Linux
+            // 6.14 on), and then drops the pages that nobody happens to look at: this waits for them.
+            let [_, destination] = self.files;
+            let _ = fadvise(destination, 0, None, Advice::DontNeed);
         }
     }
 }
