@@ -3,9 +3,10 @@
 //! Writers of one file take turns (ext4, XFS and others lock the inode for a write), but while one
 //! writes another can have the source's bytes brought in. Of two with mappings each change of the
 //! page tables costs the other an interrupt, and reading into a buffer that the processor's cache
-//! holds may win; of one now the mapping is better, now the buffer. Measured as ratios to `cp --reflink=never`, 256 MiB cached,
-//! two processors, medians of 14 runs, one and two workers with mappings, one and two with buffers:
-//! ext4 1.16, 1.74, 1.37, 2.21; XFS, the fastest of 13, 1.37, 1.45, 1.02, 1.72.
+//! holds may win; of one now the mapping is better, now the buffer. Measured as ratios to
+//! `cp --reflink=never`, 256 MiB cached, two processors, medians of 14 runs, one and two workers with
+//! mappings, one and two with buffers: ext4 1.16, 1.74, 1.37, 2.21; XFS, the fastest of 13 (medians
+//! told nothing there), 1.37, 1.45, 1.02, 1.72.
 //!
 //! What gains depends on the file systems, the device, the machine and who else is at work, so
 //! large copies are timed in stretches, one worker and more in turn, and then go on in what was fastest.

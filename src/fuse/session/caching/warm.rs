@@ -144,10 +144,6 @@ struct Found {
 
 fn read_all(receiver: &Mutex<Receiver<Found>>, warming: &Warming<'_>, course: &Course) {
     let mut memory = Aligned::default();
-    let buffer = match memory.room(REQUEST) {
-        Ok(buffer) => buffer,
-        Err(fail) => return log::error!("warm: {fail}"),
-    };
     loop {
         // The lock is held while waiting: those who are idle wait for it instead.
         let Ok(found) = receiver.lock().recv() else {
@@ -156,7 +152,8 @@ fn read_all(receiver: &Mutex<Receiver<Found>>, warming: &Warming<'_>, course: &C
         if course.enough.load(Ordering::Relaxed) {
             continue;
         }
-        match read(&found.path, buffer, warming, course) {
+        let buffer = memory.room(REQUEST).map_err(|fail| fail.errno.into());
+        match buffer.and_then(|buffer| read(&found.path, buffer, warming, course)) {
             Ok(()) => {
                 course.files.fetch_add(1, Ordering::Relaxed);
             }
