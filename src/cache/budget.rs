@@ -17,17 +17,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::fs::{FileType, OFlags, StatVfs};
+use rustix::fs::{OFlags, StatVfs};
 
 use crate::observe::Metrics;
 use crate::sys::ofd::{self, Lock};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
-use super::ledger::{self, FANS, LEN, Ledger, OTHER, SLOTS, Slot};
+use super::count::{count_fan, count_other};
+use super::ledger::{FANS, LEN, Ledger, OTHER, SLOTS, Slot, UNCOUNTED};
 use super::options::Share;
 use super::place;
 
-const TURN: u64 = 1 << 40;
+pub(super) const TURN: u64 = 1 << 40;
 const SLOTS_FROM: u64 = TURN + 16;
 const FOLDERS_FROM: u64 = TURN + 1024;
 const GATES_FROM: u64 = TURN + 2048;
@@ -77,6 +78,9 @@ pub(super) struct Budget {
     inside: Box<[Mutex<u32>]>,
     /// Bytes committed and removed since the folder was last counted: what it may be wrong by.
     drift: Box<[AtomicU64]>,
+    /// Reservations of which the ledger could not be told what became of them, by folder: given
+    /// back when that one was counted. A leaf.
+    owed: Mutex<Vec<(usize, u64)>>,
     metrics: Arc<Metrics>,
 }
 
@@ -95,14 +99,15 @@ impl Drop for Inside<'_> {
 }
 
 impl Budget {
-    /// Opens the ledger beneath `top` (`v1`) and takes a slot. `stores`: whether there is anything
-    /// to be counted when there is no ledger.
+    /// Opens the ledger beneath `top` (`v1`) and takes a slot, with `reserved` bytes in it for what
+    /// will be made before the first [`Budget::commit`]. `stores`: whether there is anything to be
+    /// counted when there is no ledger.
     pub(super) fn open(
         root: BorrowedFd<'_>,
         top: BorrowedFd<'_>,
         place: u64,
         (size, free): (Share, Share),
-        stores: bool,
+        (stores, reserved): (bool, u64),
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         let open = || place::open(top, "ledger", OFlags::RDWR | OFlags::CREATE);
@@ -117,11 +122,16 @@ impl Budget {
             turn: Mutex::new(()),
             inside: (0..=FANS).map(|_| Mutex::new(0)).collect(),
             drift: (0..=FANS).map(|_| AtomicU64::new(0)).collect(),
+            owed: Mutex::default(),
             metrics,
         };
         let total = volume(&budget.statvfs()?);
-        let limit = size.of(total).max(1);
-        budget.slot = budget.join(place, limit, stores)?;
+        let part = Slot {
+            reserved,
+            limit: size.of(total).max(1),
+            ..Slot::default()
+        };
+        budget.slot = budget.join(place, part, stores)?;
         rustix::fs::fdatasync(&budget.file).or_fail("fdatasync")?;
         Ok(budget)
     }
@@ -130,8 +140,8 @@ impl Budget {
         rustix::fs::fstatvfs(&self.top).or_fail("fstatvfs")
     }
 
-    /// Takes a free slot, and the ledger into use.
-    fn join(&self, place: u64, limit: u64, stores: bool) -> Result<usize> {
+    /// Takes a free slot for that part, and the ledger into use.
+    fn join(&self, place: u64, part: Slot, stores: bool) -> Result<usize> {
         self.have_turn(|ledger, found| {
             if !found {
                 *ledger = Ledger::new(place);
@@ -143,23 +153,32 @@ impl Budget {
                 ledger.place = place;
             }
             ledger.clean = false;
-            // What the dead had reserved stays so until everything was counted.
+            // What the dead had reserved stays so until everything was counted, and that must be:
+            // who was killed while he took something away leaves it counted.
             let (Some(&heir), Some(&free)) = (dead.first(), dead.get(1)) else {
                 return Err(Fail::new(Errno::USERS, "cache ledger"));
             };
             let left = dead.iter().filter_map(|&slot| ledger.slots.get(slot));
             let left = left.fold(0u64, |a, slot| a.saturating_add(slot.reserved));
+            let uncounted = dead.iter().any(|&slot| ledger.slots[slot].is_uncounted());
             for &slot in &dead {
                 ledger.slots[slot] = Slot::default();
             }
-            ledger.slots[heir].reserved = left;
+            ledger.joins = ledger.joins.wrapping_add(1);
+            if uncounted {
+                ledger.slots[heir] = Slot {
+                    reserved: left,
+                    limit: UNCOUNTED,
+                    pid: 0,
+                    join: ledger.joins,
+                };
+            }
             ofd::set(self.file.as_fd(), byte(libc::F_WRLCK, slot_byte(free)))?;
             ledger.joins = ledger.joins.wrapping_add(1);
             ledger.slots[free] = Slot {
-                reserved: 0,
-                limit,
                 pid: std::process::id(),
                 join: ledger.joins,
+                ..part
             };
             Ok(free)
         })?
@@ -239,24 +258,34 @@ impl Budget {
         }
     }
 
-    /// Gives a reservation back.
+    /// Gives a reservation back: later, when that cannot be done now.
     pub(super) fn release(&self, bytes: u64) -> Result<()> {
-        self.have_turn(|ledger, _| ledger.release(self.slot, bytes))
+        let told = self.have_turn(|ledger, _| ledger.release(self.slot, bytes));
+        told.inspect_err(|_| self.owe(OTHER, bytes))
     }
 
-    /// Of `reserved` bytes `taken` are in a folder now, and the rest is given back.
+    /// Of `reserved` bytes `taken` are in a folder now, and the rest is given back. When that
+    /// cannot be told now, they stay reserved until the folder was counted.
     pub(super) fn commit(&self, folder: usize, reserved: u64, taken: u64) -> Result<()> {
         self.doubt(folder, taken);
-        self.have_turn(|ledger, _| {
-            ledger.release(self.slot, reserved);
-            ledger.commit(self.slot, folder, taken);
-        })
+        let told = self.have_turn(|ledger, _| ledger.commit(self.slot, folder, reserved, taken));
+        told.inspect_err(|_| self.owe(folder, reserved))
     }
 
-    /// That many bytes are gone from a folder.
+    /// That many bytes are gone from a folder. When that cannot be told now, they stay counted
+    /// until it was counted.
     pub(super) fn removed(&self, folder: usize, bytes: u64) -> Result<()> {
         self.doubt(folder, bytes);
-        self.have_turn(|ledger, _| ledger.removed(folder, bytes))
+        let told = self.have_turn(|ledger, _| ledger.removed(folder, bytes));
+        told.inspect_err(|_| self.owe(folder, 0))
+    }
+
+    /// Has a folder counted before any other, and then gives back what was reserved for it.
+    fn owe(&self, folder: usize, reserved: u64) {
+        self.owed.lock().push((folder, reserved));
+        if let Some(drift) = self.drift.get(folder) {
+            drift.fetch_max(1 << 62, Ordering::Relaxed);
+        }
     }
 
     /// The number of a folder may be wrong by so many bytes more.
@@ -349,24 +378,32 @@ impl Budget {
         if let Some(drift) = self.drift.get(folder) {
             drift.store(0, Ordering::Relaxed);
         }
-        let bytes = match folder {
-            OTHER => count_other(self.root.as_fd(), self.top.as_fd())?,
-            fan => count_fan(self.top.as_fd(), fan, true)?,
+        let of_folder = |(of, _): &mut (usize, u64)| *of == folder;
+        let owed: Vec<_> = self.owed.lock().extract_if(.., of_folder).collect();
+        let counted = match folder {
+            OTHER => count_other(self.root.as_fd(), self.top.as_fd()),
+            fan => count_fan(self.top.as_fd(), fan, true),
         };
-        self.have_turn(|ledger, _| ledger.committed[folder] = bytes)
+        let told = counted.and_then(|bytes| {
+            self.have_turn(|ledger, _| {
+                ledger.committed[folder] = bytes;
+                for (_, reserved) in &owed {
+                    ledger.release(self.slot, *reserved);
+                }
+            })
+        });
+        // Not counted, it is as it was.
+        told.inspect_err(|_| {
+            self.owe(folder, owed.iter().map(|(_, reserved)| reserved).sum());
+        })
     }
 
-    /// Whether everything must be counted: the ledger is unsure, or somebody died with bytes
-    /// reserved.
+    /// Whether everything must be counted: the ledger is unsure, or somebody died without leaving
+    /// it, with bytes reserved or something taken away of which it was not told.
     pub(super) fn must_count(&self) -> Result<bool> {
         let ledger = self.ledger()?;
-        Ok(!ledger.sure || self.left_by_the_dead(&ledger) > 0)
-    }
-
-    fn left_by_the_dead(&self, ledger: &Ledger) -> u64 {
-        let slots = ledger.slots.iter().enumerate();
-        let dead = slots.filter(|(n, slot)| slot.reserved > 0 && !self.is_alive(*n));
-        dead.fold(0, |a, (_, slot)| a.saturating_add(slot.reserved))
+        let mut slots = ledger.slots.iter().enumerate();
+        Ok(!ledger.sure || slots.any(|(n, slot)| slot.is_uncounted() && !self.is_alive(n)))
     }
 
     /// Counts everything, after which the ledger is sure and those who were dead when it began have
@@ -427,7 +464,10 @@ impl Budget {
     pub(super) fn close(&self, synced: bool) -> Result<()> {
         self.have_turn(|ledger, _| {
             let alone = (0..SLOTS).all(|slot| slot == self.slot || !self.is_alive(slot));
-            let nothing_left = ledger.slots.iter().all(|slot| slot.reserved == 0);
+            let nothing_left =
+                ledger.slots.iter().enumerate().all(|(n, slot)| {
+                    slot.reserved == 0 && (n == self.slot || !slot.is_uncounted())
+                });
             ledger.clean = synced && alone && nothing_left && ledger.sure;
             if let Some(slot) = ledger.slots.get_mut(self.slot) {
                 slot.limit = 0;
@@ -463,93 +503,4 @@ pub(super) fn look(top: BorrowedFd<'_>) -> Result<(Ledger, Vec<Slot>)> {
         }
     }
     Ok((ledger, alive))
-}
-
-/// What the directory takes, counted while others may be at work.
-pub(super) fn count_now(root: BorrowedFd<'_>, top: BorrowedFd<'_>) -> Result<u64> {
-    let fans = (0..FANS).try_fold(0, |bytes, fan| Ok(bytes + count_fan(top, fan, false)?))?;
-    Ok(fans + count_other(root, top)?)
-}
-
-/// The directories beneath `v1`, one a store.
-pub(super) fn stores(top: BorrowedFd<'_>) -> Result<Vec<String>> {
-    let names = place::list(top)?.into_iter();
-    let dirs = names.filter(|(_, kind)| *kind == FileType::Directory);
-    Ok(dirs.map(|(name, _)| name).collect())
-}
-
-/// Bytes of one folder of all stores, itself included. Temporary files are removed by who is
-/// `alone` with it: nobody makes one then.
-fn count_fan(top: BorrowedFd<'_>, fan: usize, alone: bool) -> Result<u64> {
-    let mut bytes = 0u64;
-    for store in stores(top)? {
-        let path = format!("{store}/entries/{fan:02x}");
-        let dir = match place::open_dir(top, &path) {
-            Err(fail) if fail.errno == Errno::NOENT => continue,
-            opened => opened?,
-        };
-        bytes += place::allocated(top, &path);
-        for (name, _) in place::list(dir.as_fd())? {
-            if alone && name.starts_with('.') {
-                let flags = rustix::fs::AtFlags::empty();
-                rustix::fs::unlinkat(&dir, &name, flags).or_fail("unlinkat")?;
-            } else {
-                bytes += place::allocated(dir.as_fd(), &name) + to_come(dir.as_fd(), &name);
-            }
-        }
-    }
-    Ok(bytes)
-}
-
-/// What a data file may take with its next block beyond what that reserves: the first block in
-/// which its extents are kept. It was reserved when the entry was made, and may be there or not.
-fn to_come(dir: BorrowedFd<'_>, name: &str) -> u64 {
-    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    let size = rustix::fs::statat(dir, name, flags).map_or(0, |stat| stat.st_size);
-    let several = size > 4 * i64::from(*super::options::BLOCKS.start());
-    if several && name.ends_with(".data") {
-        ledger::EXTENTS
-    } else {
-        0
-    }
-}
-
-/// Bytes of everything else.
-fn count_other(root: BorrowedFd<'_>, top: BorrowedFd<'_>) -> Result<u64> {
-    let mut bytes = place::allocated(root, ".");
-    for (name, kind) in place::list(root)? {
-        bytes += place::allocated(root, &name);
-        if kind == FileType::Directory && name != "v1" {
-            bytes += count_tree(root, &name)?;
-        }
-    }
-    for (name, kind) in place::list(top)? {
-        bytes += place::allocated(top, &name);
-        if kind == FileType::Directory {
-            let dir = place::open_dir(top, &name)?;
-            for (name, kind) in place::list(dir.as_fd())? {
-                bytes += place::allocated(dir.as_fd(), &name);
-                if kind == FileType::Directory && name != "entries" {
-                    bytes += count_tree(dir.as_fd(), &name)?;
-                }
-            }
-        }
-    }
-    Ok(bytes)
-}
-
-/// Bytes of all that is beneath a directory.
-fn count_tree(dir: BorrowedFd<'_>, name: &str) -> Result<u64> {
-    let dir = match place::open_dir(dir, name) {
-        Err(fail) if fail.errno == Errno::NOENT => return Ok(0),
-        opened => opened?,
-    };
-    let mut bytes = 0;
-    for (name, kind) in place::list(dir.as_fd())? {
-        bytes += place::allocated(dir.as_fd(), &name);
-        if kind == FileType::Directory {
-            bytes += count_tree(dir.as_fd(), &name)?;
-        }
-    }
-    Ok(bytes)
 }

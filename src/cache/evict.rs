@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 
 use crate::sys::Result;
 
-use super::budget::{self, Budget};
+use super::budget::Budget;
+use super::count;
 use super::layout::{Name, Use};
 use super::shelf::{Shelf, Taken};
 
@@ -218,7 +219,7 @@ fn shelves(
     top: std::os::fd::BorrowedFd<'_>,
 ) -> Result<Vec<Arc<Shelf>>> {
     let mut shelves = vec![Arc::clone(own)];
-    for name in budget::stores(top.as_fd())? {
+    for name in count::stores(top.as_fd())? {
         if name != own_name
             && let Ok((shelf, _)) = Shelf::open(top, &name, false)
         {

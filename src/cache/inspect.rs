@@ -12,6 +12,7 @@ use crate::sys::ofd;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
 use super::budget::{self, Budget, byte};
+use super::count;
 use super::identity::Identity;
 use super::layout::{self, Name, PIN_AT, RECORD, Record};
 use super::options::Share;
@@ -157,7 +158,7 @@ impl CacheDir {
             self.top.as_fd(),
             place_of(self.top.as_fd())?,
             (Share::Bytes(u64::MAX), Share::Bytes(0)),
-            true,
+            (true, 0),
             Arc::new(Metrics::new()),
         )
     }
@@ -198,7 +199,7 @@ impl CacheDir {
     /// # Errors
     /// Those of reading directories.
     pub fn stores(&self) -> Result<Vec<StoreInfo>> {
-        let names = budget::stores(self.top.as_fd())?.into_iter();
+        let names = count::stores(self.top.as_fd())?.into_iter();
         Ok(names.map(|name| self.info(name)).collect())
     }
 
@@ -280,7 +281,7 @@ impl CacheDir {
         }
         if !repair {
             let (ledger, _) = budget::look(self.top.as_fd())?;
-            let counted = budget::count_now(self.root.as_fd(), self.top.as_fd())?;
+            let counted = count::count_now(self.root.as_fd(), self.top.as_fd())?;
             report.miscounted = ledger.used().abs_diff(counted);
             return Ok(report);
         }

@@ -33,13 +33,27 @@ const _: () = assert!(SLOTS_AT + SLOTS * SLOT_LEN <= LEN);
 pub(super) struct Slot {
     /// Bytes reserved and not yet committed.
     pub(super) reserved: u64,
-    /// The most that it lets the directory take; 0 when nobody has the slot.
+    /// The most that it lets the directory take; 0 when nobody has the slot. [`UNCOUNTED`] for what
+    /// those left who were killed.
     pub(super) limit: u64,
     /// For people only: who lives is told by locks.
     pub(super) pid: u32,
     /// Which of all who ever came has it.
     pub(super) join: u64,
 }
+
+/// The limit in a slot that is nobody's any more, and holds what the killed had reserved: none.
+pub(super) const UNCOUNTED: u64 = u64::MAX;
+
+impl Slot {
+    /// Whether who had this slot, if he is dead, was killed, and not everything was counted since.
+    pub(super) fn is_uncounted(&self) -> bool {
+        self.limit != 0 || self.reserved != 0
+    }
+}
+
+/// What the directory takes before there is a store in it: itself, its tag, `v1` and the ledger.
+const ROOT: u64 = 4 * 4096;
 
 /// The whole ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +70,14 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Of a directory with nothing in it.
     pub(super) fn new(place: u64) -> Self {
+        let mut committed = [0; FANS + 1];
+        committed[OTHER] = ROOT;
         Self {
             sure: true,
             clean: false,
             place,
             joins: 0,
-            committed: [0; FANS + 1],
+            committed,
             slots: [Slot::default(); SLOTS],
         }
     }
@@ -108,11 +124,12 @@ impl Ledger {
         }
     }
 
-    /// What was reserved is there now, in that folder.
-    pub(super) fn commit(&mut self, slot: usize, folder: usize, bytes: u64) {
-        self.release(slot, bytes);
+    /// Of `reserved` bytes `taken` are there now, in that folder, and the rest is given back. What
+    /// other threads have reserved in the slot stays.
+    pub(super) fn commit(&mut self, slot: usize, folder: usize, reserved: u64, taken: u64) {
+        self.release(slot, reserved);
         if let Some(folder) = self.committed.get_mut(folder) {
-            *folder = folder.saturating_add(bytes);
+            *folder = folder.saturating_add(taken);
         }
     }
 
@@ -209,7 +226,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Deed {
         Reserve(usize, u64),
-        Commit(usize, usize),
+        Commit(usize, usize, u64),
         Release(usize),
         Remove(usize, u64),
     }
@@ -217,7 +234,8 @@ mod tests {
     fn deed() -> impl Strategy<Value = Deed> {
         prop_oneof![
             (0usize..4, 1u64..3000).prop_map(|(slot, bytes)| Deed::Reserve(slot, bytes)),
-            (0usize..4, 0usize..5).prop_map(|(slot, folder)| Deed::Commit(slot, folder)),
+            (0usize..4, 0usize..5, 0..=100u64)
+                .prop_map(|(slot, folder, percent)| Deed::Commit(slot, folder, percent)),
             (0usize..4).prop_map(Deed::Release),
             (0usize..5, 1u64..3000).prop_map(|(folder, bytes)| Deed::Remove(folder, bytes)),
         ]
@@ -226,7 +244,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_used_is_what_was_given_and_never_above_the_least_limit(
-            limits in prop::array::uniform4(4000u64..20_000),
+            limits in prop::array::uniform4(ROOT + 4000..ROOT + 20_000),
             deeds in prop::collection::vec(deed(), 0..300),
         ) {
             let mut ledger = Ledger::new(7);
@@ -246,9 +264,10 @@ mod tests {
                             prop_assert!(ledger.excess(bytes) > 0);
                         }
                     }
-                    Deed::Commit(slot, folder) => if let Some(bytes) = held[slot].pop() {
-                        ledger.commit(slot, folder, bytes);
-                        there[folder] += bytes;
+                    Deed::Commit(slot, folder, percent) => if let Some(bytes) = held[slot].pop() {
+                        let taken = bytes * percent / 100;
+                        ledger.commit(slot, folder, bytes, taken);
+                        there[folder] += taken;
                     },
                     Deed::Release(slot) => if let Some(bytes) = held[slot].pop() {
                         ledger.release(slot, bytes);
@@ -259,7 +278,8 @@ mod tests {
                         there[folder] -= bytes;
                     }
                 }
-                let sum = there.iter().sum::<u64>() + held.iter().flatten().sum::<u64>();
+                let held = held.iter().flatten().sum::<u64>();
+                let sum = ROOT + there.iter().sum::<u64>() + held;
                 prop_assert_eq!(ledger.used(), sum);
                 prop_assert!(sum <= least);
                 prop_assert_eq!(Ledger::decode(&ledger.encode()), Some(ledger.clone()));

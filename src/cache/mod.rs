@@ -16,6 +16,7 @@
 
 mod budget;
 mod buffers;
+mod count;
 mod entry;
 mod evict;
 mod fill;

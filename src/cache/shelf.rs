@@ -126,6 +126,14 @@ impl Shelf {
         Ok((shelf, new))
     }
 
+    /// The same, of which nothing is changed.
+    pub(super) fn read_only(self) -> Self {
+        Self {
+            writable: false,
+            ..self
+        }
+    }
+
     /// Does something while nobody else changes what stands under `name`. None when that took too
     /// long, or, unless one is to `wait`, when somebody does just now.
     fn alone<T>(
@@ -281,7 +289,8 @@ impl Shelf {
             let mut taken = 0;
             let done = self.make_files(name, header, &mut taken);
             // Inside the folder still: who counts it finds what the numbers say.
-            settled = budget.commit(name.fan(), reserved, taken).is_ok();
+            settled = true;
+            budget.commit(name.fan(), reserved, taken)?;
             done
         });
         if !settled {
@@ -354,7 +363,7 @@ impl Shelf {
         let _inside = budget.enter(name.fan())?;
         let bytes = place::allocated(entries, &index) + place::allocated(entries, &data);
         match place::open(entries, &data, OFlags::RDWR) {
-            Ok(fd) => match ofd::set(fd.as_fd(), byte(libc::F_WRLCK, IN_USE)) {
+            Ok(fd) => match take_unused(fd.as_fd()) {
                 Ok(()) => {}
                 Err(fail) if fail.errno == Errno::AGAIN => {
                     return match orphan {
@@ -418,7 +427,7 @@ impl Shelf {
                 Err(fail) if fail.errno == Errno::NOENT => continue,
                 opened => opened?,
             };
-            match ofd::set(fd.as_fd(), byte(libc::F_WRLCK, IN_USE)) {
+            match take_unused(fd.as_fd()) {
                 Err(fail) if fail.errno == Errno::AGAIN => {
                     left += 1;
                     continue;
@@ -525,6 +534,14 @@ pub(super) fn alone_with<T>(
     let unlocked = ofd::set(index, lock(libc::F_UNLCK));
     let done = done?;
     unlocked.map(|()| done)
+}
+
+/// Takes data for itself that nobody uses, for as long as the description lives.
+///
+/// # Errors
+/// EAGAIN when somebody uses them.
+pub(super) fn take_unused(data: BorrowedFd<'_>) -> Result<()> {
+    ofd::set(data, byte(libc::F_WRLCK, IN_USE))
 }
 
 /// Whether a cache that fails like this can still be read.

@@ -12,7 +12,7 @@ use crate::sys::mountinfo::{self, Mount};
 use crate::sys::{OrFail, Result, fsuuid};
 
 use super::options::{SourceClock, SourceKey};
-use super::{budget, place};
+use super::{count, place};
 
 /// File systems whose files are stamped by this kernel.
 const LOCAL: [&str; 12] = [
@@ -85,7 +85,7 @@ impl SourceKey {
         }
         let root = place::open_root(dir).ok()?;
         let top = place::open_dir(root.as_fd(), &format!("v{}", super::layout::VERSION)).ok()?;
-        let stores = budget::stores(top.as_fd()).ok()?;
+        let stores = count::stores(top.as_fd()).ok()?;
         let known = stores.iter().filter_map(|store| {
             let text = place::read_small(top.as_fd(), &format!("{store}/source")).ok()?;
             let text = String::from_utf8(text).ok()?;

@@ -16,8 +16,9 @@ use crate::observe::Metrics;
 use crate::sys::ofd;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
-use super::budget::{self, Budget, Room, byte};
+use super::budget::{Budget, Room, byte};
 use super::buffers::Buffers;
+use super::count;
 use super::entry::Entry;
 use super::evict::Evictor;
 use super::fill::Queue;
@@ -33,8 +34,8 @@ use super::trust::{State, Trust};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a stop waits for blocks whose source does not answer.
 const FAREWELL: Duration = Duration::from_secs(5);
-/// What the folders and small files of a store take, and those of the whole directory: 4 KiB each.
-const FOUNDING: u64 = 12 * 4096;
+/// What the folders and small files of a store take, 4 KiB each, and its state while it is replaced.
+pub(super) const FOUNDING: u64 = 8 * 4096;
 /// Versions of which it is remembered since when they are known.
 const KNOWN: usize = 4096;
 
@@ -116,21 +117,17 @@ impl Store {
             return Err(Fail::new(Errno::INVAL, "cache").because("block is no power of two"));
         }
         let root = place::open_root(&options.dir)?;
-        let (top, shelf, new) = open_folders(root.as_fd(), options)?;
+        let (top, writable) = open_top(root.as_fd())?;
         let at = place_of(top.as_fd())?;
-        let first = take_users_lock(&shelf)?;
-        let state = begin(&shelf, &options.source, first, at)?;
-        let budget = match shelf.writable {
-            true => Some(Budget::open(
-                root.as_fd(),
-                top.as_fd(),
-                at,
-                (options.size, options.free),
-                !(new && budget::stores(top.as_fd())?.len() == 1),
-                Arc::clone(&metrics),
-            )?),
+        // Before the store's folders are made, so that they are counted whoever is killed when.
+        let budget = match writable {
+            true => open_budget(root.as_fd(), top.as_fd(), at, options, &metrics)?,
             false => None,
         };
+        let (shelf, new) = open_shelf(top.as_fd(), options, budget.is_some())?;
+        let budget = budget.filter(|_| shelf.writable);
+        let first = take_users_lock(&shelf)?;
+        let state = begin(&shelf, &options.source, first, at)?;
         let spare = NonZeroUsize::new(KNOWN).unwrap_or(NonZeroUsize::MIN);
         let store = Arc::new(Self {
             name: store_name(options),
@@ -158,9 +155,7 @@ impl Store {
             closed: AtomicBool::new(false),
         });
         if let Some(budget) = &store.budget {
-            if new {
-                budget.commit(OTHER, 0, FOUNDING)?;
-            }
+            budget.commit(OTHER, FOUNDING, if new { FOUNDING } else { 0 })?;
             budget.tell()?;
         }
         Ok(store)
@@ -546,27 +541,40 @@ fn store_name(options: &StoreOptions) -> String {
     format!("{:032x}", xxh3_128(options.source.key.as_bytes()))
 }
 
-/// The folders of the store, made where they can be; whether they are new.
-fn open_folders(root: BorrowedFd<'_>, options: &StoreOptions) -> Result<(OwnedFd, Shelf, bool)> {
-    let name = store_name(options);
+/// The folder of all stores, made where it can be; whether it could be.
+fn open_top(root: BorrowedFd<'_>) -> Result<(OwnedFd, bool)> {
     let version = format!("v{}", super::layout::VERSION);
-    let open = |make: bool| -> Result<(OwnedFd, Shelf, bool)> {
-        if make {
-            place::tag(root)?;
+    let made = place::tag(root).and_then(|()| place::make_dir(root, &version));
+    match made {
+        Err(fail) if read_only(&fail) => Ok((place::open_dir(root, &version)?, false)),
+        made => made.map(|(top, _)| (top, true)),
+    }
+}
+
+/// The ledger, with room reserved for a new store; none where it can't be written.
+fn open_budget(
+    root: BorrowedFd<'_>,
+    top: BorrowedFd<'_>,
+    at: u64,
+    options: &StoreOptions,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Budget>> {
+    let shares = (options.size, options.free);
+    let before = (!count::stores(top)?.is_empty(), FOUNDING);
+    match Budget::open(root, top, at, shares, before, Arc::clone(metrics)) {
+        Err(fail) if read_only(&fail) => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+/// The folders of the store, made where they can be; whether they are new.
+fn open_shelf(top: BorrowedFd<'_>, options: &StoreOptions, make: bool) -> Result<(Shelf, bool)> {
+    let name = store_name(options);
+    match Shelf::open(top, &name, make) {
+        Err(fail) if make && read_only(&fail) => {
+            Shelf::open(top, &name, false).map(|(shelf, new)| (shelf.read_only(), new))
         }
-        let top = match make {
-            true => place::make_dir(root, &version)?.0,
-            false => place::open_dir(root, &version)?,
-        };
-        let (shelf, new) = Shelf::open(top.as_fd(), &name, make)?;
-        Ok((top, shelf, new))
-    };
-    match open(true) {
-        Err(fail) if read_only(&fail) => {
-            let (top, mut shelf, new) = open(false)?;
-            shelf.writable = false;
-            Ok((top, shelf, new))
-        }
+        Ok((shelf, new)) if !make => Ok((shelf.read_only(), new)),
         opened => opened,
     }
 }

@@ -6,19 +6,35 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cache::budget::{Budget, Room};
+use crate::cache::budget::{Budget, Room, TURN, byte};
+use crate::cache::ledger::OTHER;
 use crate::cache::options::Share;
+use crate::cache::shelf::Shelf;
+use crate::cache::store::FOUNDING;
 use crate::observe::Metrics;
+use crate::sys::{Errno, ofd};
 
 const PLACE: u64 = 7;
 
 /// A part in the ledger of a directory that holds nothing else. It dies when it is dropped: its
 /// locks go, and what it had reserved stays.
 fn join(dir: &Path) -> Budget {
+    join_with(dir, 0)
+}
+
+fn join_with(dir: &Path, bytes: u64) -> Budget {
     let top = File::open(dir).unwrap();
     let shares = (Share::Bytes(1 << 30), Share::Bytes(0));
     let metrics = Arc::new(Metrics::new());
-    Budget::open(top.as_fd(), top.as_fd(), PLACE, shares, false, metrics).unwrap()
+    Budget::open(
+        top.as_fd(),
+        top.as_fd(),
+        PLACE,
+        shares,
+        (false, bytes),
+        metrics,
+    )
+    .unwrap()
 }
 
 fn die_with(dir: &Path, bytes: u64) {
@@ -68,4 +84,102 @@ fn two_who_count_do_not_both_give_back_what_the_same_dead_left() {
     assert!(counted);
     assert_eq!(reserved(&one), 0);
     assert!(other.count_all(|| true).unwrap());
+}
+
+#[test]
+fn who_was_killed_with_nothing_reserved_makes_the_next_one_count_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = join(dir.path());
+    assert!(!budget.must_count().unwrap());
+    // As if it had been killed after it took something away, and before it told of it.
+    drop(join(dir.path()));
+    assert!(budget.must_count().unwrap());
+    // That is not forgotten when others come and go.
+    join(dir.path()).close(true).unwrap();
+    assert!(budget.must_count().unwrap());
+    assert!(count_while(&budget, || ()));
+    assert!(!budget.must_count().unwrap());
+    join(dir.path()).close(true).unwrap();
+    assert!(
+        !budget.must_count().unwrap(),
+        "who left need not be counted"
+    );
+}
+
+#[test]
+fn what_one_thread_commits_leaves_what_another_has_reserved() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = join(dir.path());
+    let before = budget.ledger().unwrap().used();
+    for _ in 0..3 {
+        assert_eq!(budget.reserve(1000, false).unwrap(), Room::Reserved);
+    }
+    budget.commit(3, 1000, 900).unwrap();
+    assert_eq!(reserved(&budget), 2000);
+    budget.commit(OTHER, 0, 500).unwrap();
+    assert_eq!(reserved(&budget), 2000);
+    budget.release(1000).unwrap();
+    assert_eq!(budget.ledger().unwrap().used(), before + 900 + 500 + 1000);
+}
+
+#[test]
+fn what_the_ledger_cannot_be_told_stays_reserved_until_its_folder_was_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = join(dir.path());
+    assert_eq!(budget.reserve(5000, false).unwrap(), Room::Reserved);
+    let before = budget.ledger().unwrap().used();
+    let other = File::options().write(true).open(dir.path().join("ledger"));
+    let other = other.unwrap();
+    // Somebody has his turn and was stopped.
+    ofd::set(other.as_fd(), byte(libc::F_WRLCK, TURN)).unwrap();
+    assert_eq!(
+        budget.commit(3, 4000, 4000).unwrap_err().errno,
+        Errno::AGAIN
+    );
+    assert_eq!(budget.release(1000).unwrap_err().errno, Errno::AGAIN);
+    assert_eq!(budget.removed(4, 1000).unwrap_err().errno, Errno::AGAIN);
+    drop(other);
+    assert_eq!(budget.ledger().unwrap().used(), before);
+    let mut counted = Vec::new();
+    while let Some(folder) = budget.most_drifted(1 << 20) {
+        assert!(budget.count(folder).unwrap());
+        counted.push(folder);
+    }
+    counted.sort_unstable();
+    assert_eq!(counted, [3, 4, OTHER]);
+    assert_eq!(reserved(&budget), 0);
+}
+
+#[test]
+fn a_store_whose_maker_was_killed_is_counted_from_the_first_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().join("v1");
+    std::fs::create_dir(&top).unwrap();
+    let budget = join_with(&top, FOUNDING);
+    let (shelf, new) = Shelf::open(File::open(&top).unwrap().as_fd(), "killed", true).unwrap();
+    assert!(new);
+    drop((shelf, budget));
+    let store = super::open(&super::options(dir.path()));
+    let used = store.budget.as_ref().unwrap().ledger().unwrap().used();
+    assert!(super::du(dir.path()) <= used);
+    super::super::keeping::keep_once(&store).unwrap();
+    let used = store.budget.as_ref().unwrap().ledger().unwrap().used();
+    assert_eq!(super::du(dir.path()), used);
+}
+
+#[test]
+fn data_whose_index_was_taken_away_are_gone_when_their_folder_was_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = super::open(&super::options(dir.path()));
+    let entry = super::entry(&store, "a", 1, super::BLOCK);
+    super::fill_all(&entry, &super::content("a", 1, super::BLOCK));
+    std::fs::remove_file(&super::files(dir.path(), ".index")[0]).unwrap();
+    let budget = store.budget.as_ref().unwrap();
+    let fan = entry.name.fan();
+    assert!(budget.count(fan).unwrap());
+    assert_eq!(super::files(dir.path(), ".data").len(), 1, "in use");
+    drop(entry);
+    assert!(budget.count(fan).unwrap());
+    assert!(super::files(dir.path(), ".data").is_empty());
+    assert!(super::du(dir.path()) <= budget.ledger().unwrap().used());
 }

@@ -3,7 +3,7 @@
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use corfs::cache::Verify;
+use corfs::cache::{CacheDir, Verify};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::direct::{Direct, Reading};
@@ -79,6 +79,39 @@ fn killed_at_random_points_no_byte_is_wrong_and_no_budget_lost() {
     });
     direct.store.close();
     assert!(disk_usage(&cache.join("v1")) <= limit);
+}
+
+/// Fills a cache whose first processes were killed while they began with it.
+#[test]
+fn killed_while_it_makes_its_folders_a_process_leaves_nothing_uncounted() {
+    let scratch = Scratch::new();
+    let tree = Tree::new(&scratch.dir("source"), FILES, SIZE);
+    let limit = tree.bytes() / 2;
+    let mut dice = Dice::new(4);
+    for round in 0..soak(300) {
+        let cache = cache_folder(&scratch, &format!("cache-{round}"));
+        let mut reading = Reading::of(&tree, &cache, limit);
+        for id in 0..3 {
+            reading.id = id;
+            let mut reader = reading.spawn();
+            // A random point is what is wanted here: it begins about now.
+            std::thread::sleep(Duration::from_micros(dice.below(30_000)));
+            reader.kill().expect("kill");
+            reader.wait().expect("wait");
+        }
+        let direct = Direct::open(&cache, 0, limit, Verify::Unclean);
+        let told = CacheDir::open(&cache).expect("a cache").status();
+        let (told, used) = (told.expect("a ledger").used, disk_usage(&cache));
+        assert!(
+            told >= used,
+            "{used} bytes, {told} counted in round {round}"
+        );
+        direct.compare(&tree);
+        let used = disk_usage(&cache);
+        assert!(used <= limit, "{used} bytes of {limit} in round {round}");
+        direct.store.close();
+        std::fs::remove_dir_all(&cache).expect("remove");
+    }
 }
 
 /// Reads anywhere until the mount is gone or told to stop; panics at a wrong byte.
