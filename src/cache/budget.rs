@@ -13,7 +13,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -37,6 +37,17 @@ const COUNTING: u64 = TURN + 4096;
 /// How long to wait for numbers or a folder that another process holds: it is at work, or was
 /// stopped, and then nothing is stored until it goes on.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Rounds of housekeeping that pass at most between two counts of everything that fail.
+const IN_VAIN: u32 = 60;
+
+/// Counts of everything that failed one after another.
+#[derive(Debug, Default)]
+struct Vain {
+    /// Rounds to pass before the next one, and how many there were before this one.
+    left: u32,
+    pause: u32,
+}
 
 /// One byte locked.
 pub(super) fn byte(kind: i32, at: u64) -> Lock {
@@ -78,6 +89,10 @@ pub(super) struct Budget {
     inside: Box<[Mutex<u32>]>,
     /// Bytes committed and removed since the folder was last counted: what it may be wrong by.
     drift: Box<[AtomicU64]>,
+    /// A leaf.
+    vain: Mutex<Vain>,
+    /// The folder that could not be counted last.
+    passed: AtomicUsize,
     /// Reservations of which the ledger could not be told what became of them, by folder: given
     /// back when that one was counted. A leaf.
     owed: Mutex<Vec<(usize, u64)>>,
@@ -122,6 +137,8 @@ impl Budget {
             turn: Mutex::new(()),
             inside: (0..=FANS).map(|_| Mutex::new(0)).collect(),
             drift: (0..=FANS).map(|_| AtomicU64::new(0)).collect(),
+            vain: Mutex::default(),
+            passed: AtomicUsize::new(usize::MAX),
             owed: Mutex::default(),
             metrics,
         };
@@ -155,24 +172,14 @@ impl Budget {
             ledger.clean = false;
             // What the dead had reserved stays so until everything was counted, and that must be:
             // who was killed while he took something away leaves it counted.
-            let (Some(&heir), Some(&free)) = (dead.first(), dead.get(1)) else {
+            ledger.inherit(&dead);
+            let free = dead
+                .iter()
+                .find(|&&slot| !ledger.slots[slot].is_uncounted());
+            let (Some(&free), 2..) = (free, dead.len()) else {
                 return Err(Fail::new(Errno::USERS, "cache ledger"));
             };
-            let left = dead.iter().filter_map(|&slot| ledger.slots.get(slot));
-            let left = left.fold(0u64, |a, slot| a.saturating_add(slot.reserved));
-            let uncounted = dead.iter().any(|&slot| ledger.slots[slot].is_uncounted());
-            for &slot in &dead {
-                ledger.slots[slot] = Slot::default();
-            }
             ledger.joins = ledger.joins.wrapping_add(1);
-            if uncounted {
-                ledger.slots[heir] = Slot {
-                    reserved: left,
-                    limit: UNCOUNTED,
-                    pid: 0,
-                    join: ledger.joins,
-                };
-            }
             ofd::set(self.file.as_fd(), byte(libc::F_WRLCK, slot_byte(free)))?;
             ledger.joins = ledger.joins.wrapping_add(1);
             ledger.slots[free] = Slot {
@@ -281,7 +288,7 @@ impl Budget {
     }
 
     /// Has a folder counted before any other, and then gives back what was reserved for it.
-    fn owe(&self, folder: usize, reserved: u64) {
+    pub(super) fn owe(&self, folder: usize, reserved: u64) {
         self.owed.lock().push((folder, reserved));
         if let Some(drift) = self.drift.get(folder) {
             drift.fetch_max(1 << 62, Ordering::Relaxed);
@@ -350,7 +357,11 @@ impl Budget {
     /// Counts a folder while nobody changes it, removes what makers left there who were killed,
     /// and corrects the ledger. False when somebody was at work there for long, or counts.
     pub(super) fn count(&self, folder: usize) -> Result<bool> {
-        match self.alone(folder, || self.count_alone(folder)) {
+        let done = self.alone(folder, || self.count_alone(folder));
+        if done.is_err() {
+            self.passed.store(folder, Ordering::Relaxed);
+        }
+        match done {
             Err(fail) if fail.errno == Errno::AGAIN => Ok(false),
             done => done.map(|()| true),
         }
@@ -381,7 +392,7 @@ impl Budget {
         let of_folder = |(of, _): &mut (usize, u64)| *of == folder;
         let owed: Vec<_> = self.owed.lock().extract_if(.., of_folder).collect();
         let counted = match folder {
-            OTHER => count_other(self.root.as_fd(), self.top.as_fd()),
+            OTHER => count_other(self.root.as_fd(), self.top.as_fd(), true),
             fan => count_fan(self.top.as_fd(), fan, true),
         };
         let told = counted.and_then(|bytes| {
@@ -404,6 +415,24 @@ impl Budget {
         let ledger = self.ledger()?;
         let mut slots = ledger.slots.iter().enumerate();
         Ok(!ledger.sure || slots.any(|(n, slot)| slot.is_uncounted() && !self.is_alive(n)))
+    }
+
+    /// Whether it is time to count everything: after each time in vain twice as many calls pass, up
+    /// to [`IN_VAIN`].
+    pub(super) fn may_count_all(&self) -> bool {
+        let mut vain = self.vain.lock();
+        vain.left = vain.left.saturating_sub(1);
+        vain.left == 0
+    }
+
+    /// Remembers how counting everything ended.
+    pub(super) fn counted_all(&self, done: bool) {
+        let mut vain = self.vain.lock();
+        vain.pause = match done {
+            true => 0,
+            false => (2 * vain.pause).clamp(1, IN_VAIN),
+        };
+        vain.left = vain.pause;
     }
 
     /// Counts everything, after which the ledger is sure and those who were dead when it began have
@@ -445,10 +474,13 @@ impl Budget {
         Ok(true)
     }
 
-    /// The folder whose number may be wrong by most, when it may be wrong by more than `bytes`.
+    /// The folder whose number may be wrong by most, when it may be wrong by more than `bytes`. One
+    /// that could not be counted lets another go first.
     pub(super) fn most_drifted(&self, bytes: u64) -> Option<usize> {
+        let passed = self.passed.swap(usize::MAX, Ordering::Relaxed);
         let drifts = self.drift.iter().map(|drift| drift.load(Ordering::Relaxed));
-        let (folder, drift) = drifts.enumerate().max_by_key(|(_, drift)| *drift)?;
+        let drifts = drifts.enumerate().filter(|(folder, _)| *folder != passed);
+        let (folder, drift) = drifts.max_by_key(|(_, drift)| *drift)?;
         (drift > bytes).then_some(folder)
     }
 
@@ -460,17 +492,18 @@ impl Budget {
     }
 
     /// Leaves the ledger; `synced`: all that was written is on disk, also by those who left
-    /// before.
+    /// before. What it could not tell is left as the killed leave it.
     pub(super) fn close(&self, synced: bool) -> Result<()> {
+        let told = self.owed.lock().is_empty();
         self.have_turn(|ledger, _| {
             let alone = (0..SLOTS).all(|slot| slot == self.slot || !self.is_alive(slot));
             let nothing_left =
                 ledger.slots.iter().enumerate().all(|(n, slot)| {
                     slot.reserved == 0 && (n == self.slot || !slot.is_uncounted())
                 });
-            ledger.clean = synced && alone && nothing_left && ledger.sure;
+            ledger.clean = synced && alone && nothing_left && told && ledger.sure;
             if let Some(slot) = ledger.slots.get_mut(self.slot) {
-                slot.limit = 0;
+                slot.limit = if told { 0 } else { UNCOUNTED };
             }
         })?;
         let unlocked = byte(libc::F_UNLCK, slot_byte(self.slot));

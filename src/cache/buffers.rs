@@ -82,8 +82,8 @@ impl Drop for Buffer {
         let mut stock = self.home.stock.lock();
         stock.out -= self.len as u64;
         let kept: usize = stock.spare.iter().map(Aligned::len).sum();
-        // A quarter is kept between bursts.
-        if ((kept + self.memory.len()) as u64) <= self.home.limit / 4 {
+        // A quarter is kept between bursts; nothing of what there was no memory for.
+        if !self.memory.is_empty() && ((kept + self.memory.len()) as u64) <= self.home.limit / 4 {
             stock.spare.push(std::mem::take(&mut self.memory));
         }
         drop(stock);

@@ -13,7 +13,7 @@ use super::budget::Room;
 use super::entry::{Entry, Ready};
 use super::flight::{Block, Flight};
 use super::identity::Stamp;
-use super::ledger::block_cost;
+use super::ledger::{OTHER, block_cost};
 use super::options::SourceClock;
 use super::store::Store;
 use super::trust::Age;
@@ -205,6 +205,10 @@ fn store_block(entry: &Entry, number: u64, bytes: &[u8]) -> Result<bool> {
         began = true;
         entry.write_block(number, bytes)
     });
+    // Given up meanwhile, it lies among the orphans, which were counted before this was written.
+    if began && !store.shelf.still_has(entry.name, entry.data().as_fd()) {
+        budget.owe(OTHER, 0);
+    }
     // What was begun may be on disk in part: counted as if it were whole.
     budget.commit(fan, cost, if began { cost } else { 0 })?;
     drop(inside);

@@ -81,8 +81,10 @@ pub(super) fn keep_once(store: &Store) -> Result<()> {
     if store.orphans.swap(false, Ordering::Relaxed) && store.shelf.sweep(budget)? > 0 {
         store.orphans.store(true, Ordering::Relaxed);
     }
-    if budget.must_count()? {
-        budget.count_all(|| !store.is_closed())?;
+    if budget.must_count()? && budget.may_count_all() {
+        let done = budget.count_all(|| !store.is_closed());
+        budget.counted_all(matches!(done, Ok(true)));
+        done?;
     }
     let limit = usable(budget.ledger()?.limit());
     if let Some(folder) = budget.most_drifted(limit / DRIFT) {

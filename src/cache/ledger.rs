@@ -3,7 +3,7 @@
 //! All numbers little endian; 4096 bytes, so that one write is one page:
 //!
 //! ```text
-//!   0 magic "corfslgr"   8 version u32   12 flags u32 (1 sure, 2 clean)   16 place u64
+//!   0 magic "corfslgr"   8 version u32   12 flags u32 (1 sure, 2 clean, 4 always)   16 place u64
 //!  24 joins u64   32 zeros
 //!  64 bytes committed u64, of each of 256 folders and of everything else
 //! 2120 slots of 32 bytes, one a process: reserved u64, limit u64 (0: free slot), pid u32, zeros,
@@ -45,6 +45,9 @@ pub(super) struct Slot {
 /// The limit in a slot that is nobody's any more, and holds what the killed had reserved: none.
 pub(super) const UNCOUNTED: u64 = u64::MAX;
 
+/// Set by all who tell what several threads have reserved apart. What others wrote is not sure.
+const TOLD_APART: u32 = 4;
+
 impl Slot {
     /// Whether who had this slot, if he is dead, was killed, and not everything was counted since.
     pub(super) fn is_uncounted(&self) -> bool {
@@ -80,6 +83,26 @@ impl Ledger {
             committed,
             slots: [Slot::default(); SLOTS],
         }
+    }
+
+    /// Puts what those left who were killed into one slot. That of one alone stays as it is, so that
+    /// who counts meanwhile can clear it.
+    pub(super) fn inherit(&mut self, dead: &[usize]) {
+        let is_left = |slot: &&usize| self.slots[**slot].is_uncounted();
+        let left: Vec<usize> = dead.iter().filter(is_left).copied().collect();
+        let Some((&heir, others)) = left.split_first() else {
+            return;
+        };
+        if !others.is_empty() {
+            let all = left.iter().map(|&slot| self.slots[slot].reserved);
+            let reserved = all.fold(0u64, u64::saturating_add);
+            for &slot in others {
+                self.slots[slot] = Slot::default();
+            }
+            self.joins = self.joins.wrapping_add(1);
+            (self.slots[heir].reserved, self.slots[heir].join) = (reserved, self.joins);
+        }
+        (self.slots[heir].limit, self.slots[heir].pid) = (UNCOUNTED, 0);
     }
 
     /// What the directory takes, and may come to take without another reservation.
@@ -145,7 +168,7 @@ impl Ledger {
         let mut bytes = vec![0; LEN];
         bytes[..8].copy_from_slice(&MAGIC);
         bytes[8..12].copy_from_slice(&super::layout::VERSION.to_le_bytes());
-        let flags = u32::from(self.sure) | u32::from(self.clean) << 1;
+        let flags = u32::from(self.sure) | u32::from(self.clean) << 1 | TOLD_APART;
         bytes[12..16].copy_from_slice(&flags.to_le_bytes());
         bytes[16..24].copy_from_slice(&self.place.to_le_bytes());
         bytes[24..32].copy_from_slice(&self.joins.to_le_bytes());
@@ -179,7 +202,8 @@ impl Ledger {
         let mut ledger = Self::new(u64_at(16)?);
         let flags = u32_at(12)?;
         ledger.joins = u64_at(24)?;
-        (ledger.sure, ledger.clean) = (flags & 1 != 0, flags & 2 != 0);
+        let told = flags & TOLD_APART != 0;
+        (ledger.sure, ledger.clean) = (flags & 1 != 0 && told, flags & 2 != 0);
         for (at, value) in ledger.committed.iter_mut().enumerate() {
             *value = u64_at(COMMITTED_AT + at * 8)?;
         }

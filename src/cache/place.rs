@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, statat};
 
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -129,7 +129,15 @@ pub(super) fn list(dir: BorrowedFd<'_>) -> Result<Vec<(String, FileType)>> {
             && name != "."
             && name != ".."
         {
-            found.push((name.to_owned(), entry.file_type()));
+            // Some file systems do not say (readdir(3), DT_UNKNOWN).
+            let kind = match entry.file_type() {
+                FileType::Unknown => statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_or(FileType::Unknown, |stat| {
+                        FileType::from_raw_mode(stat.st_mode)
+                    }),
+                kind => kind,
+            };
+            found.push((name.to_owned(), kind));
         }
     }
     Ok(found)
@@ -280,7 +288,7 @@ pub(super) fn tag(root: BorrowedFd<'_>) -> Result<()> {
 
 /// Bytes that a name takes on disk, by `st_blocks`; 0 for what is not there.
 pub(super) fn allocated(dir: BorrowedFd<'_>, name: &str) -> u64 {
-    let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW);
     stat.map_or(0, |stat| blocks_of(&stat))
 }
 

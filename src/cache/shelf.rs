@@ -451,8 +451,8 @@ impl Shelf {
                 any = true;
             }
         }
-        if any {
-            budget.count(OTHER)?;
+        if any && !budget.count(OTHER)? {
+            budget.owe(OTHER, 0);
         }
         Ok(left)
     }

@@ -393,10 +393,12 @@ impl Names {
         let db = self.db.write().take();
         let _ = catch_unwind(AssertUnwindSafe(move || drop(db)));
         if let Some(budget) = &self.store.budget {
+            let counted = self.count(budget);
             let reserved = std::mem::take(&mut self.counted.lock().1);
-            let done = self.count(budget).and_then(|()| budget.release(reserved));
-            if let Err(fail) = done {
-                self.store.trouble(&fail);
+            for done in [counted, budget.release(reserved)] {
+                if let Err(fail) = done {
+                    self.store.trouble(&fail);
+                }
             }
         }
     }

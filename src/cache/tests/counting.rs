@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::cache::budget::{Budget, Room, TURN, byte};
-use crate::cache::ledger::OTHER;
+use crate::cache::ledger::{Ledger, OTHER};
 use crate::cache::options::Share;
 use crate::cache::shelf::Shelf;
 use crate::cache::store::FOUNDING;
@@ -97,7 +97,9 @@ fn who_was_killed_with_nothing_reserved_makes_the_next_one_count_all_the_same() 
     // That is not forgotten when others come and go.
     join(dir.path()).close(true).unwrap();
     assert!(budget.must_count().unwrap());
-    assert!(count_while(&budget, || ()));
+    // Nor does who comes and goes meanwhile keep it from being done with.
+    let meanwhile = || join(dir.path()).close(true).unwrap();
+    assert!(count_while(&budget, meanwhile));
     assert!(!budget.must_count().unwrap());
     join(dir.path()).close(true).unwrap();
     assert!(
@@ -140,6 +142,7 @@ fn what_the_ledger_cannot_be_told_stays_reserved_until_its_folder_was_counted() 
     assert_eq!(budget.removed(4, 1000).unwrap_err().errno, Errno::AGAIN);
     drop(other);
     assert_eq!(budget.ledger().unwrap().used(), before);
+    assert!(!budget.must_count().unwrap());
     let mut counted = Vec::new();
     while let Some(folder) = budget.most_drifted(1 << 20) {
         assert!(budget.count(folder).unwrap());
@@ -182,4 +185,90 @@ fn data_whose_index_was_taken_away_are_gone_when_their_folder_was_counted() {
     assert!(budget.count(fan).unwrap());
     assert!(super::files(dir.path(), ".data").is_empty());
     assert!(super::du(dir.path()) <= budget.ledger().unwrap().used());
+}
+
+#[test]
+fn who_leaves_without_having_told_all_is_as_good_as_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let budget = join(dir.path());
+    let leaving = join(dir.path());
+    leaving.owe(4, 0);
+    leaving.close(true).unwrap();
+    drop(leaving);
+    assert!(budget.must_count().unwrap());
+    budget.close(true).unwrap();
+    assert!(!budget.ledger().unwrap().clean);
+}
+
+#[test]
+fn what_cannot_be_counted_lets_others_go_first_and_is_tried_less_and_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let (budget, other) = (join(dir.path()), join(dir.path()));
+    budget.owe(3, 0);
+    budget.doubt(5, 1000);
+    let inside = other.enter(3).unwrap();
+    assert_eq!(budget.most_drifted(10), Some(3));
+    assert!(!budget.count(3).unwrap());
+    assert_eq!(budget.most_drifted(10), Some(5));
+    assert_eq!(budget.most_drifted(10), Some(3));
+    drop(inside);
+    assert!(budget.count(3).unwrap());
+    assert_eq!(budget.most_drifted(10), Some(5));
+
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        budget.counted_all(false);
+        let mut rounds = 0;
+        while !budget.may_count_all() {
+            rounds += 1;
+        }
+        pauses.push(rounds);
+    }
+    assert_eq!(pauses, [0, 1, 3, 7, 15, 31, 59, 59]);
+    budget.counted_all(true);
+    assert!(budget.may_count_all());
+}
+
+#[test]
+fn strange_things_among_the_entries_are_counted_and_halves_of_orphans_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = super::open(&super::options(dir.path()));
+    let entry = super::entry(&store, "a", 1, super::BLOCK);
+    super::fill_all(&entry, &super::content("a", 1, super::BLOCK));
+    let folder = super::files(dir.path(), ".index")[0].clone();
+    let folder = folder.parent().unwrap();
+    std::fs::create_dir(folder.join(".hidden")).unwrap();
+    std::fs::write(folder.join(".hidden/large"), vec![1; 100_000]).unwrap();
+    std::os::unix::fs::symlink("/nowhere", folder.join("link.data")).unwrap();
+    std::fs::create_dir(folder.join("folder.data")).unwrap();
+    let orphans = folder.parent().unwrap().parent().unwrap().join("orphans");
+    std::fs::write(orphans.join("half.index"), "x").unwrap();
+    let budget = store.budget.as_ref().unwrap();
+    assert!(budget.count_all(|| true).unwrap());
+    assert!(folder.join(".hidden/large").exists());
+    assert!(!orphans.join("half.index").exists());
+    std::fs::remove_dir_all(folder.join(".hidden")).unwrap();
+    assert!(super::du(dir.path()) <= budget.ledger().unwrap().used());
+}
+
+#[test]
+fn pages_of_an_index_without_records_stay_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = super::open(&super::options(dir.path()));
+    let len = 3000 * super::BLOCK;
+    let entry = super::entry(&store, "a", 1, len);
+    let budget = store.budget.as_ref().unwrap();
+    assert!(budget.count(entry.name.fan()).unwrap());
+    let index = super::files(dir.path(), ".index")[0].metadata().unwrap();
+    assert!(index.len() > 10 * 4096);
+    let counted = budget.ledger().unwrap().committed[entry.name.fan()];
+    assert!(counted >= index.len(), "{counted}");
+}
+
+#[test]
+fn a_ledger_of_those_who_told_too_little_is_not_sure() {
+    let mut bytes = Ledger::new(1).encode();
+    assert!(Ledger::decode(&bytes).unwrap().sure);
+    bytes[12] &= !4;
+    assert!(!Ledger::decode(&bytes).unwrap().sure);
 }

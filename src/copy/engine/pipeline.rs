@@ -14,7 +14,8 @@ pub(super) type Moved = (u64, Option<crate::sys::Fail>);
 const UNIT: u64 = 512 << 10;
 /// Buffers that wait to be written.
 const AHEAD: usize = 2;
-/// One is being written, one being read.
+/// One is being written, one being read: so one is spare whenever the reader waits for one, also after
+/// the writer has kept one and given up.
 const BUFFERS: usize = AHEAD + 2;
 /// Bytes of the reader's stack.
 const STACK: usize = 128 << 10;

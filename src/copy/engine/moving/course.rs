@@ -14,6 +14,7 @@ use super::Pass;
 use super::direct::Direct;
 use super::mapped::Windows;
 use super::plan::{Plan, Walk};
+use super::shared;
 use super::workers::{self, Kind, LARGE, STRETCH, Way};
 use crate::copy::options::{Method, Sparse};
 use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
@@ -151,10 +152,13 @@ impl<'a> Course<'a> {
     /// Moves everything.
     pub(super) fn run(&self) -> Result<()> {
         self.set_method();
+        self.advise(Advice::Sequential);
         std::thread::scope(|scope| {
             let led = self.lead(scope);
             self.note(led);
         });
+        // The description may be that of an open file of the mount.
+        self.advise(Advice::Normal);
         if let Some(fail) = self.failure.lock().take() {
             return Err(fail);
         }
@@ -273,8 +277,21 @@ impl<'a> Course<'a> {
         Ok(true)
     }
 
-    /// While this part is written, the next one is read. A hint: it cannot fail.
+    /// How the kernel is to read ahead of us. A hint: it cannot fail.
+    fn advise(&self, how: Advice) {
+        if !self.direct.is_on() {
+            let _ = fadvise(self.source(), 0, None, how);
+        }
+    }
+
+    /// While this part is written, the next one is read, where a request takes long. Elsewhere the
+    /// kernel's own readahead is faster, which reads into large folios; what is asked for by a hint is
+    /// read page by page (`force_page_cache_ra`). Measured, 512 MiB not cached on a device of 2 GB/s,
+    /// medians of 7, with this hint and without: ext4 313 and 226 ms, XFS 253 and 228.
     fn read_ahead(&self, walk: &Walk) {
+        if !shared::is_far(self.kind.source) {
+            return;
+        }
         if let Some(next) = self.plan.ahead(walk) {
             let len = NonZeroU64::new(next.end - next.start);
             let _ = fadvise(self.source(), next.start, len, Advice::WillNeed);

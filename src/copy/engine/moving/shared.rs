@@ -46,6 +46,12 @@ pub(super) fn copies_at_the_server(kind: u64) -> bool {
     matches!(kind, NFS | CIFS | SMB2 | FUSE | CEPH)
 }
 
+/// File systems where a request goes to a server and may take long: those, and 9p.
+pub(super) fn is_far(kind: u64) -> bool {
+    const V9FS: u64 = 0x0102_1997;
+    copies_at_the_server(kind) || kind == V9FS
+}
+
 /// File systems whose `copy_file_range` is known to copy bytes: ext2 to ext4, tmpfs, F2FS. Every
 /// other may share extents there, without being asked (copy_file_range(2)).
 pub(in crate::copy) fn never_shares(kind: u64) -> bool {
