@@ -14,11 +14,15 @@ fn spoil(path: &Path, dice: &mut Dice) {
         .open(path)
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let len = file.metadata().expect("stat").len();
+    if len == 0 {
+        // Cut to nothing before, and given up since.
+        return;
+    }
     if dice.below(4) == 0 {
         return file.set_len(dice.below(len + 1)).expect("truncate");
     }
     for _ in 0..=dice.below(3) {
-        let at = dice.below(len.max(1));
+        let at = dice.below(len);
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).expect("read");
         byte[0] ^= 1 << dice.below(8);
