@@ -154,7 +154,7 @@ fn stranger() -> Credentials {
     }
 }
 
-/// A process that waits with SIGINT pending, as one does whose request has reached us.
+/// A process that waits with a signal pending, as one does whose request has reached us.
 struct Interrupted(Child);
 
 impl Interrupted {
@@ -169,8 +169,9 @@ impl Interrupted {
         Self(child)
     }
 
+    /// Not by SIGINT, which who runs in a shell's background ignores.
     fn interrupt(&self) {
-        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
     }
 }
 
