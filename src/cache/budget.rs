@@ -179,7 +179,6 @@ impl Budget {
             let (Some(&free), 2..) = (free, dead.len()) else {
                 return Err(Fail::new(Errno::USERS, "cache ledger"));
             };
-            ledger.joins = ledger.joins.wrapping_add(1);
             ofd::set(self.file.as_fd(), byte(libc::F_WRLCK, slot_byte(free)))?;
             ledger.joins = ledger.joins.wrapping_add(1);
             ledger.slots[free] = Slot {
