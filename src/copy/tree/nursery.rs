@@ -24,7 +24,7 @@ use crate::sys::Result;
 /// Files of such a directory: fewer are not worth the second name; more would be unseen for long,
 /// and one thread's alone.
 const LEAST: usize = 8;
-const MOST: usize = 512;
+pub(super) const MOST: usize = 512;
 
 /// A directory that is to be copied so.
 pub(super) struct Nursery {
@@ -46,7 +46,7 @@ pub(super) fn suits(job: &Job<'_>, above: &Open, name: &OsStr) -> Result<bool> {
     Ok(wanted && (above.folder.made || look(above.copy.as_fd(), name)?.is_none()))
 }
 
-/// Whether a directory with this in it is worth it.
+/// Whether a directory with this in it, and nothing else, is worth it.
 pub(super) fn is_one(listed: &Entries) -> bool {
     let mut kinds = listed.iter().map(|(entry, _)| entry.kind);
     (LEAST..=MOST).contains(&listed.len()) && kinds.all(|kind| kind == FileType::RegularFile)

@@ -193,11 +193,11 @@ impl<'a> Walk<'a> {
             return Err(Fail::new(Errno::INVAL, "copy").because("a directory into itself"));
         }
         let is_elsewhere = id(&stat).0 != self.device;
-        let listed = match is_elsewhere || !nursery::suits(self.job, open, name)? {
-            true => Entries::new(),
+        let (listed, whole) = match is_elsewhere || !nursery::suits(self.job, open, name)? {
+            true => (Entries::new(), false),
             false => self.listing(source.as_fd())?,
         };
-        if nursery::is_one(&listed) {
+        if whole && nursery::is_one(&listed) {
             self.raise(open, name, (source, stat), listed);
             return Ok(None);
         }
@@ -215,19 +215,20 @@ impl<'a> Walk<'a> {
         Ok(Some((entered, listed)))
     }
 
-    /// The beginning of a listing, and all of it if it is not much. One that can't be read is read
-    /// again, and found out, when the directory has its copy.
-    fn listing(&mut self, source: BorrowedFd<'_>) -> Result<Entries> {
+    /// The beginning of a listing, all of it if it is not much, and whether it is. One that can't be
+    /// read is read again, and found out, when the directory has its copy.
+    fn listing(&mut self, source: BorrowedFd<'_>) -> Result<(Entries, bool)> {
         let mut listed = Entries::new();
-        let mut more = Entries::new();
-        let read = list(source, &mut self.buffer, &mut listed)
-            .and_then(|()| list(source, &mut self.buffer, &mut more));
-        listed.append(&mut more);
-        if read.is_err() {
+        let mut whole = Ok(false);
+        // One call tells as little as it likes: of long names, or by FUSE, a few dozen.
+        while matches!(whole, Ok(false)) && listed.len() <= nursery::MOST {
+            whole = list(source, &mut self.buffer, &mut listed);
+        }
+        if whole.is_err() {
             seek(source, SeekFrom::Start(0)).or_fail("lseek")?;
             listed.clear();
         }
-        Ok(listed)
+        Ok((listed, whole.unwrap_or(false)))
     }
 
     /// Hands over a directory with all that is in it.
@@ -326,12 +327,13 @@ fn reopen(open: &Open, folder: &Arc<Folder>, position: u64) -> Result<Open> {
     Ok(above)
 }
 
-/// Reads on in a listing: nothing at its end.
+/// Reads on in a listing, by one call that tells of something; true at its end.
 pub(super) fn list(
     directory: BorrowedFd<'_>,
     buffer: &mut [MaybeUninit<u8>],
     entries: &mut VecDeque<(Entry, u64)>,
-) -> Result<()> {
+) -> Result<bool> {
+    let before = entries.len();
     let mut listing = RawDir::new(directory, buffer);
     while let Some(entry) = listing.next() {
         let entry = entry.or_fail("getdents")?;
@@ -341,11 +343,11 @@ pub(super) fn list(
             entries.push_back((Entry { name, kind }, entry.next_entry_cookie()));
         }
         // Another call would lose what this one has read, when it fails.
-        if listing.is_buffer_empty() && !entries.is_empty() {
-            break;
+        if listing.is_buffer_empty() && entries.len() > before {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 impl Job<'_> {

@@ -77,6 +77,23 @@ fn it_is_like_any_other_directory() {
     }
 }
 
+/// One call of getdents tells of some 150 such names.
+#[test]
+fn with_long_names_too_everything_is_copied() {
+    for options in both() {
+        for count in [200, 300, 512, 700] {
+            let world = World::new();
+            world.dir("src/a");
+            for number in 0..count {
+                world.file(&format!("src/a/{}{number:04}", "n".repeat(200)), "text");
+            }
+            assert_eq!(world.copy(&options, &["src"], "to"), Ok(()));
+            assert_eq!(world.names("to/a"), world.names("src/a"), "{count}");
+            assert_eq!(world.progress.files(), (count + 2, count + 2));
+        }
+    }
+}
+
 #[test]
 fn somebody_who_was_faster_is_joined() {
     for options in both() {
