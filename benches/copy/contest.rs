@@ -122,19 +122,20 @@ impl<'a> Contest<'a> {
     }
 
     fn print(&self, found: &[Series]) {
-        let base = found[0].median();
+        let (base, best) = (found[0].median(), found[0].times[0]);
         for series in found {
             let (low, high) = (series.times[0], series.times[series.times.len() - 1]);
             let rate = self.bytes.map_or(String::new(), |bytes| {
                 format!(" {:6.2} GB/s", bytes as f64 / 1e9 / series.median())
             });
             println!(
-                "  {:18} {:9.1} ms ({:.1} to {:.1}){rate}  ratio {:.2}{}",
+                "  {:18} {:9.1} ms ({:.1} to {:.1}){rate}  ratio {:.2}, of the best runs {:.2}{}",
                 series.name,
                 series.median() * 1e3,
                 low.as_secs_f64() * 1e3,
                 high.as_secs_f64() * 1e3,
                 base / series.median(),
+                best.as_secs_f64() / low.as_secs_f64(),
                 if series.shares {
                     "  (shares extents)"
                 } else {

@@ -7,6 +7,9 @@ const NO_DIFFERENCE: f64 = 0.85;
 /// Those who copy bytes of their own, by other means.
 const PEERS: [&str; 5] = ["cp", "copy_file_range", "dd", "xcp", "rsync"];
 
+/// Who reads nothing and writes as much: no copy by write(2) is faster.
+pub(crate) const FLOOR: &str = "write alone";
+
 /// So many times faster than another is one to be.
 struct Target {
     section: &'static str,
@@ -52,17 +55,24 @@ impl Verdicts {
             let (Some(who), Some(than)) = (one(found, target.who), one(found, target.than)) else {
                 continue;
             };
-            let ratio = than.median() / who.median();
+            let than_median = than.median();
+            let ratio = than_median / who.median();
             let than = if target.than == BEST {
                 format!("{BEST} ({})", than.name)
             } else {
                 target.than.to_owned()
             };
+            let met = ratio >= target.least;
+            let floor = one(found, FLOOR).filter(|_| !met && target.who == "engine");
+            let floor = floor.map_or(String::new(), |floor| {
+                let most = than_median / floor.median();
+                format!("; {FLOOR} {most:.2}")
+            });
             let words = format!(
-                "{place:6} {what}: {} {ratio:.2} of {than}, wanted {:.2}",
+                "{place:6} {what}: {} {ratio:.2} of {than}, wanted {:.2}{floor}",
                 target.who, target.least
             );
-            self.0.push((ratio >= target.least, words));
+            self.0.push((met, words));
         }
     }
 
