@@ -24,7 +24,8 @@ const FEW: usize = 1024;
 const MOST: usize = 64 << 10;
 
 /// Gives a regular file what `preserve` says of its source, both open; times of access as they
-/// were at `opened`, before we read, all else as at `before`.
+/// were at `opened`, before we read, all else as at `before`. A file that is not new keeps its own
+/// mode where the source's is not to be kept.
 ///
 /// The set-user-id and set-group-id bits are kept only with the owner and group that they are for.
 ///
@@ -32,13 +33,22 @@ const MOST: usize = 64 << 10;
 /// ENOSPC, EDQUOT, EIO and their like; for what the caller may not, see above.
 pub(super) fn keep(
     source: BorrowedFd<'_>,
-    opened: &Stat,
-    before: &Stat,
+    (opened, before): (&Stat, &Stat),
     destination: BorrowedFd<'_>,
     preserve: Preserve,
+    is_new: bool,
 ) -> Result<()> {
-    let inherits = true;
-    keep_new(source, (opened, before), destination, preserve, inherits)
+    let own = fstat(destination).or_fail("fstat")?;
+    let keeper = Keeper {
+        source: File::Open(source),
+        destination: File::Open(destination),
+        own,
+        before,
+        preserve,
+        inherits: true,
+        is_new,
+    };
+    keeper.keep(opened)
 }
 
 /// As [`keep`]; `inherits` says whether the directory may have given the new file an ACL.
@@ -60,6 +70,7 @@ pub(super) fn keep_new(
         before,
         preserve,
         inherits,
+        is_new: true,
     };
     keeper.keep(opened)
 }
@@ -91,6 +102,7 @@ pub(super) fn keep_found(
         before,
         preserve,
         inherits: true,
+        is_new: true,
     };
     keeper.keep(before)
 }
@@ -109,6 +121,8 @@ struct Keeper<'a> {
     preserve: Preserve,
     /// It may have got an ACL from its directory.
     inherits: bool,
+    /// Nobody had it before.
+    is_new: bool,
 }
 
 impl Keeper<'_> {
@@ -161,7 +175,9 @@ impl Keeper<'_> {
                 (false, _) => bits - (Mode::SUID | Mode::SGID),
             }
             .as_raw_mode()
-        } else if FileType::from_raw_mode(self.before.st_mode) == FileType::RegularFile {
+        } else if self.is_new
+            && FileType::from_raw_mode(self.before.st_mode) == FileType::RegularFile
+        {
             self.before.st_mode & 0o777 & !umask::of_thread()?
         } else {
             own

@@ -53,6 +53,8 @@ pub struct JobsOptions {
     /// The kernel keeps what is written on the mount: has it write that to the source now. It would
     /// not hear of another size of a file that it knows, so none is written into (EOPNOTSUPP).
     pub write_back: Option<WriteBack>,
+    /// A copy of which a system call does not come back for so long fails with ETIMEDOUT.
+    pub patience: Option<Duration>,
 }
 
 /// Gives the root of the mounted tree, or says why there is none now.
@@ -102,8 +104,8 @@ impl Jobs {
         }
         let shares = |(each, all, always)| Shares::new(each, all, always);
         Arc::new(Self {
+            registry: Registry::new(Arc::clone(&metrics), options.patience),
             options,
-            registry: Registry::new(Arc::clone(&metrics)),
             metrics,
             tell,
             clerks: Arc::default(),

@@ -40,6 +40,7 @@ impl World {
             read_only,
             control_name: Some(".copy".into()),
             write_back: None,
+            patience: None,
         };
         let (sender, published) = channel();
         let (release, held) = channel();

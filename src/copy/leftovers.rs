@@ -236,8 +236,11 @@ fn remove_leftover(directory: BorrowedFd<'_>, name: &OsStr, owner: &Owner, local
     if !local && !gone {
         return;
     }
-    if let Some((file, _)) = unheld(directory, name) {
-        unlink(directory, name);
+    if let Some((file, stat)) = unheld(directory, name) {
+        // With a second name it may be a hard link on its way, which nobody locks.
+        if gone || stat.st_nlink == 1 {
+            unlink(directory, name);
+        }
         drop(file);
     } else if gone && is_no_file(directory, name) {
         unlink(directory, name);

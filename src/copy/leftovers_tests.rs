@@ -49,6 +49,23 @@ fn a_name_tells_its_owner() {
     }
 }
 
+/// A hard link on its way to its place, say, which nobody locks.
+#[test]
+fn a_second_name_stays_unless_its_owner_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let this = Owner::this();
+    let lives = name(&this.boot, this.namespace, 1, this.start);
+    let gone = name(&this.boot, this.namespace, 1 << 23, 1);
+    File::create(folder.path().join("first")).unwrap();
+    for hidden in [&lives, &gone] {
+        fs::hard_link(folder.path().join("first"), folder.path().join(hidden)).unwrap();
+    }
+    assert!(!swept(folder.path()));
+    let left = listing(folder.path());
+    assert!(left.contains(&lives) || this.pid == 1, "{left:?}");
+    assert!(!left.contains(&gone), "{left:?}");
+}
+
 #[test]
 fn an_owner_is_gone_only_when_that_is_certain() {
     let this = Owner::this();

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 
-use super::resolve::Target;
+use super::resolve::{Newcomer, Target};
 use super::tree::{Destination, Found, Names};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -102,11 +102,12 @@ fn look(name: &[u8], follow: bool) -> Result<Step> {
         _ => {}
     }
     Ok(Step::There(Destination::Name {
-        target: Target {
+        target: Box::new(Target {
             directory,
             name: last.to_owned(),
             existing,
-        },
+            newcomer: Newcomer::default(),
+        }),
         only_directory,
     }))
 }

@@ -48,6 +48,8 @@ pub struct Progress {
     /// Threads of the job that move bytes at this moment, or walk.
     at_work: AtomicU16,
     cancelled: AtomicBool,
+    /// Moves as long as system calls come back, or the job waits of its own will.
+    pulse: AtomicU64,
     /// A leaf in the order of locks, as is `pace`.
     failures: Mutex<VecDeque<Failure>>,
     pace: Mutex<Pace>,
@@ -237,9 +239,15 @@ impl Progress {
         self.pace.lock().paused
     }
 
+    /// A number that is another one whenever the job has come back from a system call.
+    pub(super) fn pulse(&self) -> u64 {
+        self.pulse.load(Ordering::Relaxed)
+    }
+
     /// To be called between any two system calls that may take long: EINTR once cancelled; waits
     /// while paused.
     pub(super) fn check(&self) -> Result<()> {
+        self.pulse.fetch_add(1, Ordering::Relaxed);
         if self.is_cancelled() {
             return Err(cancelled());
         }
@@ -267,6 +275,7 @@ impl Progress {
             while Instant::now() < free_at && !self.is_cancelled() {
                 let left = free_at.saturating_duration_since(Instant::now());
                 self.changed.wait_for(&mut pace, left.min(LOOK));
+                self.pulse.fetch_add(1, Ordering::Relaxed);
             }
         }
         drop(pace);

@@ -77,24 +77,32 @@ impl Temporary {
         self.file.as_fd()
     }
 
-    /// Puts the file in its place. On an error nothing has changed and nothing is left.
-    pub(super) fn publish(self, target: &Target) -> Result<()> {
+    /// Puts the file in its place; false when what has come to stand there is to stay. Then, and on
+    /// an error, nothing has changed and nothing is left.
+    pub(super) fn publish(self, target: &Target) -> Result<bool> {
         let directory = target.directory.as_fd();
-        match &self.name {
-            None => self.publish_unnamed(target),
-            Some(name) => move_to(directory, name, target).inspect_err(|_| {
-                unlink(directory, name);
-            }),
+        let Some(name) = &self.name else {
+            return self.publish_unnamed(target);
+        };
+        let published = move_to(directory, name, target);
+        if !matches!(published, Ok(true)) {
+            unlink(directory, name);
         }
+        published
     }
 
-    fn publish_unnamed(&self, target: &Target) -> Result<()> {
+    fn publish_unnamed(&self, target: &Target) -> Result<bool> {
         let directory = target.directory.as_fd();
-        if target.existing.is_none() {
+        let gives_way = if target.existing.is_none() {
             match self.link(directory, &target.name) {
                 Err(Errno::EXIST) => target.check_newcomer()?,
-                other => return other.or_fail("linkat"),
+                other => return other.or_fail("linkat").map(|()| true),
             }
+        } else {
+            target.check_standing()?
+        };
+        if !gives_way {
+            return Ok(false);
         }
         // From here on it has a name, and may be killed while it has.
         hold(self.file())?;
@@ -107,6 +115,7 @@ impl Temporary {
         };
         renameat(directory, &name, directory, &target.name)
             .or_fail("renameat")
+            .map(|()| true)
             .inspect_err(|_| unlink(directory, &name))
     }
 
@@ -124,9 +133,9 @@ impl Temporary {
     }
 }
 
-/// Renames over what is there; over what was not there before only after a look at it.
-fn move_to(directory: BorrowedFd<'_>, name: &OsString, target: &Target) -> Result<()> {
-    if target.existing.is_none() {
+/// Renames over what is there, after a look at it; false when that is to stay.
+fn move_to(directory: BorrowedFd<'_>, name: &OsString, target: &Target) -> Result<bool> {
+    let gives_way = if target.existing.is_none() {
         match renameat_with(
             directory,
             name,
@@ -137,10 +146,15 @@ fn move_to(directory: BorrowedFd<'_>, name: &OsString, target: &Target) -> Resul
             Err(Errno::EXIST) => target.check_newcomer()?,
             // Not on this file system.
             Err(Errno::INVAL | Errno::NOSYS) => target.check_newcomer()?,
-            other => return other.or_fail("renameat2"),
+            other => return other.or_fail("renameat2").map(|()| true),
         }
+    } else {
+        target.check_standing()?
+    };
+    if gives_way {
+        renameat(directory, name, directory, &target.name).or_fail("renameat")?;
     }
-    renameat(directory, name, directory, &target.name).or_fail("renameat")
+    Ok(gives_way)
 }
 
 /// A directory whose names are to be on disk, held by something that can be synced.
@@ -200,9 +214,10 @@ mod tests {
     use std::io::Write;
     use std::path::Path;
 
-    use rustix::fs::{open, statat};
+    use rustix::fs::{Stat, open, statat};
 
     use super::*;
+    use crate::copy::resolve::{Newcomer, modified};
 
     type Make = fn(BorrowedFd<'_>) -> Result<Temporary>;
     const BOTH: [Make; 2] = [Temporary::create, Temporary::create_named];
@@ -214,6 +229,7 @@ mod tests {
             directory,
             name: name.into(),
             existing,
+            newcomer: Newcomer::default(),
         }
     }
 
@@ -257,6 +273,69 @@ mod tests {
                 assert_eq!(fs::read(&path).unwrap(), b"new");
                 assert_eq!(listing(folder.path()), ["file"]);
             }
+        }
+    }
+
+    /// A target at which nothing stood, or the file that stands there now.
+    fn meant(
+        folder: &Path,
+        stood: bool,
+        newcomer: impl FnOnce(Option<&Stat>) -> Newcomer,
+    ) -> Target {
+        let path = folder.join("file");
+        if stood {
+            fs::write(&path, "first").unwrap();
+        }
+        let target = target(folder, "file");
+        // Another file, which has its time of now.
+        fs::write(folder.join("next"), "theirs").unwrap();
+        fs::rename(folder.join("next"), &path).unwrap();
+        let stands = statat(&target.directory, "file", AtFlags::empty()).ok();
+        Target {
+            newcomer: newcomer(stands.as_ref()),
+            ..target
+        }
+    }
+
+    #[test]
+    fn what_is_to_stay_stays_though_it_came_meanwhile() {
+        for make in BOTH {
+            let stays = |target: &Target, folder: &Path| {
+                let temporary = make(target.directory.as_fd()).unwrap();
+                write(&temporary, "ours");
+                let published = temporary.publish(target);
+                assert_eq!(listing(folder), ["file"]);
+                let text = fs::read_to_string(folder.join("file")).unwrap();
+                assert_eq!(
+                    text,
+                    if matches!(published, Ok(true)) {
+                        "ours"
+                    } else {
+                        "theirs"
+                    }
+                );
+                published.map_err(|fail| fail.errno)
+            };
+            for stood in [false, true] {
+                let older = |by: i64| {
+                    let folder = tempfile::tempdir().unwrap();
+                    let target = meant(folder.path(), stood, |now| {
+                        let (seconds, nanoseconds) = modified(now.unwrap());
+                        Newcomer::StaysUnlessOlder(seconds + by, nanoseconds)
+                    });
+                    stays(&target, folder.path())
+                };
+                assert_eq!(
+                    (older(0), older(-1), older(1)),
+                    (Ok(false), Ok(false), Ok(true))
+                );
+                let folder = tempfile::tempdir().unwrap();
+                let target = meant(folder.path(), stood, |_| Newcomer::Refused);
+                assert_eq!(stays(&target, folder.path()), Err(Errno::EXIST));
+            }
+            let folder = tempfile::tempdir().unwrap();
+            let target = meant(folder.path(), false, |_| Newcomer::Stays);
+            assert_eq!(stays(&target, folder.path()), Ok(false));
         }
     }
 

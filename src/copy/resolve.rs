@@ -79,6 +79,51 @@ pub struct Target {
     pub name: OsString,
     /// What stands there now.
     pub existing: Option<Stat>,
+    /// What is to become of what comes to stand there meanwhile.
+    pub newcomer: Newcomer,
+}
+
+/// What becomes of a file that came to stand at a destination while its copy was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Newcomer {
+    /// It is replaced, if the caller may write to it.
+    #[default]
+    Replaced,
+    /// It stays, as what stands there before does (`no_clobber`).
+    Stays,
+    /// It stays unless it is older than this time of modification, in seconds and nanoseconds
+    /// (`update`).
+    StaysUnlessOlder(i64, i64),
+    /// The copy fails, for nobody has kept a backup of it.
+    Refused,
+}
+
+impl Newcomer {
+    /// Whether this one is to be replaced.
+    ///
+    /// # Errors
+    /// EEXIST.
+    pub(super) fn gives_way(self, found: &Stat) -> Result<bool> {
+        match self {
+            Self::Replaced => Ok(true),
+            Self::Stays => Ok(false),
+            Self::StaysUnlessOlder(seconds, nanoseconds) => {
+                Ok(modified(found) < (seconds, nanoseconds))
+            }
+            Self::Refused => Err(Fail::new(Errno::EXIST, "copy")
+                .because("a file came to stand there meanwhile, which has no backup")),
+        }
+    }
+}
+
+/// Seconds and nanoseconds of the last modification.
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_possible_wrap,
+    reason = "the types differ between machines; nanoseconds are below 2^30"
+)]
+pub(super) fn modified(stat: &Stat) -> (i64, i64) {
+    (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
 }
 
 /// A name without its absolute beginning.
@@ -116,7 +161,7 @@ impl Names for Tree<'_> {
                         .because("not writing through a dangling symbolic link"));
                 }
                 return Ok(Destination::Name {
-                    target,
+                    target: Box::new(target),
                     only_directory,
                 });
             }
@@ -170,6 +215,7 @@ impl Tree<'_> {
             directory: self.open(&holder, FOLDER)?,
             name: OsStr::from_bytes(last).to_owned(),
             existing: None,
+            newcomer: Newcomer::default(),
         };
         target.existing = target.stat()?;
         match target.existing.as_ref().map(file_type) {
@@ -248,20 +294,43 @@ impl Target {
         }
     }
 
-    /// Looks again, when something appeared where nothing was: it is replaced only if the caller
-    /// may write to it.
+    /// Looks again, when something appeared where nothing was: false when it is to stay. It is
+    /// replaced only if the caller may write to it.
     ///
     /// # Errors
-    /// EISDIR, EINVAL (not a regular file), EACCES.
-    pub(super) fn check_newcomer(&self) -> Result<()> {
-        match self.stat()?.as_ref().map(file_type) {
-            None => Ok(()),
-            Some(FileType::RegularFile) => self.check_writable(),
-            Some(FileType::Directory) => {
+    /// EEXIST as [`Newcomer::gives_way`], EISDIR, EINVAL (not a regular file), EACCES.
+    pub(super) fn check_newcomer(&self) -> Result<bool> {
+        let Some(found) = self.stat()? else {
+            return Ok(true);
+        };
+        if !self.newcomer.gives_way(&found)? {
+            return Ok(false);
+        }
+        match file_type(&found) {
+            FileType::RegularFile => self.check_writable().map(|()| true),
+            FileType::Directory => {
                 Err(Fail::new(Errno::ISDIR, "open")
                     .because("a directory stands at the destination"))
             }
-            Some(_) => Err(not_regular("the destination")),
+            _ => Err(not_regular("the destination")),
+        }
+    }
+
+    /// Looks again at what stood there from the beginning, just before it is replaced: false when it
+    /// is to stay.
+    ///
+    /// # Errors
+    /// EEXIST when it is another by now, and of the old one was a backup kept.
+    pub(super) fn check_standing(&self) -> Result<bool> {
+        let Some(before) = &self.existing else {
+            return Ok(true);
+        };
+        match (self.newcomer, self.stat()?) {
+            (Newcomer::StaysUnlessOlder(..), Some(found)) => self.newcomer.gives_way(&found),
+            (Newcomer::Refused, Some(found)) if !same_file(before, &found) => {
+                self.newcomer.gives_way(&found)
+            }
+            _ => Ok(true),
         }
     }
 

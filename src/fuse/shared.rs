@@ -101,6 +101,7 @@ impl Shared {
             read_only,
             control_name,
             write_back: writeback.then(|| watching::write_back(&mirror, &notifier)),
+            patience: serving.timeout_write,
         };
         let jobs = Jobs::new(jobs_options, metrics.clone(), tell);
         let config = format!("{config}watched_by={}\n", mirror.watched_by());

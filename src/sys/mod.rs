@@ -27,6 +27,15 @@ pub mod watch;
 pub use aligned::Aligned;
 pub use fail::{Errno, Fail, OrFail, Result};
 
+/// Has a file system tell what it would at close(2), of a file that stays open: network file systems
+/// and FUSE write out what they hold back, and say there what they could not.
+///
+/// # Errors
+/// EMFILE; EIO, ENOSPC, EDQUOT.
+pub fn flush(file: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    close(rustix::io::fcntl_dupfd_cloexec(file, 3).or_fail("dup")?)
+}
+
 /// Closes a descriptor and tells what the file system had to say: network file systems report
 /// there what they could not write (close(2)).
 ///

@@ -19,6 +19,11 @@ pub(super) trait Ground: Sync {
     /// Open for reading and writing.
     fn file(&self) -> BorrowedFd<'_>;
 
+    /// Whether nobody had this file before.
+    fn is_new(&self) -> bool {
+        true
+    }
+
     /// An attempt at this state of the source begins. Answers what is there already.
     fn begin(&self, source: &Stat) -> Result<Vec<Range<u64>>>;
 
@@ -90,10 +95,12 @@ fn settle(source: &Source, ground: &dyn Ground, before: &Stat, order: &Order<'_>
         rustix::fs::fdatasync(to).or_fail("fdatasync")?;
         order.progress.check()?;
     }
-    attributes::keep(from, &source.stat, before, to, order.options.preserve)?;
+    let (preserve, is_new) = (order.options.preserve, ground.is_new());
+    attributes::keep(from, (&source.stat, before), to, preserve, is_new)?;
     if order.options.sync {
         rustix::fs::fsync(to).or_fail("fsync")?;
     }
+    crate::sys::flush(to)?;
     order.progress.check()
 }
 

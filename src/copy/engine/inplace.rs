@@ -35,7 +35,7 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
         source: source.file.as_fd(),
         progress: order.progress,
     };
-    // Zeros of the source must replace what is there, not be left out.
+    // Zeros of the source must replace what is there, not be left out: the language refuses it.
     let sparse = match order.options.sparse {
         Sparse::Never => Sparse::Never,
         Sparse::Auto | Sparse::Always => Sparse::Auto,
@@ -92,6 +92,10 @@ impl Ground for InPlace<'_> {
         self.file.as_fd()
     }
 
+    fn is_new(&self) -> bool {
+        false
+    }
+
     /// What is a hole in the source must not show the old bytes.
     fn begin(&self, source: &Stat) -> Result<Vec<Range<u64>>> {
         let size = |stat: &Stat| u64::try_from(stat.st_size).unwrap_or(0);
@@ -107,11 +111,14 @@ impl Ground for InPlace<'_> {
     }
 
     fn complete(&self, source: &Stat) -> Result<()> {
-        match u64::try_from(source.st_size).unwrap_or(0) {
-            // Its end is where reading it ended, and the file was cut there.
-            0 => Ok(()),
-            size => ftruncate(&self.file, size).or_fail("ftruncate"),
+        let own = fstat(&self.file).or_fail("fstat")?;
+        // Of a file that has less than it says, its end is where reading it ended, and this one was
+        // cut there.
+        if source.st_size == 0 || own.st_size <= source.st_size {
+            return Ok(());
         }
+        let size = u64::try_from(source.st_size).unwrap_or(0);
+        ftruncate(&self.file, size).or_fail("ftruncate")
     }
 
     fn start_over(&self) -> Result<()> {

@@ -4,14 +4,26 @@ use super::*;
 
 /// Copies `from` to `to` in place, and answers how it ended.
 fn copy_in_place(place: &Path, progress: &Progress) -> std::result::Result<(), Fail> {
-    let folder = open(place, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-    let (source, target) = ends((&folder, "from"), (&folder, "to")).unwrap();
-    let metrics = Metrics::new();
     let options = CopyOptions {
-        inplace: true,
         sync: true,
         verify: true,
         ..CopyOptions::default()
+    };
+    copy_over((place, "from"), (place, "to"), options, progress)
+}
+
+fn copy_over(
+    from: (&Path, &str),
+    to: (&Path, &str),
+    options: CopyOptions,
+    progress: &Progress,
+) -> std::result::Result<(), Fail> {
+    let folder = |path| open(path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    let (source, target) = ends((&folder(from.0), from.1), (&folder(to.0), to.1)).unwrap();
+    let metrics = Metrics::new();
+    let options = CopyOptions {
+        inplace: true,
+        ..options
     };
     let order = Order {
         options: &options,
@@ -78,6 +90,53 @@ fn in_place_a_cancel_says_what_it_leaves_and_cuts_nothing_off() {
         assert_eq!(left.len(), 50 << 20);
     }
     assert!(left.iter().all(|&byte| byte == b'n' || byte == b'o'));
+}
+
+#[test]
+fn in_place_nothing_is_put_behind_the_end_of_what_has_less_than_it_says() {
+    let sys = Path::new("/sys/kernel/mm/transparent_hugepage");
+    if !sys.join("enabled").exists() {
+        crate::sys::testing::skip(&format!("no {}", sys.display()));
+        return;
+    }
+    for verify in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("to"), "o".repeat(9000)).unwrap();
+        let options = CopyOptions {
+            verify,
+            ..CopyOptions::default()
+        };
+        let (from, to) = ((sys, "enabled"), (folder.path(), "to"));
+        let done = copy_over(from, to, options, &Progress::new(None));
+        if !verify {
+            done.unwrap();
+            let expected = fs::read(sys.join("enabled")).unwrap();
+            assert_eq!(fs::read(folder.path().join("to")).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+fn in_place_the_mode_stays_unless_the_sources_is_kept() {
+    for (keep, mode) in [(false, 0o600), (true, 0o644)] {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path();
+        for (name, mode) in [("from", 0o644), ("to", 0o600)] {
+            fs::write(place.join(name), name).unwrap();
+            fs::set_permissions(place.join(name), Permissions::from_mode(mode)).unwrap();
+        }
+        let mut options = CopyOptions::default();
+        options.preserve.mode = keep;
+        copy_over(
+            (place, "from"),
+            (place, "to"),
+            options,
+            &Progress::new(None),
+        )
+        .unwrap();
+        let found = fs::metadata(place.join("to")).unwrap();
+        assert_eq!(found.permissions().mode() & 0o7777, mode);
+    }
 }
 
 #[test]

@@ -44,7 +44,8 @@ pub struct Order<'a> {
 ///
 /// Whole or absent: on any error, or when cancelled, what stood there stands unchanged and nothing
 /// is left behind. With `inplace`, a file that stands there is written into instead: then it may be
-/// left as a mixture. With `resume`, what a large copy has is left behind under a hidden name when
+/// left as a mixture. What came to stand there meanwhile may be to stay (`Target::newcomer`): then
+/// this succeeds, and nothing is copied. With `resume`, what a large copy has is left behind under a hidden name when
 /// it is interrupted, and the next one goes on from it.
 ///
 /// First, once a job and directory, what dead copies have left there is removed.

@@ -66,7 +66,7 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
     }
     let published = Temporary::adopt(part.file, name).publish(target);
     unlink(directory, &journal);
-    published
+    published.map(drop)
 }
 
 /// Removes what an interrupted copy to a name has left, now that another one stands there.
@@ -300,6 +300,8 @@ impl Ground for Part<'_> {
         let already = match journal::read(self.journal.as_fd(), &identity)? {
             Some(records) => {
                 ledger.records = records.len();
+                // Also for who is stopped while he checks them: they are there all the same.
+                self.ledger.lock().records = records.len();
                 let verified = self.verified(records, size)?;
                 self.clear_the_rest(verified)?
             }

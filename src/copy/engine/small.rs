@@ -139,6 +139,7 @@ fn fill(
     let preserve = order.options.preserve;
     let (from, to) = (source.file.as_fd(), file.as_fd());
     attributes::keep_new(from, (stat, stat), to, preserve, inherits)?;
+    crate::sys::flush(to)?;
     order.progress.check()?;
     Ok(true)
 }
@@ -163,9 +164,15 @@ pub(in crate::copy) fn suits(options: &CopyOptions) -> bool {
     options.method.is_none() && !special
 }
 
-/// Blocks of 512 bytes; file systems that keep small files within the inode count none at all.
+/// Bytes that a file system may keep within the inode, and count no block for.
+const WITHIN: i64 = 4096;
+
+/// By blocks of 512 bytes.
 fn has_holes(stat: &Stat) -> bool {
-    stat.st_blocks > 0 && stat.st_blocks.saturating_mul(512) < stat.st_size
+    match stat.st_blocks {
+        0 => stat.st_size > WITHIN,
+        blocks => blocks.saturating_mul(512) < stat.st_size,
+    }
 }
 
 /// From Linux 6.10 on whoever opened a file may link it by its descriptor; before, that takes a

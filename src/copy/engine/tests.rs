@@ -60,7 +60,7 @@ pub(super) fn ends(
         .and_then(|found| Source::open(found.file.as_fd()))
         .map_err(|fail| fail.errno)?;
     match tree(to.0).destination(to.1.as_bytes(), true) {
-        Ok(Destination::Name { target, .. }) => Ok((found, target)),
+        Ok(Destination::Name { target, .. }) => Ok((found, *target)),
         Ok(Destination::Directory(_)) => Err(Errno::ISDIR),
         Err(fail) => Err(fail.errno),
     }

@@ -27,7 +27,7 @@ impl Ground for Fresh<'_> {
     }
 }
 
-/// On any error nothing has changed and nothing is left.
+/// On any error nothing has changed and nothing is left; nor where what came meanwhile is to stay.
 pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
     let directory = target.directory.as_fd();
     let temporary = Temporary::create(directory)?;
@@ -35,5 +35,5 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
         temporary.discard(directory);
         return Err(fail);
     }
-    temporary.publish(target)
+    temporary.publish(target).map(drop)
 }

@@ -24,9 +24,18 @@ pub(super) enum Cause {
     Asked,
     /// The mount goes away.
     Closed,
+    /// A system call has not come back for so long.
+    Silence(Duration),
 }
 
 impl Cause {
+    fn state(self) -> State {
+        match self {
+            Self::Signal | Self::Asked | Self::Closed => State::Cancelled,
+            Self::Silence(_) => State::Failed,
+        }
+    }
+
     /// EINTR is for a signal alone: many programs write again when they meet it, and the copy
     /// that somebody else has cancelled would begin anew.
     pub(super) fn fail(self) -> Fail {
@@ -34,8 +43,19 @@ impl Cause {
             Self::Signal => Fail::new(Errno::INTR, "copy").because("cancelled by a signal"),
             Self::Asked => Fail::new(Errno::CANCELED, "copy").because("cancelled"),
             Self::Closed => super::closed(),
+            Self::Silence(patience) => Fail::new(Errno::TIMEDOUT, "copy").because(format!(
+                "the file system has not answered for {} s (source_timeout_write)",
+                patience.as_secs_f64()
+            )),
         }
     }
+}
+
+/// How far a running job was when it was looked at, and since when it is there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beat {
+    pub(super) pulse: u64,
+    pub(super) since: Instant,
 }
 
 /// One copy, or a line that could not be one.
@@ -63,6 +83,8 @@ pub(super) struct Course {
     pub(super) stop: Option<(Cause, Instant)>,
     pub(super) clock: Clock,
     pub(super) meter: Meter,
+    /// While it has its turn.
+    pub(super) beat: Option<Beat>,
     pub(super) error: Option<Fail>,
     pub(super) work: Option<Work>,
     /// Those who wait for it.
@@ -78,6 +100,7 @@ impl Course {
             stop: None,
             clock: Clock::default(),
             meter: Meter::default(),
+            beat: None,
             error: None,
             work: None,
             waiting: Vec::new(),
@@ -88,6 +111,16 @@ impl Course {
         !matches!(self.state, State::Queued | State::Running)
     }
 
+    /// How long a running job's system call has not come back, at least; one that is held, waits
+    /// for its turn or was told to stop is none.
+    pub(super) fn silence(&mut self, now: Instant, pulse: u64) -> Duration {
+        let is_watched = self.has_turn && self.stop.is_none();
+        let beat = self.beat.filter(|beat| is_watched && beat.pulse == pulse);
+        let beat = beat.unwrap_or(Beat { pulse, since: now });
+        self.beat = is_watched.then_some(beat);
+        now.duration_since(beat.since)
+    }
+
     /// Notes how it ended. What ended because it was told to is cancelled, for the reason for which
     /// it was told so.
     pub(super) fn end(&mut self, outcome: Result<()>) {
@@ -96,7 +129,7 @@ impl Course {
         let told = |fail: &Fail| fail.errno == Errno::INTR;
         (self.state, self.error) = match (outcome, self.stop) {
             (Ok(()), _) => (State::Done, None),
-            (Err(fail), Some((cause, _))) if told(&fail) => (State::Cancelled, Some(cause.fail())),
+            (Err(fail), Some((cause, _))) if told(&fail) => (cause.state(), Some(cause.fail())),
             (Err(fail), None) if told(&fail) => (State::Cancelled, Some(fail)),
             (Err(fail), _) => (State::Failed, Some(fail)),
         };

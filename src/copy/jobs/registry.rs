@@ -74,11 +74,14 @@ pub(in crate::copy) struct Registry {
     /// A job has ended, or its thread.
     pub(super) over: Condvar,
     metrics: Arc<Metrics>,
+    /// A job whose system call does not come back for so long fails.
+    pub(super) patience: Option<Duration>,
 }
 
 impl Registry {
-    pub(in crate::copy) fn new(metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(in crate::copy) fn new(metrics: Arc<Metrics>, patience: Option<Duration>) -> Arc<Self> {
         Arc::new(Self {
+            patience,
             table: Mutex::new(Table::new()),
             stir: Condvar::new(),
             over: Condvar::new(),
@@ -216,6 +219,14 @@ impl Registry {
         }
         self.wake(&mut table);
         Ok(())
+    }
+
+    /// Ends one of whose file system nothing is heard any more.
+    pub(super) fn give_up(&self, job: &Arc<Job>, patience: Duration) {
+        self.metrics.source_timeout();
+        let mut table = self.table.lock();
+        table.stop(job, Cause::Silence(patience));
+        table.stirred = true;
     }
 
     /// Notes how a job ended, and tells those who wait. `by_thread`: its thread has come back, or

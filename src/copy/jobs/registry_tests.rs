@@ -32,7 +32,7 @@ impl Held {
 }
 
 fn registry() -> Arc<Registry> {
-    Registry::new(Arc::new(Metrics::new()))
+    Registry::new(Arc::new(Metrics::new()), None)
 }
 
 fn told() -> (OnEnd, Receiver<Outcome>) {

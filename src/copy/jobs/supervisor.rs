@@ -111,13 +111,17 @@ impl Registry {
         let now = Instant::now();
         let jobs: Vec<Arc<Job>> = self.table.lock().live.values().cloned().collect();
         for job in jobs {
-            let waiting: Vec<Arc<Waiting>> = {
+            let (waiting, silence): (Vec<Arc<Waiting>>, _) = {
                 let mut course = job.course.lock();
                 if course.has_turn {
                     course.meter.mark(now, job.progress.bytes_done());
                 }
-                course.waiting.clone()
+                let silence = course.silence(now, job.progress.pulse());
+                (course.waiting.clone(), silence)
             };
+            if let Some(patience) = self.patience.filter(|most| silence >= *most) {
+                self.give_up(&job, patience);
+            }
             for waiting in waiting {
                 if waiting.watch.signalled().is_some() {
                     self.dismiss(&job, &waiting);

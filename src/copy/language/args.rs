@@ -305,6 +305,10 @@ fn contradiction(options: &CopyOptions, into_folder: bool) -> Option<&'static st
             "--resume goes on from a part that stands beside the file, --inplace makes none",
         ),
         (
+            options.inplace && options.sparse == Sparse::Always,
+            "--sparse=always leaves out zeros, which --inplace must write over what is there",
+        ),
+        (
             options.inplace && options.backup != Backup::None,
             "--backup renames the file that --inplace writes into",
         ),

@@ -265,6 +265,10 @@ fn what_contradicts_itself_is_refused_at_the_second_word() {
         ("--reflink --sparse=never", "shared extents have"),
         ("--direct --method=map-write", "--direct goes past"),
         ("--inplace -b", "--backup renames"),
+        (
+            "--inplace --sparse=always",
+            "--sparse=always leaves out zeros",
+        ),
         ("-n --backup", "-n replaces nothing"),
         ("-T -t", "-t names a directory"),
     ];

@@ -6,13 +6,15 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RawDir, fstat, linkat, openat, renameat, statat, unlinkat,
+    AtFlags, Mode, OFlags, RawDir, RenameFlags, Stat, fstat, linkat, openat, renameat,
+    renameat_with, statat, unlinkat,
 };
 
 use crate::copy::leftovers::hidden_name;
 use crate::copy::options::Backup;
+use crate::copy::resolve::same_file;
 use crate::sys::creds::acting_uid;
-use crate::sys::{Errno, OrFail, Result};
+use crate::sys::{Errno, Fail, OrFail, Result};
 
 /// A backup that was made, and how it is taken back when the copy fails.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ impl Made {
         let done = if self.linked {
             unlinkat(directory, &self.name, AtFlags::empty())
         } else {
-            renameat(directory, &self.name, directory, name)
+            give_back(directory, &self.name, name)
         };
         if let Err(errno) = done {
             log::warn!("a backup stays, {}: {errno}", self.name.display());
@@ -50,11 +52,12 @@ impl Made {
 /// `may_link` (the copy replaces that name, and doesn't write into the file): so it never vanishes.
 ///
 /// # Errors
-/// Those of linkat(2) and renameat(2).
+/// EINVAL when the backup would take the place of what is copied; those of linkat(2) and renameat(2).
 pub(super) fn make(
     directory: BorrowedFd<'_>,
     name: &OsStr,
     backup: &Backup,
+    source: &Stat,
     may_link: bool,
 ) -> Result<Option<Made>> {
     let kept = match backup {
@@ -66,6 +69,11 @@ pub(super) fn make(
             most => numbered(name, most + 1),
         },
     };
+    let taken = statat(directory, &kept, AtFlags::SYMLINK_NOFOLLOW);
+    if taken.is_ok_and(|taken| same_file(&taken, source)) {
+        return Err(Fail::new(Errno::INVAL, "copy")
+            .because("the backup would take the place of the source"));
+    }
     if may_link && may_unlink(directory, name)? && link(directory, name, &kept)? {
         return Ok(Some(Made {
             name: kept,
@@ -77,6 +85,20 @@ pub(super) fn make(
         name: kept,
         linked: false,
     }))
+}
+
+/// Gives the old file its name back, unless another has it by now.
+fn give_back(directory: BorrowedFd<'_>, kept: &OsStr, name: &OsStr) -> rustix::io::Result<()> {
+    match renameat_with(directory, kept, directory, name, RenameFlags::NOREPLACE) {
+        // Not on this file system.
+        Err(Errno::INVAL | Errno::NOSYS) => {}
+        other => return other,
+    }
+    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => renameat(directory, kept, directory, name),
+        Err(errno) => Err(errno),
+        Ok(_) => Err(Errno::EXIST),
+    }
 }
 
 /// Whether a second name of this file could be taken away again: in a sticky directory only the
@@ -151,9 +173,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         let directory = fs::File::open(folder.path()).unwrap();
+        let own = fstat(&directory).unwrap();
         let keep = |backup| {
             fs::write(file("f"), "old").unwrap();
-            make(directory.as_fd(), OsStr::new("f"), &backup, true)
+            make(directory.as_fd(), OsStr::new("f"), &backup, &own, true)
                 .unwrap()
                 .unwrap()
                 .name
@@ -168,16 +191,39 @@ mod tests {
     }
 
     #[test]
+    fn a_backup_does_not_take_the_place_of_the_source_nor_give_back_over_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let directory = fs::File::open(folder.path()).unwrap();
+        fs::write(file("f"), "new").unwrap();
+        fs::write(file("f~"), "source").unwrap();
+        let source = statat(&directory, "f~", AtFlags::empty()).unwrap();
+        let backup = Backup::Simple("~".into());
+        for may_link in [true, false] {
+            let refused = make(directory.as_fd(), "f".as_ref(), &backup, &source, may_link);
+            assert_eq!(refused.unwrap_err().errno, Errno::INVAL);
+            assert_eq!(fs::read(file("f~")).unwrap(), b"source");
+        }
+        let other = fstat(&directory).unwrap();
+        let made = make(directory.as_fd(), "f".as_ref(), &backup, &other, false).unwrap();
+        fs::write(file("f"), "another").unwrap();
+        made.unwrap().take_back(directory.as_fd(), "f".as_ref());
+        assert_eq!(fs::read(file("f")).unwrap(), b"another");
+        assert_eq!(fs::read(file("f~")).unwrap(), b"new");
+    }
+
+    #[test]
     fn the_old_file_never_vanishes_and_comes_back() {
         for may_link in [true, false] {
             let folder = tempfile::tempdir().unwrap();
             let file = |name: &str| folder.path().join(name);
             let directory = fs::File::open(folder.path()).unwrap();
+            let own = fstat(&directory).unwrap();
             fs::write(file("f"), "old").unwrap();
             // A second time over itself, too.
             for _ in 0..2 {
                 let backup = Backup::Simple("~".into());
-                let made = make(directory.as_fd(), OsStr::new("f"), &backup, may_link);
+                let made = make(directory.as_fd(), OsStr::new("f"), &backup, &own, may_link);
                 let made = made.unwrap().unwrap();
                 assert_eq!(made.still_stands(), may_link);
                 assert_eq!(file("f").exists(), may_link);

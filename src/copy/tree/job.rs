@@ -22,7 +22,7 @@ use super::{Names, backup};
 use crate::copy::engine::small::{self, Small};
 use crate::copy::engine::{self, Order};
 use crate::copy::leftovers::{self, hidden_name};
-use crate::copy::resolve::{Source, Target, file_type, same_file};
+use crate::copy::resolve::{Newcomer, Source, Target, file_type, modified, same_file};
 use crate::copy::{attributes, options::Backup};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -243,12 +243,13 @@ impl<'a> Job<'a> {
                 return Ok(());
             }
         }
-        self.place(spot, |existing| {
+        self.place(spot, &source.stat, |existing| {
             let directory = rustix::io::fcntl_dupfd_cloexec(spot.directory, 3).or_fail("dup")?;
             let target = Target {
                 directory,
                 name: spot.name.to_owned(),
                 existing,
+                newcomer: self.newcomer(&source.stat),
             };
             let standing = existing.as_ref().map(file_type);
             if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
@@ -270,12 +271,27 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// What becomes of what somebody else puts where this source goes, meanwhile.
+    fn newcomer(&self, source: &Stat) -> Newcomer {
+        let options = self.order.options;
+        if options.no_clobber {
+            Newcomer::Stays
+        } else if options.update {
+            let (seconds, nanoseconds) = modified(source);
+            Newcomer::StaysUnlessOlder(seconds, nanoseconds)
+        } else if self.keeps_backups() {
+            Newcomer::Refused
+        } else {
+            Newcomer::Replaced
+        }
+    }
+
     fn keeps_backups(&self) -> bool {
         self.order.options.backup != Backup::None
     }
 
     /// Whether what stands there is to stay, by `no_clobber` or `update`.
-    fn stays(&self, source: &Stat, spot: Spot<'_>) -> Result<bool> {
+    pub(super) fn stays(&self, source: &Stat, spot: Spot<'_>) -> Result<bool> {
         let Some(existing) = spot.existing else {
             if self.names.is_reserved(spot.directory, spot.name) {
                 return Err(Fail::new(Errno::EXIST, "open")
@@ -284,8 +300,7 @@ impl<'a> Job<'a> {
             return Ok(false);
         };
         let options = self.order.options;
-        let time = |stat: &Stat| (stat.st_mtime, stat.st_mtime_nsec);
-        if options.no_clobber || options.update && time(existing) >= time(source) {
+        if options.no_clobber || options.update && modified(existing) >= modified(source) {
             return Ok(true);
         }
         let refused =
@@ -323,7 +338,7 @@ impl<'a> Job<'a> {
             }
             // What was made is gone, or can't be reached: then this is a copy of its own.
             Turn::Link(first) => match first.find() {
-                Ok(Some(holder)) => self.link(holder.as_fd(), &first, spot, copy),
+                Ok(Some(holder)) => self.link(holder.as_fd(), &first, (source, spot), copy),
                 Ok(None) | Err(_) => copy(),
             },
         }
@@ -333,11 +348,11 @@ impl<'a> Job<'a> {
         &self,
         holder: BorrowedFd<'_>,
         first: &Copied,
-        spot: Spot<'_>,
+        (source, spot): (&Stat, Spot<'_>),
         copy: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
-        let linked = self.place(spot, |existing| {
-            replace(spot, existing.is_some(), |name| {
+        let linked = self.place(spot, source, |existing| {
+            self.replace(spot, source, existing.is_some(), |name| {
                 linkat(holder, &first.name, spot.directory, name, AtFlags::empty())
                     .or_fail("linkat")
             })
@@ -354,6 +369,41 @@ impl<'a> Job<'a> {
         }
     }
 
+    /// Puts something at a name: at once where nothing stands, else under a hidden name that is then
+    /// renamed over what stands there; not over what came meanwhile and is to stay.
+    fn replace(
+        &self,
+        spot: Spot<'_>,
+        source: &Stat,
+        stands: bool,
+        put: impl Fn(&OsStr) -> Result<()>,
+    ) -> Result<()> {
+        if !stands {
+            match put(spot.name) {
+                // Somebody was faster.
+                Err(fail) if fail.errno == Errno::EXIST => {}
+                other => return other,
+            }
+            if let Some(found) = look(spot.directory, spot.name)?
+                && !self.newcomer(source).gives_way(&found)?
+            {
+                return Ok(());
+            }
+        }
+        let hidden: OsString = loop {
+            let hidden = hidden_name();
+            match put(&hidden) {
+                Err(fail) if fail.errno == Errno::EXIST => {}
+                other => break other.map(|()| hidden)?,
+            }
+        };
+        let renamed =
+            renameat(spot.directory, &hidden, spot.directory, spot.name).or_fail("renameat");
+        // Over another name of the same file a rename does nothing (rename(2)).
+        let _ = unlinkat(spot.directory, &hidden, AtFlags::empty());
+        renamed
+    }
+
     /// Makes a symbolic link or a special file.
     fn node(&self, source: BorrowedFd<'_>, stat: &Stat, spot: Spot<'_>) -> Result<()> {
         if self.stays(stat, spot)? {
@@ -361,8 +411,8 @@ impl<'a> Job<'a> {
         }
         self.tidy(spot)?;
         self.once(stat, spot, || {
-            self.place(spot, |existing| {
-                replace(spot, existing.is_some(), |name| {
+            self.place(spot, stat, |existing| {
+                self.replace(spot, stat, existing.is_some(), |name| {
                     self.make(source, stat, spot.directory, name)
                 })
             })
@@ -416,8 +466,13 @@ impl<'a> Job<'a> {
     }
 
     /// Puts something at a name. With `sync`, that name is on disk when its directory is done.
-    fn place(&self, spot: Spot<'_>, put: impl FnOnce(Option<Stat>) -> Result<()>) -> Result<()> {
-        self.put(spot, put)?;
+    fn place(
+        &self,
+        spot: Spot<'_>,
+        source: &Stat,
+        put: impl FnOnce(Option<Stat>) -> Result<()>,
+    ) -> Result<()> {
+        self.put(spot, source, put)?;
         match spot.holder {
             Place::Directory(directory) if self.order.options.sync => self.unsynced.add(directory),
             Place::Directory(_) | Place::Folder(_) => Ok(()),
@@ -425,7 +480,12 @@ impl<'a> Job<'a> {
     }
 
     /// Keeps a backup of what stands there while `put` replaces it, and tells who is to know.
-    fn put(&self, spot: Spot<'_>, put: impl FnOnce(Option<Stat>) -> Result<()>) -> Result<()> {
+    fn put(
+        &self,
+        spot: Spot<'_>,
+        source: &Stat,
+        put: impl FnOnce(Option<Stat>) -> Result<()>,
+    ) -> Result<()> {
         let options = self.order.options;
         let Some(existing) = spot.existing else {
             put(None)?;
@@ -433,7 +493,8 @@ impl<'a> Job<'a> {
             return Ok(());
         };
         let may_link = !options.inplace;
-        let made = backup::make(spot.directory, spot.name, &options.backup, may_link)?;
+        let backup = &options.backup;
+        let made = backup::make(spot.directory, spot.name, backup, source, may_link)?;
         let stands = made.as_ref().is_none_or(backup::Made::still_stands);
         let put = put(stands.then_some(*existing));
         if let Some(made) = &made {
@@ -469,27 +530,4 @@ pub(super) fn open_regular(directory: BorrowedFd<'_>, name: &CStr) -> Result<Opt
     let stat = fstat(&file).or_fail("fstat")?;
     let regular = file_type(&stat) == FileType::RegularFile;
     Ok(regular.then_some(Source { file, stat }))
-}
-
-/// Puts something at a name: at once where nothing stands, else under a hidden name that is then
-/// renamed over what stands there.
-fn replace(spot: Spot<'_>, stands: bool, put: impl Fn(&OsStr) -> Result<()>) -> Result<()> {
-    if !stands {
-        match put(spot.name) {
-            // Somebody was faster.
-            Err(fail) if fail.errno == Errno::EXIST => {}
-            other => return other,
-        }
-    }
-    let hidden: OsString = loop {
-        let hidden = hidden_name();
-        match put(&hidden) {
-            Err(fail) if fail.errno == Errno::EXIST => {}
-            other => break other.map(|()| hidden)?,
-        }
-    };
-    let renamed = renameat(spot.directory, &hidden, spot.directory, spot.name).or_fail("renameat");
-    // Over another name of the same file a rename does nothing (rename(2)).
-    let _ = unlinkat(spot.directory, &hidden, AtFlags::empty());
-    renamed
 }

@@ -14,6 +14,7 @@ mod pool;
 mod unsynced;
 mod walk;
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,7 +92,7 @@ pub enum Destination {
     /// A name at which no directory stands.
     Name {
         /// The directory and the name, and what stands there (a link is not followed in this).
-        target: Target,
+        target: Box<Target>,
         /// A slash ends it: only a directory may be made there.
         only_directory: bool,
     },
@@ -134,6 +135,9 @@ pub fn copy_all(
     done
 }
 
+/// Names that sources of this line have become, by directory.
+type Taken = HashSet<((u64, u64), OsString)>;
+
 /// Where one source goes.
 enum Goal {
     /// Into this directory, which is its copy.
@@ -170,13 +174,14 @@ impl Job<'_> {
         if let [source] = sources {
             progress.add_files_total(1);
             progress.set_one_file(true);
-            return self.one(source, destination, &mut small);
+            return self.one(source, destination, &mut None, &mut small);
         }
         self.need_directory(sources, destination)?;
+        let mut taken = Some(Taken::new());
         for source in sources {
             progress.check()?;
             progress.add_files_total(1);
-            if let Err(fail) = self.one(source, destination, &mut small) {
+            if let Err(fail) = self.one(source, destination, &mut taken, &mut small) {
                 self.failed(None, bytes(source), fail);
             }
         }
@@ -197,7 +202,13 @@ impl Job<'_> {
         }
     }
 
-    fn one(&self, source: &[u8], destination: &[u8], small: &mut Small) -> Result<()> {
+    fn one(
+        &self,
+        source: &[u8],
+        destination: &[u8],
+        taken: &mut Option<Taken>,
+        small: &mut Small,
+    ) -> Result<()> {
         let recursive = self.order.options.recursive;
         let found = self.names.source(source, !recursive)?;
         match file_type(&found.stat) {
@@ -228,9 +239,27 @@ impl Job<'_> {
             holder: Place::Directory(&directory),
         };
         self.refuse_own_target(&found.stat, source, existing.as_ref())?;
+        if let Some(taken) = taken {
+            self.refuse_second(&found.stat, spot, taken)?;
+        }
         self.found(found.file, &found.stat, spot, small)?;
         self.order.progress.file_done();
         Ok(())
+    }
+
+    /// What one source of the line has just become is not replaced by the next of the same name, or
+    /// who copies and then removes all of them has lost one (so does cp). A numbered backup keeps both.
+    ///
+    /// # Errors
+    /// EEXIST.
+    fn refuse_second(&self, source: &Stat, spot: Spot<'_>, taken: &mut Taken) -> Result<()> {
+        let directory = id(&fstat(spot.directory).or_fail("fstat")?);
+        let is_first = taken.insert((directory, spot.name.to_owned()));
+        if is_first || self.order.options.backup == Backup::Numbered || self.stays(source, spot)? {
+            return Ok(());
+        }
+        Err(Fail::new(Errno::EXIST, "copy")
+            .because("would replace what another source of the same name has just become"))
     }
 
     /// Where `found` goes, as cp has it.
@@ -254,15 +283,15 @@ impl Job<'_> {
                 let name = join(destination, found.name.as_encoded_bytes());
                 match self.names.destination(&name, follow)? {
                     Destination::Directory(directory) => Ok(Goal::Into(directory)),
-                    Destination::Name { target, .. } => Ok(named(target)),
+                    Destination::Name { target, .. } => Ok(named(*target)),
                 }
             }
             Destination::Directory(directory) => Ok(Goal::Into(directory)),
-            Destination::Name { target, .. } if is_directory => Ok(named(target)),
+            Destination::Name { target, .. } if is_directory => Ok(named(*target)),
             Destination::Name {
                 target,
                 only_directory: false,
-            } => Ok(named(target)),
+            } => Ok(named(*target)),
             Destination::Name { .. } => {
                 Err(Fail::new(Errno::NOENT, "open").because("a directory that is not there"))
             }

@@ -121,6 +121,69 @@ impl World {
 }
 
 #[test]
+fn two_sources_of_one_name_do_not_replace_each_other() {
+    let options = |words: fn(&mut CopyOptions)| {
+        let mut options = CopyOptions::default();
+        words(&mut options);
+        options
+    };
+    let world = World::new();
+    for folder in ["a", "b", "to"] {
+        world.dir(folder);
+    }
+    world.file("a/f", "of a");
+    world.file("b/f", "of b");
+    let sources = ["a/f", "b/f"];
+    for (options, outcome, found) in [
+        (options(|_| ()), Err(Errno::EXIST), ("of a", false)),
+        (options(|o| o.no_clobber = true), Ok(()), ("of a", false)),
+        (
+            options(|o| o.backup = Backup::Simple("~".into())),
+            Err(Errno::EXIST),
+            ("of a", false),
+        ),
+        (
+            options(|o| o.backup = Backup::Numbered),
+            Ok(()),
+            ("of b", true),
+        ),
+    ] {
+        assert_eq!(world.copy(&options, &sources, "to"), outcome, "{options:?}");
+        assert_eq!(world.read("to/f"), found.0, "{options:?}");
+        assert_eq!(world.at("to/f.~1~").exists(), found.1, "{options:?}");
+        fs::remove_dir_all(world.at("to")).unwrap();
+        world.dir("to");
+    }
+    // Once by each name; and trees are joined.
+    assert_eq!(world.copy(&CopyOptions::default(), &["a/f"], "to"), Ok(()));
+    assert_eq!(world.copy(&CopyOptions::default(), &["b/f"], "to"), Ok(()));
+    assert_eq!(world.read("to/f"), "of b");
+    world.file("a/only", "of a");
+    let same = ["a/.", "b/."];
+    assert_eq!(world.copy(&archive(), &same, "to"), Ok(()));
+    assert_eq!(world.names("to"), ["f", "only"]);
+}
+
+#[test]
+fn a_small_file_that_is_a_hole_stays_one() {
+    let world = World::new();
+    world.dir("src");
+    for size in [5000, 60_000] {
+        let name = format!("src/{size}");
+        File::create(world.at(&name))
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+    }
+    assert_eq!(world.copy(&archive(), &["src"], "to"), Ok(()));
+    for size in [5000, 60_000] {
+        let stat = |top: &str| fs::metadata(world.at(&format!("{top}/{size}"))).unwrap();
+        assert_eq!(stat("to").len(), size);
+        assert_eq!(stat("to").blocks(), stat("src").blocks());
+    }
+}
+
+#[test]
 fn a_directory_goes_where_cp_puts_it() {
     let world = World::new();
     world.dir("src/sub");

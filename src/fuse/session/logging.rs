@@ -46,11 +46,15 @@ impl Sink {
     pub(super) fn install(self, debug: bool) {
         // fuser::reply calls it an error when nobody waits for a reply any more, as after every
         // signal to a caller; what failed for a caller is logged by the adapter.
-        let level = if debug {
+        self.install_from(if debug {
             "debug"
         } else {
             "info,fuser::reply=off"
-        };
+        });
+    }
+
+    /// The same with another word for what is logged where `RUST_LOG` says nothing.
+    pub(super) fn install_from(self, level: &str) {
         let mut builder = Builder::from_env(Env::default().default_filter_or(level));
         match self {
             Self::Stderr => {}

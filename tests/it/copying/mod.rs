@@ -9,6 +9,7 @@ mod ends;
 mod errors;
 mod full;
 mod hanging;
+mod meanwhile;
 mod methods;
 mod oddities;
 mod options;

@@ -13,7 +13,7 @@ const SIZE: u64 = (24 << 20) + 12_345;
 const HEADER: usize = 112;
 const RECORD: usize = 32;
 
-fn hidden(dir: &Path, journal: bool) -> Option<PathBuf> {
+pub(super) fn hidden(dir: &Path, journal: bool) -> Option<PathBuf> {
     let name = names(dir)
         .into_iter()
         .find(|name| name.starts_with(".corfs-part-") && name.ends_with(".journal") == journal)?;
@@ -21,7 +21,7 @@ fn hidden(dir: &Path, journal: bool) -> Option<PathBuf> {
 }
 
 /// The ranges that a journal has.
-fn recorded(dir: &Path) -> Vec<Range<u64>> {
+pub(super) fn recorded(dir: &Path) -> Vec<Range<u64>> {
     // It may go between the two.
     let bytes = hidden(dir, true).and_then(|path| fs::read(path).ok());
     let bytes = bytes.unwrap_or_default();

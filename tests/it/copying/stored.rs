@@ -62,6 +62,54 @@ fn what_is_asked_for_is_done_on_every_file_system() {
 }
 
 #[test]
+fn in_place_extents_are_shared_with_what_was_longer() {
+    for kind in super::disks::SHARING {
+        if !require(&[Need::Fuse, Need::Filesystem(kind)]) {
+            continue;
+        }
+        let disk = Loop::new(kind, 400 << 20);
+        let at = disk.path();
+        write_content(&at.join("f"), 1, SIZE);
+        write_content(&at.join("long"), 2, 2 * SIZE);
+        let mount = Mount::of(at).start();
+        let shared = super::disks::copy(&mount, "--inplace --reflink=always f long");
+        assert_eq!(shared.as_deref(), Ok("reflink"), "{kind}");
+        assert_file(&at.join("long"), 1, SIZE);
+    }
+}
+
+/// What is reserved first would not be compressed.
+#[test]
+fn where_files_are_compressed_a_copy_is() {
+    if !require(&[Need::Fuse, Need::Root, Need::Filesystem("btrfs")]) {
+        return;
+    }
+    let disk = Loop::new("btrfs", 400 << 20);
+    let remount = std::process::Command::new("mount")
+        .args(["-o", "remount,compress=zstd"])
+        .arg(disk.path())
+        .status();
+    assert!(remount.unwrap().success());
+    let text = "the same again ".repeat(2 << 20);
+    let other = Tmpfs::new(64 << 20);
+    fs::write(other.path().join("f"), &text).unwrap();
+    let before = super::disks::free(disk.path());
+    let to = disk.path().join("to");
+    let copied = crate::support::corfs()
+        .args(["copy", "--method=map-write"])
+        .args([&other.path().join("f"), &to])
+        .status();
+    assert!(copied.unwrap().success());
+    let taken = before.saturating_sub(super::disks::free(disk.path()));
+    assert!(
+        taken < text.len() as u64 / 4,
+        "{taken} of {} bytes",
+        text.len()
+    );
+    assert!(read_file(&to) == text.as_bytes());
+}
+
+#[test]
 fn a_sync_that_fails_is_told_and_changes_nothing() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;

@@ -1,17 +1,43 @@
 //! Space before work: a full disk is found before the first byte moves.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::fs::{AtFlags, FallocateFlags, StatxFlags, fallocate, fstatvfs, statx};
 
 use super::Pass;
 use super::plan::overlap;
 use super::shared::{is_memory, kind};
 use crate::copy::extents::{Extents, cut};
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::{Errno, Fail, OrFail, Result, flags, mountinfo};
 
 /// Bytes of one fallocate: it can't be cancelled.
 const RESERVE: u64 = 1 << 30;
+
+/// Whether a file is written with compression, by its own flag or by its mount: btrfs leaves out what
+/// was reserved (fs/btrfs/inode.c, run_delalloc_nocow), and how much it will take, nobody knows.
+fn compresses(file: BorrowedFd<'_>, kind: u64) -> bool {
+    const BTRFS: u64 = 0x9123_683e;
+    const COMPRESSED: u32 = 0x4;
+    if kind != BTRFS {
+        return false;
+    }
+    flags::get(file).is_ok_and(|flags| flags & COMPRESSED != 0) || mount_compresses(file)
+}
+
+fn mount_compresses(file: BorrowedFd<'_>) -> bool {
+    let asked = StatxFlags::MNT_ID;
+    let Ok(found) = statx(file, c"", AtFlags::EMPTY_PATH, asked) else {
+        return false;
+    };
+    let mounts = mountinfo::read().unwrap_or_default();
+    let mut mounts = mounts.iter().filter(|mount| mount.id == found.stx_mnt_id);
+    mounts.any(|mount| {
+        let mut options = mount.options.as_bytes().split(|&byte| byte == b',');
+        options.any(|option| option.starts_with(b"compress"))
+    })
+}
 
 impl Pass<'_> {
     /// Walks what is to be moved: counts it, and reserves space for it where `reserve` says so.
@@ -21,7 +47,9 @@ impl Pass<'_> {
         let (mut total, mut there) = (0, 0);
         // In memory, pages that are reserved are walked twice (a fifth to a third of the time of
         // a copy on tmpfs, measured), and what is free there is known to the page.
-        let mut possible = reserve && !is_memory(kind(self.destination));
+        let kind = kind(self.destination);
+        let reserve = reserve && !compresses(self.destination, kind);
+        let mut possible = reserve && !is_memory(kind);
         for extent in whole.into_iter().chain(walked.into_iter().flatten()) {
             let extent = extent?;
             total += extent.end - extent.start;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{copy_file_range, fstatfs, ioctl_ficlone};
+use rustix::fs::{copy_file_range, fstat, fstatfs, ftruncate, ioctl_ficlone};
 
 use super::Pass;
 use super::course::{Course, Outcome};
@@ -84,6 +84,11 @@ impl Pass<'_> {
             match shared {
                 Ok(()) => {}
                 Err(Errno::INTR) => continue,
+                // The source's last block is refused where the destination goes on behind it.
+                Err(Errno::INVAL) if self.is_longer()? => {
+                    ftruncate(self.destination, self.size).or_fail("ftruncate")?;
+                    continue;
+                }
                 Err(errno) if not_here(errno) && !must => return Ok(at),
                 Err(errno) => return Err(Fail::new(errno, "share extents")),
             }
@@ -94,6 +99,13 @@ impl Pass<'_> {
                 return Ok(self.size);
             }
         }
+    }
+
+    /// Whether what is written in place has more than the source.
+    fn is_longer(&self) -> Result<bool> {
+        let own = fstat(self.destination).or_fail("fstat")?;
+        let size = u64::try_from(own.st_size).unwrap_or(0);
+        Ok(self.order.options.inplace && size > self.size)
     }
 
     /// Counts what is shared as done. No byte moved: it does not count towards a limit.

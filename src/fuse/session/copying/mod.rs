@@ -8,6 +8,7 @@ mod watched;
 
 use serde::{Deserialize, Serialize};
 
+use super::logging::Sink;
 use super::refusal::{Code, Refusal};
 use crate::copy::language::{args::Asked, quote, wording::title};
 use crate::copy::options::{CopyOptions, Method};
@@ -84,6 +85,8 @@ struct Outcome {
 /// To be called while the process has one thread. One who is told to stop ends by that signal.
 pub fn run(copying: &Copying) -> Result<(), Refusal> {
     let asked = &copying.asked;
+    // What had to be left behind is told by the log alone.
+    Sink::Stderr.install_from("warn");
     let stop = Stop::catch()?;
     let mut view = View::new(copying.telling);
     let outcome = match Through::find(asked) {
