@@ -24,8 +24,11 @@ pub(super) fn hidden(dir: &Path, journal: bool) -> Option<PathBuf> {
 pub(super) fn recorded(dir: &Path) -> Vec<Range<u64>> {
     // It may go between the two.
     let bytes = hidden(dir, true).and_then(|path| fs::read(path).ok());
-    let bytes = bytes.unwrap_or_default();
-    let records = bytes.get(HEADER..).unwrap_or_default();
+    ranges_of(&bytes.unwrap_or_default())
+}
+
+fn ranges_of(journal: &[u8]) -> Vec<Range<u64>> {
+    let records = journal.get(HEADER..).unwrap_or_default();
     let number = |bytes: &[u8]| u64::from_le_bytes(bytes[..8].try_into().unwrap());
     records
         .chunks_exact(RECORD)
@@ -84,6 +87,64 @@ fn after_a_kill_only_what_is_missing_is_moved() {
         fs::remove_file(at.join("to")).unwrap();
     }
     assert!(resumed > 0, "no kill left anything to go on from");
+}
+
+#[test]
+fn after_a_kill_a_tree_goes_on_too() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let at = source.path();
+    fs::create_dir(at.join("tree")).unwrap();
+    let files = ["a", "b"];
+    for (seed, name) in (1..).zip(files) {
+        write_content(&at.join("tree").join(name), seed, SIZE);
+    }
+    let words = "-a -u --resume --reflink=never tree/. to";
+    let whole = files.len() as u64 * SIZE;
+    let mut dice = Dice::new(10);
+    let mut resumed = 0;
+    for _ in 0..soak(50) {
+        let mut mount = Mount::of(at).start();
+        let copy = telling(mount.path(), &format!("--limit=200M {words}"));
+        let enough = dice.below(whole);
+        wait_until("so much is moved", PATIENCE, || {
+            copy.is_finished() || moved(&mount) >= enough
+        });
+        mount.signal_server(Signal::KILL);
+        let _ = copy.join().unwrap();
+        assert!(mount.wait(PATIENCE).is_some());
+        let mut had = 0;
+        let to = at.join("to");
+        for (seed, name) in (1..).zip(files) {
+            if to.join(name).exists() {
+                assert_file(&to.join(name), seed, SIZE);
+                had += SIZE;
+            }
+        }
+        let parts = if to.exists() { all_recorded(&to) } else { 0 };
+        resumed += usize::from(parts > 0);
+        let mount = Mount::of(at).start();
+        tell(mount.path(), words).unwrap();
+        let missing = whole - had - parts;
+        assert!(moved(&mount) <= missing, "{} of {missing}", moved(&mount));
+        for (seed, name) in (1..).zip(files) {
+            assert_file(&to.join(name), seed, SIZE);
+        }
+        assert_eq!(names(&to), files);
+        drop(mount);
+        fs::remove_dir_all(&to).unwrap();
+    }
+    assert!(resumed > 0, "no kill left anything to go on from");
+}
+
+/// Bytes that all journals in a directory have.
+fn all_recorded(dir: &Path) -> u64 {
+    let journals = names(dir);
+    let journals = journals.iter().filter(|name| name.ends_with(".journal"));
+    let ranges = journals.map(|name| ranges_of(&fs::read(dir.join(name)).unwrap()));
+    ranges.map(|ranges| bytes_in(&ranges)).sum()
 }
 
 #[test]
