@@ -3,13 +3,14 @@
 //! What it takes is what the kernel, the library and two processes take on this machine; no mirror
 //! served by requests can be much faster. It shows a tree of the shape of the source's, whose files
 //! hold zeros but for the archive, takes what is written and forgets it. Asked for passthrough, it
-//! hands the large file to the kernel.
+//! hands to the kernel the large file, and a file of the source in place of each new one; asked for
+//! writeback, it has the kernel keep what is written.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,7 +21,7 @@ use fuser::{
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyOpen, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 /// How long the kernel may believe an answer: as on a mirror of its kind.
 const TTL: Duration = Duration::from_secs(1);
@@ -49,6 +50,24 @@ struct Floor {
     /// The one file that the kernel is to read by itself, its number, and its name there once it has.
     passed: OnceLock<(u64, fs::File)>,
     backing: OnceLock<BackingId>,
+    writeback: bool,
+    /// Where new files are made for the kernel, and the last of them.
+    made_in: Option<PathBuf>,
+    made: Mutex<Option<Made>>,
+}
+
+/// A file that the kernel writes by itself.
+struct Made {
+    id: u64,
+    path: PathBuf,
+    file: fs::File,
+    _backing: BackingId,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// Mounts the floor under a tree like that of `source`, until it is unmounted. Of the options that a
@@ -56,6 +75,7 @@ struct Floor {
 /// passthrough it reads the large file by itself.
 pub(crate) fn serve(source: &Path, at: &Path, options: &str) {
     let watched = options.contains("coherence=watch");
+    let passes = options.contains("passthrough=always");
     let floor = Floor {
         nodes: RwLock::default(),
         next: AtomicU64::new(ROOT),
@@ -63,10 +83,13 @@ pub(crate) fn serve(source: &Path, at: &Path, options: &str) {
         archive: OnceLock::new(),
         passed: OnceLock::new(),
         backing: OnceLock::new(),
+        writeback: options.contains("writeback=on"),
+        made_in: passes.then(|| source.to_owned()),
+        made: Mutex::new(None),
     };
     floor.add(ROOT, FileType::Directory, 0, 0o755);
     floor.scan(ROOT, source);
-    if options.contains("passthrough=always") {
+    if passes {
         let id = floor
             .find(ROOT, LARGE.as_ref())
             .expect("the large file")
@@ -144,6 +167,8 @@ impl Floor {
         let gone = nodes
             .get_mut(&parent.0)
             .and_then(|node| node.children.remove(name));
+        let mut made = self.made.lock();
+        made.take_if(|made| gone == Some(made.id));
         match gone.and_then(|id| nodes.remove(&id)) {
             Some(_) => reply.ok(),
             None => reply.error(Errno::ENOENT),
@@ -204,6 +229,9 @@ impl Filesystem for Floor {
         if self.passed.get().is_some() {
             let _ = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH);
             let _ = config.set_max_stack_depth(1);
+        }
+        if self.writeback {
+            let _ = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
         }
         let wanted = InitFlags::FUSE_AUTO_INVAL_DATA
             | InitFlags::FUSE_ASYNC_DIO
@@ -333,6 +361,20 @@ impl Filesystem for Floor {
     ) {
         let made = self.make(parent, name, FileType::RegularFile, mode);
         let handle = FileHandle(0);
+        if let Some(folder) = &self.made_in {
+            let path = folder.join(".floor");
+            let file = fs::File::create(&path).expect("make a file");
+            let backing = reply.open_backing(&file).expect("passthrough");
+            let none = FopenFlags::empty();
+            reply.created_passthrough(&self.ttl, &made, Generation(0), handle, none, &backing);
+            *self.made.lock() = Some(Made {
+                id: made.ino.0,
+                path,
+                file,
+                _backing: backing,
+            });
+            return;
+        }
         reply.created(&self.ttl, &made, Generation(0), handle, FopenFlags::empty());
     }
 
@@ -390,11 +432,14 @@ impl Filesystem for Floor {
     fn fsync(
         &self,
         _req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
+        if let Some(made) = self.made.lock().as_ref().filter(|made| made.id == ino.0) {
+            made.file.sync_all().expect("fsync");
+        }
         reply.ok();
     }
 

@@ -139,10 +139,7 @@ impl<'a> Stage<'a> {
 
     /// Prints a row; answers whether it holds, and its words.
     fn measure(&self, row: &Row) -> (bool, String) {
-        let mut all = vec![Who::Native, Who::Corfs];
-        if row.floor {
-            all.push(Who::Floor);
-        }
+        let all = [Who::Native, Who::Corfs, Who::Floor];
         let mut rounds = vec![Vec::new(); all.len()];
         let mut memory = 0;
         for round in 0..self.sizes.rounds {
@@ -152,18 +149,17 @@ impl<'a> Stage<'a> {
                 memory = memory.max(anonymous);
             }
         }
-        let [native, corfs] = [0, 1].map(|who| middle(&rounds[who]));
-        let ratio = native / corfs;
-        let floor = rounds.get(2).map(|times| native / middle(times));
-        let least = floor.map_or(row.least, |floor| row.least.min(floor * OF_FLOOR));
+        let [native, corfs, floor] = [0, 1, 2].map(|who| middle(&rounds[who]));
+        let (ratio, floor) = (native / corfs, native / floor);
+        let least = row.least.min(floor * OF_FLOOR);
         let holds = ratio >= least * NO_DIFFERENCE && memory <= MEMORY;
         let range = range(&rounds[0], &rounds[1]);
-        let floor = floor.map_or(String::from("none"), |floor| match row.options {
+        let floor = match row.options {
             // The kernel does the work.
             "passthrough=always" => format!("{floor:.3}"),
             // Who answers from the source takes the native time too, and no less than both.
             _ => format!("{floor:.3} ({:.3} with the work)", floor / (1.0 + floor)),
-        });
+        };
         let words = format!(
             "{:34} {ratio:.3} ({:.3} to {:.3}), wanted {:.2}, floor {floor}, memory {:.1} MiB",
             row.what,
@@ -203,7 +199,7 @@ impl<'a> Stage<'a> {
         (row.before)(at, self.sizes);
         rustix::fs::sync();
         std::thread::sleep(Duration::from_secs(row.pause));
-        touch(self.sizes.file);
+        touch(row.caches * self.sizes.file);
         let started = Instant::now();
         (row.work)(at, self.sizes);
         let time = started.elapsed();
