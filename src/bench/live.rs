@@ -31,6 +31,13 @@ pub(super) enum State {
     Cold,
 }
 
+impl State {
+    /// What is mounted is mounted anew before.
+    fn is_fresh(self) -> bool {
+        matches!(self, Self::Fresh | Self::Cold)
+    }
+}
+
 /// A piece of work, and what it needs.
 pub(super) struct Task {
     /// Its place, by number.
@@ -91,28 +98,10 @@ impl Live {
             }
             None => None,
         };
-        let fresh = matches!(task.state, State::Fresh | State::Cold);
-        if fresh {
+        if task.state.is_fresh() {
             place.remount().map_err(|failure| failure.0)?;
         }
-        place::write_out(place.source());
-        for name in &task.reads {
-            if !place.is_plain() {
-                below(&place.root().join(name), &mut |path| {
-                    place::drop_pages(path)
-                });
-            }
-            if task.state == State::Cold {
-                below(&place.source().join(name), &mut |path| {
-                    place::drop_pages(path)
-                });
-            } else {
-                below(&place.source().join(name), &mut |path| {
-                    // What can't be read is told of by the work itself.
-                    let _ = place::warm(path);
-                });
-            }
-        }
+        ready_pages(place, task);
         place::ready_memory(task.fills);
         if task.state == State::Cold {
             place::drop_caches();
@@ -188,6 +177,24 @@ impl Runner for Live {
         let idle = self.idle_calls?;
         let counted = self.once(at, |live, probe| live.traced(probe));
         Some(counted.ok()?.saturating_sub(idle))
+    }
+}
+
+/// Has the pages of what the task reads where its state wants them.
+fn ready_pages(place: &Place, task: &Task) {
+    place::write_out(place.source());
+    for name in &task.reads {
+        // A new mount holds no pages, and who goes through it to drop them has it know all names.
+        if !place.is_plain() && !task.state.is_fresh() {
+            below(&place.root().join(name), &mut |path| {
+                place::drop_pages(path)
+            });
+        }
+        below(&place.source().join(name), &mut |path| match task.state {
+            State::Cold => place::drop_pages(path),
+            // What can't be read is told of by the work itself.
+            _ => drop(place::warm(path)),
+        });
     }
 }
 

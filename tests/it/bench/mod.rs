@@ -47,7 +47,13 @@ impl Bench {
     /// Runs it to its end, and returns what it printed and saved.
     #[track_caller]
     fn measure(&self, words: &str) -> (String, Value) {
-        let table = run(&mut self.command(words));
+        self.complete(&mut self.command(words))
+    }
+
+    /// The same, of a command with words that have spaces in them.
+    #[track_caller]
+    fn complete(&self, command: &mut Command) -> (String, Value) {
+        let table = run(command);
         let run = saved(&self.json());
         assert_eq!(run["complete"], true);
         self.is_clean();
@@ -177,6 +183,24 @@ fn names_are_measured_fresh_and_again() {
         }
     }
     assert!(all(&run).all(|series| series["memory"].is_null()));
+}
+
+/// What the kernel asks a mount that was made for the work is what the work asks: nobody was there
+/// before it.
+#[test]
+fn a_fresh_mount_is_first_looked_at_by_the_work() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let log = bench.found.path().join("requests");
+    let mut command = bench.command("meta --files=3 --rounds=1 --warmup=0 --no-look");
+    let told = format!("--corfs=told=debug,log_file={}", log.display());
+    let (_, run) = bench.complete(command.args(["--only=grep a tree, fresh", &told]));
+    assert_eq!(samples(named(&run, "grep a tree, fresh mount", "told")), 1);
+    let log = String::from_utf8(read_file(&log)).expect("text");
+    let opened = log.lines().filter(|line| line.contains(" OPEN ")).count();
+    assert_eq!(opened, 3, "each file once: {log}");
 }
 
 #[test]
