@@ -168,6 +168,7 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
             "--cold takes root: the kernel is to drop its caches".into(),
         ));
     }
+    asked.files_out.can_save()?;
     let stop = progress::catch_signals()?;
     let (mut live, mut run) = set_up(asked)?;
     if !asked.no_look {
@@ -178,20 +179,22 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
     progress.end();
     drop(live);
     run.machine.load[1] = machine::load();
-    asked.files_out.save(&run)?;
-    if let Some(path) = &asked.files_out.html {
-        outcome::save(path, &page::page(&run)?)?;
+    report(&asked.files_out, &run)
+}
+
+/// Saves the run and shows it; what went wrong stands before the table, for this is all that is left
+/// of what could not be saved.
+fn report(files: &Files, run: &Run) -> Result<String, Failure> {
+    let mut wrong: Vec<String> = files.save_all(run).into_iter().map(|f| f.0).collect();
+    if !run.complete {
+        wrong.push("stopped".into());
     }
-    if let Some(failure) = progress.unsaved {
-        return Err(failure);
-    }
-    let table = table::table(&run);
-    if run.complete {
+    let table = table::table(run);
+    if wrong.is_empty() {
         return Ok(table);
     }
-    Err(Failure(format!(
-        "stopped; of what was measured until then:\n{table}"
-    )))
+    let wrong = wrong.join("; ");
+    Err(Failure(format!("{wrong}; this was measured:\n{table}")))
 }
 
 /// Mounts everybody, makes the files, and plans the works.
@@ -262,4 +265,27 @@ fn state_in_words(asked: &Measure) -> String {
          was done just before, on the same mount.{cold} Each run is a process of its own; its \
          start is not in the time. Memory is sampled in a run of its own."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outcome::testing::{run, series};
+    use super::*;
+
+    #[test]
+    fn what_can_not_be_saved_is_shown() {
+        let run = run(vec![series("work", "native", true, &[1.0])]);
+        let files = Files {
+            json: Some("/nonexistent/run.json".into()),
+            ..Files::default()
+        };
+        let said = report(&files, &run).unwrap_err().0;
+        assert!(said.contains("write /nonexistent/run.json"), "{said}");
+        assert!(said.contains("work [op/s]"), "{said}");
+        assert!(
+            report(&Files::default(), &run)
+                .unwrap()
+                .contains("work [op/s]")
+        );
+    }
 }

@@ -264,6 +264,16 @@ fn who_can_not_be_mounted_or_measured_is_named() {
         "gone: ",
     );
     fails("meta --only=nothing", "nothing to measure");
+    let mut unsaved = corfs();
+    unsaved.args(["bench", "meta", "--json=/nonexistent/r.json", "--dir"]);
+    let out = output(unsaved.arg(bench.place.path()));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(said.contains("write /nonexistent/r.json"), "{said}");
+    assert!(
+        !said.contains("op/s"),
+        "before anything is measured: {said}"
+    );
     let nowhere = output(corfs().args(["bench", "meta", "--dir", "/nonexistent"]));
     assert_eq!(nowhere.status.code(), Some(2));
 }
