@@ -11,6 +11,7 @@ use super::Failure;
 use super::conduct::Observer;
 use super::outcome::{Run, can_save, save};
 use super::page::page;
+use crate::sys::signals::is_ignored;
 
 /// Where to put what was measured.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,10 +62,11 @@ pub(super) struct Progress {
 }
 
 /// From here on Ctrl-C, TERM and HUP set this and no longer end the process: what is mounted must go
-/// first.
+/// first. A signal that this process was started to ignore (nohup) stays ignored.
 pub(super) fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
+    let all = [SIGINT, SIGTERM, SIGHUP];
+    for signal in all.into_iter().filter(|signal| !is_ignored(*signal)) {
         signal_hook::flag::register(signal, stop.clone())
             .map_err(|error| Failure(format!("catch signals: {error}")))?;
     }

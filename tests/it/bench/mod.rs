@@ -331,3 +331,38 @@ fn term_ends_it_too() {
     });
     bench.is_clean();
 }
+
+/// As under nohup, when the terminal goes.
+#[test]
+fn a_hangup_that_is_ignored_ends_nothing() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let words = bench.command("meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look");
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(words.get_program())
+        .args(words.get_args())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    let rounds = || match bench.json().exists() {
+        true => samples(named(&saved(&bench.json()), "create", "native")),
+        false => 0,
+    };
+    wait_until("a round is saved", PATIENCE, || rounds() > 0);
+    let before = rounds();
+    kill_process(Pid::from_child(&child), Signal::HUP).expect("kill");
+    // One round may have been under way.
+    wait_until("it goes on", PATIENCE, || {
+        rounds() > before + 1 || child.try_wait().expect("wait").is_some()
+    });
+    assert!(child.try_wait().expect("wait").is_none(), "it has ended");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    bench.is_clean();
+}
