@@ -28,7 +28,7 @@ use crate::sys::process;
 use live::Live;
 use outcome::{Run, VERSION};
 use place::{Place, Stage};
-use progress::Progress;
+use progress::{Progress, Stop};
 
 pub use progress::Files;
 
@@ -169,8 +169,8 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
         ));
     }
     asked.files_out.can_save()?;
-    let stop = progress::catch_signals()?;
-    let (mut live, mut run) = set_up(asked)?;
+    let stop = Stop::catch()?;
+    let (mut live, mut run) = set_up(asked, &stop)?;
     if !asked.no_look {
         look(asked, &mut live, &mut run);
     }
@@ -198,7 +198,7 @@ fn report(files: &Files, run: &Run) -> Result<String, Failure> {
 }
 
 /// Mounts everybody, makes the files, and plans the works.
-fn set_up(asked: &Measure) -> Result<(Live, Run), Failure> {
+fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
     let (_, directory) = (asked.directories.first()).ok_or(Failure("no directory".into()))?;
     let home = Stage::new(directory)?;
     let privileged = rustix::process::geteuid().is_root();
@@ -206,9 +206,9 @@ fn set_up(asked: &Measure) -> Result<(Live, Run), Failure> {
     let mut places = Vec::new();
     let subjects = experiments::subjects(asked, privileged);
     for (number, subject) in subjects.into_iter().enumerate() {
-        places.push(Place::new(subject, &home, number)?);
+        places.push(Place::new(subject, &home, number, stop)?);
     }
-    let plan = experiments::plan(asked, &places)?;
+    let plan = experiments::plan(asked, &places, stop)?;
     let run = Run {
         version: VERSION,
         experiment: asked.experiment.name().into(),

@@ -13,6 +13,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
 use super::Failure;
+use super::progress::Stop;
 
 /// How long a mount may take to come, and its daemon to go.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -106,6 +107,7 @@ pub(super) struct Place {
     mounted: Option<Mounted>,
     stage: Option<Stage>,
     point: PathBuf,
+    stop: Stop,
 }
 
 #[derive(Debug)]
@@ -113,11 +115,18 @@ struct Mounted {
     point: PathBuf,
     child: Child,
     kind: Kind,
+    /// The mount was seen.
+    up: bool,
 }
 
 impl Place {
     /// Mounts what is to be mounted; `number` is no other place's.
-    pub(super) fn new(subject: Subject, home: &Stage, number: usize) -> Result<Self, Failure> {
+    pub(super) fn new(
+        subject: Subject,
+        home: &Stage,
+        number: usize,
+        stop: &Stop,
+    ) -> Result<Self, Failure> {
         let stage = match &subject.kind {
             Kind::Elsewhere(path) => Some(Stage::new(path)?),
             _ => None,
@@ -130,6 +139,7 @@ impl Place {
             mounted: None,
             stage,
             point,
+            stop: stop.clone(),
         };
         if !place.is_plain() {
             make_dir(&place.point)?;
@@ -227,10 +237,12 @@ impl Place {
             point: self.point.clone(),
             child,
             kind: self.subject.kind.clone(),
+            up: false,
         });
         let deadline = Instant::now() + PATIENCE;
         loop {
             if fs::metadata(&self.point).is_ok_and(|now| now.dev() != before.dev()) {
+                mounted.up = true;
                 return Ok(());
             }
             // A peer may go to the background: its command then ends well.
@@ -244,6 +256,7 @@ impl Place {
             if Instant::now() > deadline {
                 return Err(failed(&"nothing was mounted within 30 s"));
             }
+            self.stop.check()?;
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -281,8 +294,11 @@ impl Drop for Mounted {
         if matches!(self.kind, Kind::Corfs(_)) {
             // It unmounts by itself, lazily if it must.
             let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
-        } else {
+        } else if self.up {
             unmount(&self.point);
+        } else if matches!(self.child.try_wait(), Ok(None)) {
+            // Nothing else tells it that it is not waited for any more.
+            let _ = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::TERM);
         }
         let deadline = Instant::now() + PATIENCE;
         while !matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {

@@ -58,23 +58,47 @@ fn failures<const N: usize>(tried: [Option<Result<(), Failure>>; N]) -> Vec<Fail
 pub(super) struct Progress {
     bar: ProgressBar,
     files: Files,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
 }
 
-/// From here on Ctrl-C, TERM and HUP set this and no longer end the process: what is mounted must go
-/// first. A signal that this process was started to ignore (nohup) stays ignored.
-pub(super) fn catch_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let all = [SIGINT, SIGTERM, SIGHUP];
-    for signal in all.into_iter().filter(|signal| !is_ignored(*signal)) {
-        signal_hook::flag::register(signal, stop.clone())
-            .map_err(|error| Failure(format!("catch signals: {error}")))?;
+/// What Ctrl-C, TERM and HUP set, which no longer end the process: what is mounted must go first.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// From here on. A signal that this process was started to ignore (nohup) stays ignored.
+    pub(super) fn catch() -> Result<Self, Failure> {
+        let stop = Self::default();
+        let all = [SIGINT, SIGTERM, SIGHUP];
+        for signal in all.into_iter().filter(|signal| !is_ignored(*signal)) {
+            signal_hook::flag::register(signal, stop.0.clone())
+                .map_err(|error| Failure(format!("catch signals: {error}")))?;
+        }
+        Ok(stop)
     }
-    Ok(stop)
+
+    /// Whether one came.
+    pub(super) fn asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Fails when one came, for what takes long before the first round.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match self.asked() {
+            true => Err(Failure("stopped before anything was measured".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// As if one had come.
+    #[cfg(test)]
+    pub(super) fn ask(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Progress {
-    pub(super) fn new(run: &Run, files: Files, stop: Arc<AtomicBool>) -> Self {
+    pub(super) fn new(run: &Run, files: Files, stop: Stop) -> Self {
         let turns = (run.warmups + run.rounds + 1) * run.series.len();
         let bar = ProgressBar::new(turns as u64);
         let form = "{bar:24} {percent:>3} %, {eta} left  {wide_msg}";
@@ -103,7 +127,7 @@ impl Observer for Progress {
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.asked()
     }
 }
 

@@ -366,3 +366,32 @@ fn a_hangup_that_is_ignored_ends_nothing() {
     });
     bench.is_clean();
 }
+
+/// Also before the first round, while somebody is waited for who does not mount.
+#[test]
+fn who_stops_it_while_it_begins_need_not_wait() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command("read --size=1M --no-corfs --peer=never=sleep\t1000;:\t{SRC}\t{MNT}")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start");
+    let began = || {
+        let folders = fs::read_dir(bench.place.path()).unwrap().flatten();
+        folders
+            .into_iter()
+            .any(|f| f.path().join("mnt-1.log").exists())
+    };
+    wait_until("it waits for the mount", PATIENCE, began);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    // It has 30 s of patience itself.
+    wait_until("it ends", Duration::from_secs(15), || {
+        child.try_wait().expect("wait").is_some()
+    });
+    let out = child.wait_with_output().expect("wait");
+    assert_eq!(out.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("stopped before"), "{said}");
+    bench.is_clean();
+}
