@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,6 +13,7 @@ use rustix::process::{Pid, Signal};
 
 use super::Failure;
 use super::progress::Stop;
+use crate::sys::mountinfo;
 
 /// How long a mount may take to come, and its daemon to go.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,20 +79,18 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // Removing through what is still mounted would be no harm, but no use either.
-        if !self.keep && !has_mounts(&self.folder) {
+        // To remove what is still mounted would be to empty it, and it may show others' files.
+        if !self.keep && matches!(has_mounts(&self.folder), Ok(false)) {
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
 }
 
-fn has_mounts(folder: &Path) -> bool {
-    let device = |path: &Path| fs::symlink_metadata(path).map(|stat| stat.dev()).ok();
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let own = device(folder);
-    entries
-        .map(|entry| entry.path())
-        .any(|path| device(&path) != own)
+/// Whether something is mounted at or below a folder of ours. Its device number would not tell: a
+/// bind mount shows that of what it binds.
+fn has_mounts(folder: &Path) -> io::Result<bool> {
+    let mounts = mountinfo::read()?;
+    Ok(mounts.iter().any(|m| m.mountpoint.starts_with(folder)))
 }
 
 fn make_dir(path: &Path) -> Result<(), Failure> {
@@ -222,7 +220,6 @@ impl Place {
                 command
             }
         };
-        let before = fs::metadata(&self.point).map_err(|error| failed(&error))?;
         let log = self.point.with_extension("log");
         let said = fs::File::create(&log).map_err(|error| failed(&error))?;
         // A group of its own: Ctrl-C is for us, who then unmount.
@@ -241,7 +238,10 @@ impl Place {
         });
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if fs::metadata(&self.point).is_ok_and(|now| now.dev() != before.dev()) {
+            // It may be mounted before it answers.
+            if has_mounts(&self.point).map_err(|error| failed(&error))?
+                && fs::metadata(&self.point).is_ok()
+            {
                 mounted.up = true;
                 return Ok(());
             }

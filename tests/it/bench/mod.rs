@@ -158,6 +158,20 @@ fn reads_are_measured_on_mounts_and_their_peers() {
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
 }
 
+/// Its device number is the source's own.
+#[test]
+fn a_bind_mount_is_a_peer_too() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (_, run) = bench.measure(
+        "meta --files=3 --rounds=1 --warmup=0 --no-look --no-corfs --only=stat \
+         --peer=bind=mount\t--bind\t{SRC}\t{MNT}",
+    );
+    assert_eq!(samples(named(&run, "stat, fresh mount", "bind")), 1);
+}
+
 #[test]
 fn names_are_measured_fresh_and_again() {
     if !require(&[Need::Fuse]) {
