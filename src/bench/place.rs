@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, CWD, Mode, OFlags};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::Failure;
 use super::progress::Stop;
@@ -43,8 +43,6 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Stage {
     folder: PathBuf,
-    /// Removing it was not possible, or is not to be: something may still be mounted in it.
-    keep: bool,
 }
 
 impl Stage {
@@ -57,10 +55,7 @@ impl Stage {
             let folder = directory.join(format!("corfs-bench-{pid}-{number}"));
             match fs::create_dir(&folder) {
                 Ok(()) => {
-                    let stage = Self {
-                        folder,
-                        keep: false,
-                    };
+                    let stage = Self { folder };
                     make_dir(&stage.source())?;
                     return Ok(stage);
                 }
@@ -80,8 +75,13 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         // To remove what is still mounted would be to empty it, and it may show others' files.
-        if !self.keep && matches!(has_mounts(&self.folder), Ok(false)) {
-            let _ = fs::remove_dir_all(&self.folder);
+        let gone = match has_mounts(&self.folder) {
+            Ok(false) => fs::remove_dir_all(&self.folder),
+            Ok(true) => Err(io::Error::other("something is still mounted in it")),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = gone {
+            eprintln!("corfs: {} is left: {error}", self.folder.display());
         }
     }
 }
@@ -289,27 +289,46 @@ fn shell_word(path: &Path) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if matches!(self.kind, Kind::Corfs(_)) {
-            // It unmounts by itself, lazily if it must.
-            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
-        } else if self.up {
-            unmount(&self.point);
-        } else if matches!(self.child.try_wait(), Ok(None)) {
-            // Nothing else tells it that it is not waited for any more.
-            let _ = rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::TERM);
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while !matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+impl Mounted {
+    /// Whether it still runs, so that its number is no other process's.
+    fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn ends_within(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.runs() {
             if Instant::now() > deadline {
-                let _ =
-                    rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-                unmount(&self.point);
-                let _ = self.child.wait();
-                return;
+                return false;
             }
             std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let (pid, runs) = (Pid::from_child(&self.child), self.runs());
+        match (&self.kind, self.up) {
+            (Kind::Corfs(_), _) if runs => {
+                // It unmounts by itself, lazily if it must.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            (_, true) => unmount(&self.point),
+            (_, false) if runs => {
+                // Nothing else tells it that it is not waited for any more.
+                let _ = kill_process_group(pid, Signal::TERM);
+            }
+            (_, false) => {}
+        }
+        if !self.ends_within(PATIENCE) {
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = self.child.wait();
+        }
+        // What was killed has unmounted nothing.
+        if matches!(has_mounts(&self.point), Ok(true)) {
+            unmount(&self.point);
         }
     }
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{Need, Scratch, corfs, output, read_file, require, run, wait_until};
+use crate::support::{
+    Need, Scratch, children_of, corfs, output, read_file, require, run, wait_until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -408,4 +410,46 @@ fn who_stops_it_while_it_begins_need_not_wait() {
     let said = String::from_utf8_lossy(&out.stderr);
     assert!(said.contains("stopped before"), "{said}");
     bench.is_clean();
+}
+
+/// Who is killed unmounts nothing by himself.
+#[test]
+fn what_a_killed_corfs_leaves_is_unmounted() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let mut child = bench
+        .command(
+            "meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look --corfs=it=io=mmap",
+        )
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    wait_until("a round is saved", PATIENCE, || bench.json().exists());
+    let guardian = guardian_of(child.id());
+    kill_process(guardian, Signal::KILL).expect("kill");
+    let dead = || !named(&saved(&bench.json()), "create", "it")["failed"].is_null();
+    wait_until("its work fails", PATIENCE, dead);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    bench.is_clean();
+}
+
+/// The process of the one mount that a bench has; its other children are the works.
+fn guardian_of(bench: u32) -> Pid {
+    let of = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("/mnt-1\0")
+    };
+    let mut found = None;
+    wait_until("the mount has a process", PATIENCE, || {
+        found = children_of(bench).into_iter().find(of);
+        found.is_some()
+    });
+    let number = found.and_then(|pid| i32::try_from(pid).ok());
+    number.and_then(Pid::from_raw).expect("a process")
 }
