@@ -90,6 +90,15 @@ fn wins_from(run: &Run, method: &str) -> Option<String> {
         })
         .collect();
     let (largest, last) = ratios.last()?;
+    if last.verdict() == Verdict::Few {
+        return Some(format!(
+            "Whether {method} wins over read and write is not to be told from {} rounds ({:.2} times \
+             as fast at {}).",
+            last.rounds,
+            last.value,
+            shown(*largest)
+        ));
+    }
     // The longest run of wins that reaches the largest size.
     let first_win = ratios
         .iter()
@@ -269,7 +278,7 @@ mod tests {
     use super::*;
 
     fn at(axis: &str, value: f64, who: &str, seconds: f64) -> Series {
-        let all = [seconds, seconds * 1.01, seconds * 0.99];
+        let all = [1.0, 1.01, 0.99, 1.0, 1.0].map(|share| seconds * share);
         let baseline = ["read-write", "pread"].contains(&who);
         let mut one = series(&format!("{axis} {value}"), who, baseline, &all);
         one.about.amount = value;
@@ -310,6 +319,19 @@ mod tests {
     }
 
     #[test]
+    fn nobody_wins_in_too_few_rounds() {
+        let mut all = vec![
+            at("size", 65536.0, "read-write", 1.0),
+            at("size", 65536.0, "map-write", 0.5),
+        ];
+        all[1].samples.truncate(2);
+        let mut run = run(all);
+        run.experiment = "copy".into();
+        let said = answers(&run)[0].clone();
+        assert!(said.contains("not to be told from 2 rounds"), "{said}");
+    }
+
+    #[test]
     fn the_price_of_a_fault_is_what_touching_adds() {
         let mut touch = at("window", 4194304.0, "map, touch", 0.003);
         for sample in &mut touch.samples {
@@ -324,12 +346,12 @@ mod tests {
 
     #[test]
     fn who_was_faster_is_named() {
-        let mut ours = series("w", "io=mmap", false, &[1.0, 1.01, 0.99]);
+        let mut ours = series("w", "io=mmap", false, &[1.0, 1.01, 0.99, 1.0, 1.0]);
         ours.about.command = "corfs -f -o io=mmap a b".into();
-        let mut worse = series("w", "io=pread", false, &[4.0, 4.1, 3.9]);
+        let mut worse = series("w", "io=pread", false, &[4.0; 5]);
         worse.about.command = "corfs -f -o io=pread a b".into();
-        let native = series("w", "native", true, &[0.5, 0.5, 0.5]);
-        let slower = series("w", "bindfs", false, &[2.0, 2.0, 2.0]);
+        let native = series("w", "native", true, &[0.5; 5]);
+        let slower = series("w", "bindfs", false, &[2.0; 5]);
         let mut run = run(vec![native, ours, worse, slower]);
         assert_eq!(losses(&run), ["w: native 2.00 times as fast as io=mmap"]);
         run.experiment = "copy".into();
