@@ -91,6 +91,7 @@ impl Live {
     fn prepare(&mut self, at: usize) -> Result<Option<Folder>, String> {
         let task = &self.tasks[at];
         let place = &mut self.places[task.place];
+        place.is_there()?;
         let folder = match task.folder {
             Some(files) => {
                 self.folders += 1;
@@ -99,7 +100,7 @@ impl Live {
             None => None,
         };
         if task.state.is_fresh() {
-            place.remount().map_err(|failure| failure.0)?;
+            place.remount()?;
         }
         ready_pages(place, task);
         place::ready_memory(task.fills);

@@ -206,7 +206,13 @@ fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
     let mut places = Vec::new();
     let subjects = experiments::subjects(asked, privileged);
     for (number, subject) in subjects.into_iter().enumerate() {
-        places.push(Place::new(subject, &home, number, stop)?);
+        let place = Place::new(subject, &home, number, stop)?;
+        stop.check()?;
+        if let Err(why) = place.is_there() {
+            // The tables tell it too, but they come at the end.
+            eprintln!("corfs: {} is left out: {why}", place.subject.name);
+        }
+        places.push(place);
     }
     let plan = experiments::plan(asked, &places, stop)?;
     let run = Run {

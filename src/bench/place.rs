@@ -106,6 +106,8 @@ pub(super) struct Place {
     stage: Option<Stage>,
     point: PathBuf,
     stop: Stop,
+    /// Why it could not be mounted: it is left out from then on.
+    absent: Option<String>,
 }
 
 #[derive(Debug)]
@@ -118,7 +120,8 @@ struct Mounted {
 }
 
 impl Place {
-    /// Mounts what is to be mounted; `number` is no other place's.
+    /// Mounts what is to be mounted; `number` is no other place's. Who does not mount is a place
+    /// too, one that is not [there](Self::is_there).
     pub(super) fn new(
         subject: Subject,
         home: &Stage,
@@ -138,12 +141,18 @@ impl Place {
             stage,
             point,
             stop: stop.clone(),
+            absent: None,
         };
         if !place.is_plain() {
             make_dir(&place.point)?;
-            place.mount()?;
+            place.mount();
         }
         Ok(place)
+    }
+
+    /// Fails with why it could not be mounted.
+    pub(super) fn is_there(&self) -> Result<(), String> {
+        self.absent.clone().map_or(Ok(()), Err)
     }
 
     /// Nothing is mounted for it.
@@ -192,36 +201,31 @@ impl Place {
     }
 
     /// Unmounts and mounts anew: what the kernel and the daemon remembered is gone.
-    pub(super) fn remount(&mut self) -> Result<(), Failure> {
-        if self.is_plain() {
-            return Ok(());
+    pub(super) fn remount(&mut self) -> Result<(), String> {
+        if !self.is_plain() {
+            self.mounted = None;
+            self.mount();
         }
-        self.mounted = None;
-        self.mount()
+        self.is_there()
     }
 
-    fn mount(&mut self) -> Result<(), Failure> {
-        let name = &self.subject.name;
-        let failed = |error: &dyn std::fmt::Display| Failure(format!("{name}: {error}"));
-        let mut command = match &self.subject.kind {
-            Kind::Native | Kind::Elsewhere(_) => return Ok(()),
-            Kind::Corfs(options) => {
-                let mut command =
-                    Command::new(std::env::current_exe().map_err(|error| failed(&error))?);
-                command.arg("-f").args([&self.source, &self.point]);
-                if !options.is_empty() {
-                    command.args(["-o", options]);
-                }
-                command
-            }
-            Kind::Peer(words) => {
-                let mut command = Command::new("sh");
-                command.args(["-c", &filled(words, &self.source, &self.point)]);
-                command
-            }
+    fn mount(&mut self) {
+        self.absent = self.try_mount().err();
+        if self.absent.is_some() {
+            // It must not come later, when nobody looks.
+            self.mounted = None;
+        }
+    }
+
+    fn try_mount(&mut self) -> Result<(), String> {
+        let in_words = |error: io::Error| error.to_string();
+        if has_mounts(&self.point).map_err(in_words)? {
+            return Err("what was mounted before can't be unmounted".into());
+        }
+        let Some(mut command) = self.starts().map_err(in_words)? else {
+            return Ok(());
         };
-        let log = self.point.with_extension("log");
-        let said = fs::File::create(&log).map_err(|error| failed(&error))?;
+        let said = fs::File::create(self.log()).map_err(in_words)?;
         // A group of its own: Ctrl-C is for us, who then unmount.
         let child = command
             .stdin(Stdio::null())
@@ -229,21 +233,50 @@ impl Place {
             .stderr(said)
             .process_group(0)
             .spawn()
-            .map_err(|error| failed(&error))?;
-        let mounted = self.mounted.insert(Mounted {
+            .map_err(in_words)?;
+        self.mounted = Some(Mounted {
             point: self.point.clone(),
             child,
             kind: self.subject.kind.clone(),
             up: false,
         });
+        self.await_mount()
+    }
+
+    /// What starts the process that mounts, where there is one.
+    fn starts(&self) -> io::Result<Option<Command>> {
+        Ok(match &self.subject.kind {
+            Kind::Native | Kind::Elsewhere(_) => None,
+            Kind::Corfs(options) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("-f").args([&self.source, &self.point]);
+                if !options.is_empty() {
+                    command.args(["-o", options]);
+                }
+                Some(command)
+            }
+            Kind::Peer(words) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &filled(words, &self.source, &self.point)]);
+                Some(command)
+            }
+        })
+    }
+
+    /// Where it says why it does not mount.
+    fn log(&self) -> PathBuf {
+        self.point.with_extension("log")
+    }
+
+    fn await_mount(&mut self) -> Result<(), String> {
+        let log = self.log();
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        while let Some(mounted) = &mut self.mounted {
+            let listed = has_mounts(&self.point).map_err(|error| error.to_string())?;
             // It may be mounted before it answers.
-            if has_mounts(&self.point).map_err(|error| failed(&error))?
-                && fs::metadata(&self.point).is_ok()
-            {
+            if listed && fs::metadata(&self.point).is_ok() {
                 mounted.up = true;
-                return Ok(());
+                break;
             }
             // A peer may go to the background: its command then ends well.
             if let Ok(Some(status)) = mounted.child.try_wait()
@@ -251,14 +284,15 @@ impl Place {
             {
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 let last = said.lines().last().unwrap_or("it said nothing");
-                return Err(failed(&format_args!("{status}; {last}")));
+                return Err(format!("{status}; {last}"));
             }
             if Instant::now() > deadline {
-                return Err(failed(&"nothing was mounted within 30 s"));
+                return Err("nothing was mounted within 30 s".into());
             }
-            self.stop.check()?;
+            self.stop.check().map_err(|stopped| stopped.0)?;
             std::thread::sleep(Duration::from_millis(2));
         }
+        Ok(())
     }
 }
 

@@ -262,10 +262,29 @@ fn run_of(command: &mut Command) -> String {
 }
 
 #[test]
-fn who_can_not_be_mounted_or_measured_is_named() {
+fn who_can_not_be_mounted_is_left_out_and_the_others_are_measured() {
     if !require(&[Need::Fuse]) {
         return;
     }
+    let bench = Bench::new();
+    let (table, run) = bench.measure(
+        "meta --files=2 --rounds=1 --warmup=0 --only=create --no-look --corfs=plain=io=pread \
+         --corfs=odd=io=odd --peer=gone=no-such-program\t{SRC}\t{MNT}",
+    );
+    for subject in ["native", "plain"] {
+        assert_eq!(samples(named(&run, "create", subject)), 1, "{subject}");
+    }
+    for (subject, why) in [("odd", "io"), ("gone", "no-such-program")] {
+        let series = named(&run, "create", subject);
+        assert!(series["samples"].as_array().unwrap().is_empty());
+        let failed = series["failed"].as_str().expect("why");
+        assert!(failed.contains(why), "{failed}");
+        assert!(table.contains(failed), "{table}");
+    }
+}
+
+#[test]
+fn who_can_not_be_measured_is_named() {
     let bench = Bench::new();
     let fails = |words: &str, why: &str| {
         let out = output(&mut bench.command(words));
@@ -274,12 +293,7 @@ fn who_can_not_be_mounted_or_measured_is_named() {
         assert!(said.contains(why), "{why}: {said}");
         bench.is_clean();
     };
-    fails("read --size=1M --corfs=odd=io=odd", "odd: ");
-    fails(
-        "read --size=1M --peer=gone=no-such-program\t{SRC}\t{MNT}",
-        "gone: ",
-    );
-    fails("meta --only=nothing", "nothing to measure");
+    fails("meta --no-corfs --only=nothing", "nothing to measure");
     let mut unsaved = corfs();
     unsaved.args(["bench", "meta", "--json=/nonexistent/r.json", "--dir"]);
     let out = output(unsaved.arg(bench.place.path()));
