@@ -1,7 +1,7 @@
 //! What the numbers say to the questions of the mmap tradition (APUE 3rd ed., 14.8): when does
 //! mmap win over read and write, and what does it cost?
 
-use super::experiments::shown;
+use super::experiments::{COLD, shown};
 use super::outcome::{Run, Sample, Series};
 use super::plot::number;
 use super::statistics::{Verdict, median, paired};
@@ -50,12 +50,14 @@ pub(super) fn losses(run: &Run) -> Vec<String> {
     found
 }
 
-/// The series of a line of a sweep over one thing, by growing value.
+/// The series of a line of a sweep over one thing, by growing value; the questions are asked of warm
+/// caches.
 fn line<'a>(run: &'a Run, axis: &str, line: &str) -> Vec<(f64, &'a Series)> {
     let of = |series: &'a Series| {
         let sweep = series.about.sweep.as_ref()?;
         let fits = sweep.axis == axis && sweep.line == line && !series.samples.is_empty();
-        fits.then_some((sweep.value, series))
+        let warm = !series.about.work.starts_with(COLD);
+        (fits && warm).then_some((sweep.value, series))
     };
     let mut found: Vec<_> = run.series.iter().filter_map(of).collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -382,6 +384,19 @@ mod tests {
             said.contains("does not win") && said.contains("2.00 at 64 KiB"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn cold_caches_answer_nothing() {
+        let mut cold = at("size", 65536.0, "map-write", 0.1);
+        cold.about.work.insert_str(0, COLD);
+        let mut run = run(vec![
+            at("size", 65536.0, "read-write", 1.0),
+            at("size", 65536.0, "map-write", 0.5),
+            cold,
+        ]);
+        run.experiment = "copy".into();
+        assert!(answers(&run)[0].contains("(2.00 times as fast there, 2.00 at 64 KiB)"));
     }
 
     #[test]

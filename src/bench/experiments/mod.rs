@@ -18,6 +18,9 @@ use super::probe::Probe;
 use super::progress::Stop;
 use super::{Experiment, Failure, Measure};
 
+/// How the name of a work begins that finds caches cold, where the same is done with warm ones too.
+pub(super) const COLD: &str = "cold: ";
+
 /// The works, and what measures each; one for one.
 pub(super) struct Plan {
     pub(super) series: Vec<Series>,

@@ -132,6 +132,30 @@ fn copies_are_measured_by_every_method() {
 }
 
 #[test]
+fn copies_are_measured_with_cold_caches_too() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (_, run) = bench.measure(
+        "copy --size=1M --sizes= --chunks= --workers= --rounds=1 --warmup=0 --no-look --cold",
+    );
+    for work in ["copy 1 MiB", "cold: copy 1 MiB"] {
+        for subject in ["read-write", "map-map", "cp", ".copy in corfs"] {
+            assert_eq!(samples(named(&run, work, subject)), 1, "{work}, {subject}");
+        }
+    }
+    let cold = named(&run, "cold: copy 1 MiB", "map-map");
+    assert_eq!(cold["sweep"]["name"], "cold: every method, by size");
+    assert!(
+        run["state"]
+            .as_str()
+            .unwrap()
+            .contains("drops all its caches")
+    );
+}
+
+#[test]
 fn reads_are_measured_on_mounts_and_their_peers() {
     if !require(&[Need::Fuse, Need::Root, Need::Tool("bindfs")]) {
         return;
