@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::conduct::Runner;
 use super::outcome::{Memory, Sample};
-use super::place::{self, Place, Stage};
+use super::place::{self, Place, Stage, below};
 use super::probe::Probe;
 
 /// How often memory is looked at.
@@ -191,11 +191,20 @@ fn ready_pages(place: &Place, task: &Task) {
                 place::drop_pages(path)
             });
         }
-        below(&place.source().join(name), &mut |path| match task.state {
-            State::Cold => place::drop_pages(path),
-            // What can't be read is told of by the work itself.
-            _ => drop(place::warm(path)),
-        });
+        below(&place.source().join(name), &mut |path| ready(task, path));
+    }
+    if !task.reads.is_empty() {
+        // What is read from there instead.
+        below(&place.cache(), &mut |path| ready(task, path));
+    }
+}
+
+/// Has the pages of one file in the page cache, or not.
+fn ready(task: &Task, path: &Path) {
+    match task.state {
+        State::Cold => place::drop_pages(path),
+        // What can't be read is told of by the work itself.
+        _ => drop(place::warm(path)),
     }
 }
 
@@ -234,19 +243,6 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.own);
-    }
-}
-
-/// Every file at or below a path.
-fn below(path: &Path, with: &mut dyn FnMut(&Path)) {
-    let Ok(stat) = fs::symlink_metadata(path) else {
-        return;
-    };
-    if !stat.is_dir() {
-        return with(path);
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        below(&entry.path(), with);
     }
 }
 

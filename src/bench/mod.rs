@@ -215,6 +215,9 @@ fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
         places.push(place);
     }
     let plan = experiments::plan(asked, &places, stop)?;
+    for place in &mut places {
+        place.fill_cache()?;
+    }
     let run = Run {
         version: VERSION,
         experiment: asked.experiment.name().into(),
@@ -265,11 +268,13 @@ fn state_in_words(asked: &Measure) -> String {
         "Before each run dirty pages are written out, the source's files are read once, so that \
          they are in the page cache, the pages that a mount holds of them are dropped \
          (POSIX_FADV_DONTNEED), and as much memory as the run fills is touched and freed. Works \
-         called \"fresh mount\" or small files: mounted anew just before. O_DIRECT in the directory \
-         itself, and in passthrough, goes to the disk (not on tmpfs); through other mounts it goes past \
-         the mount's page cache to the source's. \"Again\": the same work \
-         was done just before, on the same mount.{cold} Each run is a process of its own; its \
-         start is not in the time. Memory is sampled in a run of its own."
+         called \"fresh mount\" or small files: mounted anew just before. A mount whose cache lies \
+         in the folder of the bench has read all files before the first round, so that they are in \
+         it, and what it keeps there is in the page cache too. O_DIRECT in the directory itself, \
+         and in passthrough, goes to the disk (not on tmpfs); through other mounts it goes past \
+         the mount's page cache to the source's. \"Again\": the same work was done just before, on \
+         the same mount.{cold} Each run is a process of its own; its start is not in the time. \
+         Memory is sampled in a run of its own."
     )
 }
 

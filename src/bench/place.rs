@@ -18,6 +18,9 @@ use crate::sys::mountinfo;
 /// How long a mount may take to come, and its daemon to go.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What stands in the options of a mount for a folder that is its cache.
+pub(super) const CACHE: &str = "{CACHE}";
+
 /// One who is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Subject {
@@ -30,7 +33,7 @@ pub(super) struct Subject {
 pub(super) enum Kind {
     /// The directory itself.
     Native,
-    /// A corfs mount of it, with these words for `-o`.
+    /// A corfs mount of it, with these words for `-o`, and `{CACHE}` filled in.
     Corfs(String),
     /// What this shell command mounts of it, with `{SRC}` and `{MNT}` filled in.
     Peer(String),
@@ -184,7 +187,10 @@ impl Place {
         let (source, point) = (self.source.display(), self.point.display());
         match &self.subject.kind {
             Kind::Native | Kind::Elsewhere(_) => format!("in {source}"),
-            Kind::Corfs(options) => format!("corfs -f -o {options} {source} {point}"),
+            Kind::Corfs(options) => {
+                let options = self.with_cache(options);
+                format!("corfs -f -o {options} {source} {point}")
+            }
             Kind::Peer(command) => filled(command, &self.source, &self.point),
         }
     }
@@ -251,7 +257,7 @@ impl Place {
                 let mut command = Command::new(std::env::current_exe()?);
                 command.arg("-f").args([&self.source, &self.point]);
                 if !options.is_empty() {
-                    command.args(["-o", options]);
+                    command.args(["-o", &self.with_cache(options)]);
                 }
                 Some(command)
             }
@@ -261,6 +267,58 @@ impl Place {
                 Some(command)
             }
         })
+    }
+
+    /// The words for `-o`.
+    fn with_cache(&self, options: &str) -> String {
+        options.replace(CACHE, &option_value(&self.cache()))
+    }
+
+    /// The folder of its cache, beside its source and its mountpoint; there is none without a cache
+    /// of ours.
+    pub(super) fn cache(&self) -> PathBuf {
+        self.point.with_extension("cache")
+    }
+
+    /// Has the cache hold all of the source, if it has one of ours: whoever reads finds it there.
+    /// Then it is mounted anew, for what is stored to be written out.
+    pub(super) fn fill_cache(&mut self) -> Result<(), Failure> {
+        let Kind::Corfs(options) = &self.subject.kind else {
+            return Ok(());
+        };
+        if !options.contains(CACHE) || self.absent.is_some() {
+            return Ok(());
+        }
+        below(self.root(), &mut |path| {
+            if !self.stop.asked() {
+                // What can't be read is not there when it is looked for.
+                let _ = warm(path);
+            }
+        });
+        self.stop.check()?;
+        if self.remount().is_ok() {
+            let (held, all) = (self.held().unwrap_or(0), size(&self.source));
+            self.absent = (held < all).then(|| {
+                format!(
+                    "its cache has {held} of {all} bytes; is there room (cache_size, cache_free)?"
+                )
+            });
+        }
+        Ok(())
+    }
+
+    /// The bytes that its cache holds.
+    fn held(&self) -> Option<u64> {
+        let mut command = Command::new(std::env::current_exe().ok()?);
+        command
+            .args(["cache", "status", "--json"])
+            .arg(self.cache());
+        let said = command.stdin(Stdio::null()).output().ok()?.stdout;
+        let stored = |line: &[u8]| {
+            let line: serde_json::Value = serde_json::from_slice(line).ok()?;
+            line["stored_bytes"].as_u64()
+        };
+        Some(said.split(|&byte| byte == b'\n').filter_map(stored).sum())
     }
 
     /// Where it says why it does not mount.
@@ -323,6 +381,12 @@ fn shell_word(path: &Path) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
+/// A path as the value of an option in a list.
+fn option_value(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.replace('\\', "\\\\").replace(',', "\\,")
+}
+
 impl Mounted {
     /// Whether it still runs, so that its number is no other process's.
     fn runs(&mut self) -> bool {
@@ -380,6 +444,28 @@ fn unmount(point: &Path) {
         .status();
 }
 
+/// Every file at or below a path.
+pub(super) fn below(path: &Path, with: &mut dyn FnMut(&Path)) {
+    let Ok(stat) = fs::symlink_metadata(path) else {
+        return;
+    };
+    if !stat.is_dir() {
+        return with(path);
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        below(&entry.path(), with);
+    }
+}
+
+/// The bytes of all files at and below a path.
+fn size(path: &Path) -> u64 {
+    let mut bytes = 0;
+    below(path, &mut |path| {
+        bytes += fs::symlink_metadata(path).map_or(0, |stat| stat.len());
+    });
+    bytes
+}
+
 /// Reads a file, so that its pages are in the page cache.
 pub(super) fn warm(path: &Path) -> io::Result<()> {
     let mut file = fs::File::open(path)?;
@@ -431,6 +517,11 @@ mod tests {
             filled("x -f {SRC} {MNT}", source, point),
             "x -f '/a b/it'\\''s' /mnt"
         );
+    }
+
+    #[test]
+    fn a_cache_is_filled_in_as_a_word_of_a_list() {
+        assert_eq!(option_value(Path::new("/a,b\\c d")), "/a\\,b\\\\c d");
     }
 
     #[test]

@@ -117,7 +117,8 @@ fn experiment(kind: &Kind) -> Clap {
             option(
                 "corfs",
                 "NAME=OPTIONS",
-                "A corfs mount with these words for -o, in place of the usual ones",
+                "A corfs mount with these words for -o, in place of the usual ones; {CACHE} is a \
+                 folder for its cache",
             )
             .action(ArgAction::Append),
             flag("no-corfs", "No mount of corfs"),

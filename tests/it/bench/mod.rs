@@ -184,6 +184,33 @@ fn reads_are_measured_on_mounts_and_their_peers() {
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
 }
 
+/// It has what it is to give before it is measured: while it is, nothing is fetched. One whose cache
+/// has no room for that is left out.
+#[test]
+fn a_cached_mount_is_measured_with_its_cache_full() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let words = "read --size=1M --files=5 --rounds=1 --warmup=0 --readers= --windows= --budgets= \
+                 --no-look --only=small";
+    let (_, run) = bench.measure(words);
+    let cached = named(&run, "small files of 4 KiB", "cached");
+    assert_eq!(samples(cached), 1);
+    assert!(
+        cached["command"]
+            .as_str()
+            .unwrap()
+            .contains(".cache,racy=0")
+    );
+    let (_, run) = bench.measure(&format!(
+        "{words} --corfs=tiny=cache={{CACHE}},cache_size=4M,racy=999"
+    ));
+    let tiny = named(&run, "small files of 4 KiB", "tiny");
+    let failed = tiny["failed"].as_str().expect("why");
+    assert!(failed.contains("its cache has 0 of"), "{failed}");
+}
+
 /// Its device number is the source's own.
 #[test]
 fn a_bind_mount_is_a_peer_too() {
