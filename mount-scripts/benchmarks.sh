@@ -55,7 +55,7 @@ measure() {
 
 cold=()
 [ "${CORFS_BENCH_COLD:-}" != 1 ] || cold=(--cold)
-measure copy --size "${mib}M"
+measure copy --size "${mib}M" "${cold[@]}"
 measure read --size "${mib}M" --files "$files" "${cold[@]}" "${peers[@]}"
 # Of a peer that can't be written through, the table says so where names are made.
 measure meta --files "$files" "${cold[@]}" "${peers[@]}"

@@ -1,7 +1,7 @@
 //! What the numbers say to the questions of the mmap tradition (APUE 3rd ed., 14.8): when does
 //! mmap win over read and write, and what does it cost?
 
-use super::experiments::shown;
+use super::experiments::{COLD, shown};
 use super::outcome::{Run, Sample, Series};
 use super::plot::number;
 use super::statistics::{Verdict, median, paired};
@@ -50,12 +50,14 @@ pub(super) fn losses(run: &Run) -> Vec<String> {
     found
 }
 
-/// The series of a line of a sweep over one thing, by growing value.
+/// The series of a line of a sweep over one thing, by growing value; the questions are asked of warm
+/// caches.
 fn line<'a>(run: &'a Run, axis: &str, line: &str) -> Vec<(f64, &'a Series)> {
     let of = |series: &'a Series| {
         let sweep = series.about.sweep.as_ref()?;
         let fits = sweep.axis == axis && sweep.line == line && !series.samples.is_empty();
-        fits.then_some((sweep.value, series))
+        let warm = !series.about.work.starts_with(COLD);
+        (fits && warm).then_some((sweep.value, series))
     };
     let mut found: Vec<_> = run.series.iter().filter_map(of).collect();
     found.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -90,6 +92,15 @@ fn wins_from(run: &Run, method: &str) -> Option<String> {
         })
         .collect();
     let (largest, last) = ratios.last()?;
+    if last.verdict() == Verdict::Few {
+        return Some(format!(
+            "Whether {method} wins over read and write is not to be told from {} rounds ({:.2} times \
+             as fast at {}).",
+            last.rounds,
+            last.value,
+            shown(*largest)
+        ));
+    }
     // The longest run of wins that reaches the largest size.
     let first_win = ratios
         .iter()
@@ -191,30 +202,96 @@ fn sentence(name: &str, each: &[String]) -> Option<String> {
     (!each.is_empty()).then(|| format!("{name}: {}.", each.join(", ")))
 }
 
-/// The price of a fault: what touching takes longer than populating, by the faults it takes more.
-fn a_fault(run: &Run) -> Vec<String> {
-    let touched = line(run, "window", "map, touch");
-    let populated = line(run, "window", "map, populate");
-    let Some((window, touch)) = touched.last() else {
-        return Vec::new();
-    };
-    let Some((_, populate)) = populated.iter().find(|(value, _)| value == window) else {
-        return Vec::new();
-    };
-    let seconds = of(touch, |s| s.seconds) - of(populate, |s| s.seconds);
-    let faults = of(touch, |s| s.minor as f64) - of(populate, |s| s.minor as f64);
-    let window = shown(*window as u64);
-    vec![if faults >= 1.0 && seconds > 0.0 {
-        format!(
-            "A page fault costs about {} microseconds: with windows of {window}, touching took {} \
-             faults and {} ms more than populating (each brings in up to 64 KiB, fault-around).",
+/// Fewer faults than these may be those of anything.
+const FAULTS: f64 = 100.0;
+
+/// Two who do the same, one of them with more page faults.
+struct Faulting<'a> {
+    more: &'a Series,
+    fewer: &'a Series,
+    /// What the difference is the price of.
+    price_of: &'static str,
+    /// Who took more, and than whom.
+    who: String,
+    than: &'static str,
+}
+
+impl Faulting<'_> {
+    /// The price, where both the faults and the time differ clearly.
+    fn price(&self) -> Option<String> {
+        let differ = |value: fn(&Sample) -> f64| of(self.more, value) - of(self.fewer, value);
+        let (faults, seconds) = (differ(|s| s.minor as f64), differ(|s| s.seconds));
+        if faults < FAULTS || paired(self.fewer, self.more)?.verdict() != Verdict::Faster {
+            return None;
+        }
+        Some(format!(
+            "{} costs about {} microseconds: {} took {} faults and {} ms more than {}.",
+            self.price_of,
             number(seconds / faults * 1e6),
+            self.who,
             number(faults),
-            number(seconds * 1e3)
-        )
-    } else {
-        format!("With windows of {window}, touching took no longer than populating.")
-    }]
+            number(seconds * 1e3),
+            self.than
+        ))
+    }
+}
+
+/// The price of a fault, of those that are measured with and without: by itself, and with a mapping
+/// of its own.
+fn a_fault(run: &Run) -> Vec<String> {
+    let groups = [touched(run), mapped_each(run)];
+    if groups.iter().all(Vec::is_empty) {
+        return Vec::new();
+    }
+    let first = |group: &Vec<Faulting<'_>>| group.iter().find_map(Faulting::price);
+    let found: Vec<String> = groups.iter().filter_map(first).collect();
+    if found.is_empty() {
+        return vec![
+            "What a page fault costs is not to be told: nobody who took more of them was clearly \
+             slower."
+                .into(),
+        ];
+    }
+    found
+}
+
+/// Touching against populating, of the smallest windows first: they take the most faults. Where the
+/// kernel brings in as much at a time for both, it counts as many for both, and there is no price.
+fn touched(run: &Run) -> Vec<Faulting<'_>> {
+    let price_of = "A page fault (it brings in up to 64 KiB, fault-around)";
+    let populated = line(run, "window", "map, populate");
+    let windows = line(run, "window", "map, touch").into_iter();
+    let found = windows.filter_map(|(window, more)| {
+        let (_, fewer) = populated.iter().find(|(value, _)| *value == window)?;
+        Some(Faulting {
+            more,
+            fewer,
+            price_of,
+            who: format!("with windows of {}, touching", shown(window as u64)),
+            than: "populating",
+        })
+    });
+    let kept = small(run, "one mapping, touched", price_of);
+    found.chain(kept).collect()
+}
+
+/// A mapping for each small read.
+fn mapped_each(run: &Run) -> Vec<Faulting<'_>> {
+    let price_of = "A page fault with the mmap and munmap of its page";
+    small(run, "a mapping each", price_of).into_iter().collect()
+}
+
+/// Small reads by somebody, against those from a mapping that is kept and was populated before.
+fn small<'a>(run: &'a Run, who: &str, price_of: &'static str) -> Option<Faulting<'a>> {
+    let work = super::experiments::SMALL;
+    let measured = |who: &str| run.find(work, who).filter(|s| !s.samples.is_empty());
+    Some(Faulting {
+        more: measured(who)?,
+        fewer: measured("one mapping, populated")?,
+        price_of,
+        who: format!("reading {work}, {who}"),
+        than: "one that was populated before",
+    })
 }
 
 /// Which window is best, and from where on mapping beats reading.
@@ -269,7 +346,7 @@ mod tests {
     use super::*;
 
     fn at(axis: &str, value: f64, who: &str, seconds: f64) -> Series {
-        let all = [seconds, seconds * 1.01, seconds * 0.99];
+        let all = [1.0, 1.01, 0.99, 1.0, 1.0].map(|share| seconds * share);
         let baseline = ["read-write", "pread"].contains(&who);
         let mut one = series(&format!("{axis} {value}"), who, baseline, &all);
         one.about.amount = value;
@@ -310,26 +387,96 @@ mod tests {
     }
 
     #[test]
-    fn the_price_of_a_fault_is_what_touching_adds() {
-        let mut touch = at("window", 4194304.0, "map, touch", 0.003);
-        for sample in &mut touch.samples {
-            sample.minor = 1000;
+    fn cold_caches_answer_nothing() {
+        let mut cold = at("size", 65536.0, "map-write", 0.1);
+        cold.about.work.insert_str(0, COLD);
+        let mut run = run(vec![
+            at("size", 65536.0, "read-write", 1.0),
+            at("size", 65536.0, "map-write", 0.5),
+            cold,
+        ]);
+        run.experiment = "copy".into();
+        assert!(answers(&run)[0].contains("(2.00 times as fast there, 2.00 at 64 KiB)"));
+    }
+
+    #[test]
+    fn nobody_wins_in_too_few_rounds() {
+        let mut all = vec![
+            at("size", 65536.0, "read-write", 1.0),
+            at("size", 65536.0, "map-write", 0.5),
+        ];
+        all[1].samples.truncate(2);
+        let mut run = run(all);
+        run.experiment = "copy".into();
+        let said = answers(&run)[0].clone();
+        assert!(said.contains("not to be told from 2 rounds"), "{said}");
+    }
+
+    fn with_faults(mut series: Series, minor: u64) -> Series {
+        for sample in &mut series.samples {
+            sample.minor = minor;
         }
-        let populate = at("window", 4194304.0, "map, populate", 0.001);
-        let mut run = run(vec![touch, populate]);
+        series
+    }
+
+    fn of_faults(all: Vec<Series>) -> Vec<String> {
+        let mut run = run(all);
         run.experiment = "fault".into();
-        let said = answers(&run);
-        assert!(said[0].contains("about 2.00 microseconds"), "{said:?}");
+        a_fault(&run)
+    }
+
+    fn small_reads(who: &str, seconds: f64, minor: u64) -> Series {
+        let work = crate::bench::experiments::SMALL;
+        with_faults(series(work, who, false, &[seconds; 5]), minor)
+    }
+
+    #[test]
+    fn the_price_of_a_fault_is_what_touching_adds_in_the_smallest_windows() {
+        let said = of_faults(vec![
+            with_faults(at("window", 4194304.0, "map, touch", 0.009), 2000),
+            at("window", 4194304.0, "map, populate", 0.001),
+            with_faults(at("window", 65536.0, "map, touch", 0.003), 1000),
+            at("window", 65536.0, "map, populate", 0.001),
+        ]);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].contains("about 2.00 microseconds: with windows of 64 KiB"));
+    }
+
+    /// As the kernel counts.
+    #[test]
+    fn where_populating_takes_as_many_faults_a_mapping_each_gives_their_price() {
+        let said = of_faults(vec![
+            with_faults(at("window", 65536.0, "map, touch", 0.003), 1000),
+            with_faults(at("window", 65536.0, "map, populate", 0.001), 1000),
+            small_reads("one mapping, populated", 0.01, 1),
+            small_reads("one mapping, touched", 0.01, 148),
+            small_reads("a mapping each", 0.21, 20_001),
+        ]);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(
+            said[0].contains("mmap and munmap of its page costs about 10.0"),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn there_is_no_price_without_a_clear_difference() {
+        let said = of_faults(vec![
+            small_reads("one mapping, populated", 0.01, 1),
+            small_reads("a mapping each", 0.0101, 20_001),
+        ]);
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("not to be told"), "{said:?}");
     }
 
     #[test]
     fn who_was_faster_is_named() {
-        let mut ours = series("w", "io=mmap", false, &[1.0, 1.01, 0.99]);
+        let mut ours = series("w", "io=mmap", false, &[1.0, 1.01, 0.99, 1.0, 1.0]);
         ours.about.command = "corfs -f -o io=mmap a b".into();
-        let mut worse = series("w", "io=pread", false, &[4.0, 4.1, 3.9]);
+        let mut worse = series("w", "io=pread", false, &[4.0; 5]);
         worse.about.command = "corfs -f -o io=pread a b".into();
-        let native = series("w", "native", true, &[0.5, 0.5, 0.5]);
-        let slower = series("w", "bindfs", false, &[2.0, 2.0, 2.0]);
+        let native = series("w", "native", true, &[0.5; 5]);
+        let slower = series("w", "bindfs", false, &[2.0; 5]);
         let mut run = run(vec![native, ours, worse, slower]);
         assert_eq!(losses(&run), ["w: native 2.00 times as fast as io=mmap"]);
         run.experiment = "copy".into();

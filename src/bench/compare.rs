@@ -73,11 +73,11 @@ mod tests {
     #[test]
     fn two_runs_are_compared_by_work_and_subject() {
         let before = run(vec![
-            series("w", "native", true, &[1.0, 1.0, 1.0]),
+            series("w", "native", true, &[1.0; 5]),
             series("w", "gone", false, &[1.0]),
         ]);
         let mut after = run(vec![
-            series("w", "native", true, &[0.5, 0.5, 0.5]),
+            series("w", "native", true, &[0.5; 5]),
             series("w", "new", false, &[1.0]),
         ]);
         after.machine.kernel = "Linux 7".into();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::conduct::Runner;
 use super::outcome::{Memory, Sample};
-use super::place::{self, Place, Stage};
+use super::place::{self, Place, Stage, below};
 use super::probe::Probe;
 
 /// How often memory is looked at.
@@ -29,6 +29,13 @@ pub(super) enum State {
     Later,
     /// Mounted just now, and the kernel has dropped all its caches.
     Cold,
+}
+
+impl State {
+    /// What is mounted is mounted anew before.
+    fn is_fresh(self) -> bool {
+        matches!(self, Self::Fresh | Self::Cold)
+    }
 }
 
 /// A piece of work, and what it needs.
@@ -84,6 +91,7 @@ impl Live {
     fn prepare(&mut self, at: usize) -> Result<Option<Folder>, String> {
         let task = &self.tasks[at];
         let place = &mut self.places[task.place];
+        place.is_there()?;
         let folder = match task.folder {
             Some(files) => {
                 self.folders += 1;
@@ -91,28 +99,10 @@ impl Live {
             }
             None => None,
         };
-        let fresh = matches!(task.state, State::Fresh | State::Cold);
-        if fresh {
-            place.remount().map_err(|failure| failure.0)?;
+        if task.state.is_fresh() {
+            place.remount()?;
         }
-        place::write_out(place.source());
-        for name in &task.reads {
-            if !place.is_plain() {
-                below(&place.root().join(name), &mut |path| {
-                    place::drop_pages(path)
-                });
-            }
-            if task.state == State::Cold {
-                below(&place.source().join(name), &mut |path| {
-                    place::drop_pages(path)
-                });
-            } else {
-                below(&place.source().join(name), &mut |path| {
-                    // What can't be read is told of by the work itself.
-                    let _ = place::warm(path);
-                });
-            }
-        }
+        ready_pages(place, task);
         place::ready_memory(task.fills);
         if task.state == State::Cold {
             place::drop_caches();
@@ -191,6 +181,33 @@ impl Runner for Live {
     }
 }
 
+/// Has the pages of what the task reads where its state wants them.
+fn ready_pages(place: &Place, task: &Task) {
+    place::write_out(place.source());
+    for name in &task.reads {
+        // A new mount holds no pages, and who goes through it to drop them has it know all names.
+        if !place.is_plain() && !task.state.is_fresh() {
+            below(&place.root().join(name), &mut |path| {
+                place::drop_pages(path)
+            });
+        }
+        below(&place.source().join(name), &mut |path| ready(task, path));
+    }
+    if !task.reads.is_empty() {
+        // What is read from there instead.
+        below(&place.cache(), &mut |path| ready(task, path));
+    }
+}
+
+/// Has the pages of one file in the page cache, or not.
+fn ready(task: &Task, path: &Path) {
+    match task.state {
+        State::Cold => place::drop_pages(path),
+        // What can't be read is told of by the work itself.
+        _ => drop(place::warm(path)),
+    }
+}
+
 /// The calls of all kinds together, from the report of `strace -c -U calls,name`.
 fn total(report: &str) -> Option<u64> {
     let line = report
@@ -226,19 +243,6 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.own);
-    }
-}
-
-/// Every file at or below a path.
-fn below(path: &Path, with: &mut dyn FnMut(&Path)) {
-    let Ok(stat) = fs::symlink_metadata(path) else {
-        return;
-    };
-    if !stat.is_dir() {
-        return with(path);
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        below(&entry.path(), with);
     }
 }
 

@@ -28,7 +28,7 @@ use crate::sys::process;
 use live::Live;
 use outcome::{Run, VERSION};
 use place::{Place, Stage};
-use progress::Progress;
+use progress::{Progress, Stop};
 
 pub use progress::Files;
 
@@ -168,8 +168,9 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
             "--cold takes root: the kernel is to drop its caches".into(),
         ));
     }
-    let stop = progress::catch_signals()?;
-    let (mut live, mut run) = set_up(asked)?;
+    asked.files_out.can_save()?;
+    let stop = Stop::catch()?;
+    let (mut live, mut run) = set_up(asked, &stop)?;
     if !asked.no_look {
         look(asked, &mut live, &mut run);
     }
@@ -178,24 +179,26 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
     progress.end();
     drop(live);
     run.machine.load[1] = machine::load();
-    asked.files_out.save(&run)?;
-    if let Some(path) = &asked.files_out.html {
-        outcome::save(path, &page::page(&run)?)?;
+    report(&asked.files_out, &run)
+}
+
+/// Saves the run and shows it; what went wrong stands before the table, for this is all that is left
+/// of what could not be saved.
+fn report(files: &Files, run: &Run) -> Result<String, Failure> {
+    let mut wrong: Vec<String> = files.save_all(run).into_iter().map(|f| f.0).collect();
+    if !run.complete {
+        wrong.push("stopped".into());
     }
-    if let Some(failure) = progress.unsaved {
-        return Err(failure);
-    }
-    let table = table::table(&run);
-    if run.complete {
+    let table = table::table(run);
+    if wrong.is_empty() {
         return Ok(table);
     }
-    Err(Failure(format!(
-        "stopped; of what was measured until then:\n{table}"
-    )))
+    let wrong = wrong.join("; ");
+    Err(Failure(format!("{wrong}; this was measured:\n{table}")))
 }
 
 /// Mounts everybody, makes the files, and plans the works.
-fn set_up(asked: &Measure) -> Result<(Live, Run), Failure> {
+fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
     let (_, directory) = (asked.directories.first()).ok_or(Failure("no directory".into()))?;
     let home = Stage::new(directory)?;
     let privileged = rustix::process::geteuid().is_root();
@@ -203,9 +206,18 @@ fn set_up(asked: &Measure) -> Result<(Live, Run), Failure> {
     let mut places = Vec::new();
     let subjects = experiments::subjects(asked, privileged);
     for (number, subject) in subjects.into_iter().enumerate() {
-        places.push(Place::new(subject, &home, number)?);
+        let place = Place::new(subject, &home, number, stop)?;
+        stop.check()?;
+        if let Err(why) = place.is_there() {
+            // The tables tell it too, but they come at the end.
+            eprintln!("corfs: {} is left out: {why}", place.subject.name);
+        }
+        places.push(place);
     }
-    let plan = experiments::plan(asked, &places)?;
+    let plan = experiments::plan(asked, &places, stop)?;
+    for place in &mut places {
+        place.fill_cache()?;
+    }
     let run = Run {
         version: VERSION,
         experiment: asked.experiment.name().into(),
@@ -256,10 +268,35 @@ fn state_in_words(asked: &Measure) -> String {
         "Before each run dirty pages are written out, the source's files are read once, so that \
          they are in the page cache, the pages that a mount holds of them are dropped \
          (POSIX_FADV_DONTNEED), and as much memory as the run fills is touched and freed. Works \
-         called \"fresh mount\" or small files: mounted anew just before. O_DIRECT in the directory \
-         itself, and in passthrough, goes to the disk (not on tmpfs); through other mounts it goes past \
-         the mount's page cache to the source's. \"Again\": the same work \
-         was done just before, on the same mount.{cold} Each run is a process of its own; its \
-         start is not in the time. Memory is sampled in a run of its own."
+         called \"fresh mount\" or small files: mounted anew just before. A mount whose cache lies \
+         in the folder of the bench has read all files before the first round, so that they are in \
+         it, and what it keeps there is in the page cache too. O_DIRECT in the directory itself, \
+         and in passthrough, goes to the disk (not on tmpfs); through other mounts it goes past \
+         the mount's page cache to the source's. \"Again\": the same work was done just before, on \
+         the same mount.{cold} Each run is a process of its own; its start is not in the time. \
+         Memory is sampled in a run of its own."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::outcome::testing::{run, series};
+    use super::*;
+
+    #[test]
+    fn what_can_not_be_saved_is_shown() {
+        let run = run(vec![series("work", "native", true, &[1.0])]);
+        let files = Files {
+            json: Some("/nonexistent/run.json".into()),
+            ..Files::default()
+        };
+        let said = report(&files, &run).unwrap_err().0;
+        assert!(said.contains("write /nonexistent/run.json"), "{said}");
+        assert!(said.contains("work [op/s]"), "{said}");
+        assert!(
+            report(&Files::default(), &run)
+                .unwrap()
+                .contains("work [op/s]")
+        );
+    }
 }

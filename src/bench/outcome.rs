@@ -1,7 +1,7 @@
 //! What was measured: the file of a run, as JSON (all of it) and as CSV (a line a sample).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -247,11 +247,32 @@ fn quoted(field: &str) -> String {
 
 /// Writes a file whole or not at all, so that one who stops us keeps the round before.
 pub(crate) fn save(path: &Path, text: &str) -> Result<(), Failure> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
+    let beside = beside(path);
     fs::write(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
-        .map_err(|error| Failure(format!("write {}: {error}", path.display())))
+        .map_err(|error| unwritten(path, &error))
+}
+
+/// Whether [`save`] can be believed to work; what stands there stays as it is.
+pub(crate) fn can_save(path: &Path) -> Result<(), Failure> {
+    // A rename would put a file in the place of a device.
+    if fs::metadata(path).is_ok_and(|stat| !stat.is_file()) {
+        return Err(unwritten(path, &"it is no regular file"));
+    }
+    let beside = beside(path);
+    fs::write(&beside, "")
+        .and_then(|()| fs::remove_file(&beside))
+        .map_err(|error| unwritten(path, &error))
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".part");
+    beside.into()
+}
+
+fn unwritten(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure(format!("write {}: {why}", path.display()))
 }
 
 #[cfg(test)]
@@ -318,6 +339,21 @@ mod tests {
         assert!(Run::read(&path).unwrap_err().0.contains("has layout 2"));
         save(&path, "{}").unwrap();
         assert!(Run::read(&path).unwrap_err().0.contains("no run"));
+    }
+
+    #[test]
+    fn where_nothing_can_be_saved_is_known_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.json");
+        can_save(&path).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        fs::write(&path, "old").unwrap();
+        can_save(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        let refused = |path: &Path| can_save(path).unwrap_err().0;
+        assert!(refused(Path::new("/nonexistent/run.json")).contains("No such file"));
+        assert!(refused(folder.path()).contains("no regular file"));
+        assert!(refused(Path::new("/dev/null")).contains("no regular file"));
     }
 
     #[test]

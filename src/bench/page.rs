@@ -284,11 +284,11 @@ mod tests {
 
     #[test]
     fn a_page_has_all_and_needs_nothing() {
-        let mut odd = series("work <1>", "a & b", false, &[0.2, 0.2, 0.2]);
+        let mut odd = series("work <1>", "a & b", false, &[0.2; 5]);
         odd.about.command = "do \"it\" <now>".into();
         let mut absent = series("work <1>", "absent", false, &[]);
         absent.failed = Some("it is not <there>".into());
-        let native = series("work <1>", "native", true, &[0.1, 0.1, 0.1]);
+        let native = series("work <1>", "native", true, &[0.1; 5]);
         let text = page(&run(vec![native, odd, absent])).unwrap();
         for part in [
             "<svg",

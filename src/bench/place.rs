@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,12 +9,17 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, CWD, Mode, OFlags};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::Failure;
+use super::progress::Stop;
+use crate::sys::mountinfo;
 
 /// How long a mount may take to come, and its daemon to go.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What stands in the options of a mount for a folder that is its cache.
+pub(super) const CACHE: &str = "{CACHE}";
 
 /// One who is measured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +33,7 @@ pub(super) struct Subject {
 pub(super) enum Kind {
     /// The directory itself.
     Native,
-    /// A corfs mount of it, with these words for `-o`.
+    /// A corfs mount of it, with these words for `-o`, and `{CACHE}` filled in.
     Corfs(String),
     /// What this shell command mounts of it, with `{SRC}` and `{MNT}` filled in.
     Peer(String),
@@ -42,8 +46,6 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Stage {
     folder: PathBuf,
-    /// Removing it was not possible, or is not to be: something may still be mounted in it.
-    keep: bool,
 }
 
 impl Stage {
@@ -56,10 +58,7 @@ impl Stage {
             let folder = directory.join(format!("corfs-bench-{pid}-{number}"));
             match fs::create_dir(&folder) {
                 Ok(()) => {
-                    let stage = Self {
-                        folder,
-                        keep: false,
-                    };
+                    let stage = Self { folder };
                     make_dir(&stage.source())?;
                     return Ok(stage);
                 }
@@ -78,20 +77,23 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // Removing through what is still mounted would be no harm, but no use either.
-        if !self.keep && !has_mounts(&self.folder) {
-            let _ = fs::remove_dir_all(&self.folder);
+        // To remove what is still mounted would be to empty it, and it may show others' files.
+        let gone = match has_mounts(&self.folder) {
+            Ok(false) => fs::remove_dir_all(&self.folder),
+            Ok(true) => Err(io::Error::other("something is still mounted in it")),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = gone {
+            eprintln!("corfs: {} is left: {error}", self.folder.display());
         }
     }
 }
 
-fn has_mounts(folder: &Path) -> bool {
-    let device = |path: &Path| fs::symlink_metadata(path).map(|stat| stat.dev()).ok();
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let own = device(folder);
-    entries
-        .map(|entry| entry.path())
-        .any(|path| device(&path) != own)
+/// Whether something is mounted at or below a folder of ours. Its device number would not tell: a
+/// bind mount shows that of what it binds.
+fn has_mounts(folder: &Path) -> io::Result<bool> {
+    let mounts = mountinfo::read()?;
+    Ok(mounts.iter().any(|m| m.mountpoint.starts_with(folder)))
 }
 
 fn make_dir(path: &Path) -> Result<(), Failure> {
@@ -106,6 +108,9 @@ pub(super) struct Place {
     mounted: Option<Mounted>,
     stage: Option<Stage>,
     point: PathBuf,
+    stop: Stop,
+    /// Why it could not be mounted: it is left out from then on.
+    absent: Option<String>,
 }
 
 #[derive(Debug)]
@@ -113,11 +118,19 @@ struct Mounted {
     point: PathBuf,
     child: Child,
     kind: Kind,
+    /// The mount was seen.
+    up: bool,
 }
 
 impl Place {
-    /// Mounts what is to be mounted; `number` is no other place's.
-    pub(super) fn new(subject: Subject, home: &Stage, number: usize) -> Result<Self, Failure> {
+    /// Mounts what is to be mounted; `number` is no other place's. Who does not mount is a place
+    /// too, one that is not [there](Self::is_there).
+    pub(super) fn new(
+        subject: Subject,
+        home: &Stage,
+        number: usize,
+        stop: &Stop,
+    ) -> Result<Self, Failure> {
         let stage = match &subject.kind {
             Kind::Elsewhere(path) => Some(Stage::new(path)?),
             _ => None,
@@ -130,12 +143,19 @@ impl Place {
             mounted: None,
             stage,
             point,
+            stop: stop.clone(),
+            absent: None,
         };
         if !place.is_plain() {
             make_dir(&place.point)?;
-            place.mount()?;
+            place.mount();
         }
         Ok(place)
+    }
+
+    /// Fails with why it could not be mounted.
+    pub(super) fn is_there(&self) -> Result<(), String> {
+        self.absent.clone().map_or(Ok(()), Err)
     }
 
     /// Nothing is mounted for it.
@@ -167,7 +187,10 @@ impl Place {
         let (source, point) = (self.source.display(), self.point.display());
         match &self.subject.kind {
             Kind::Native | Kind::Elsewhere(_) => format!("in {source}"),
-            Kind::Corfs(options) => format!("corfs -f -o {options} {source} {point}"),
+            Kind::Corfs(options) => {
+                let options = self.with_cache(options);
+                format!("corfs -f -o {options} {source} {point}")
+            }
             Kind::Peer(command) => filled(command, &self.source, &self.point),
         }
     }
@@ -184,37 +207,31 @@ impl Place {
     }
 
     /// Unmounts and mounts anew: what the kernel and the daemon remembered is gone.
-    pub(super) fn remount(&mut self) -> Result<(), Failure> {
-        if self.is_plain() {
-            return Ok(());
+    pub(super) fn remount(&mut self) -> Result<(), String> {
+        if !self.is_plain() {
+            self.mounted = None;
+            self.mount();
         }
-        self.mounted = None;
-        self.mount()
+        self.is_there()
     }
 
-    fn mount(&mut self) -> Result<(), Failure> {
-        let name = &self.subject.name;
-        let failed = |error: &dyn std::fmt::Display| Failure(format!("{name}: {error}"));
-        let mut command = match &self.subject.kind {
-            Kind::Native | Kind::Elsewhere(_) => return Ok(()),
-            Kind::Corfs(options) => {
-                let mut command =
-                    Command::new(std::env::current_exe().map_err(|error| failed(&error))?);
-                command.arg("-f").args([&self.source, &self.point]);
-                if !options.is_empty() {
-                    command.args(["-o", options]);
-                }
-                command
-            }
-            Kind::Peer(words) => {
-                let mut command = Command::new("sh");
-                command.args(["-c", &filled(words, &self.source, &self.point)]);
-                command
-            }
+    fn mount(&mut self) {
+        self.absent = self.try_mount().err();
+        if self.absent.is_some() {
+            // It must not come later, when nobody looks.
+            self.mounted = None;
+        }
+    }
+
+    fn try_mount(&mut self) -> Result<(), String> {
+        let in_words = |error: io::Error| error.to_string();
+        if has_mounts(&self.point).map_err(in_words)? {
+            return Err("what was mounted before can't be unmounted".into());
+        }
+        let Some(mut command) = self.starts().map_err(in_words)? else {
+            return Ok(());
         };
-        let before = fs::metadata(&self.point).map_err(|error| failed(&error))?;
-        let log = self.point.with_extension("log");
-        let said = fs::File::create(&log).map_err(|error| failed(&error))?;
+        let said = fs::File::create(self.log()).map_err(in_words)?;
         // A group of its own: Ctrl-C is for us, who then unmount.
         let child = command
             .stdin(Stdio::null())
@@ -222,16 +239,102 @@ impl Place {
             .stderr(said)
             .process_group(0)
             .spawn()
-            .map_err(|error| failed(&error))?;
-        let mounted = self.mounted.insert(Mounted {
+            .map_err(in_words)?;
+        self.mounted = Some(Mounted {
             point: self.point.clone(),
             child,
             kind: self.subject.kind.clone(),
+            up: false,
         });
+        self.await_mount()
+    }
+
+    /// What starts the process that mounts, where there is one.
+    fn starts(&self) -> io::Result<Option<Command>> {
+        Ok(match &self.subject.kind {
+            Kind::Native | Kind::Elsewhere(_) => None,
+            Kind::Corfs(options) => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("-f").args([&self.source, &self.point]);
+                if !options.is_empty() {
+                    command.args(["-o", &self.with_cache(options)]);
+                }
+                Some(command)
+            }
+            Kind::Peer(words) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &filled(words, &self.source, &self.point)]);
+                Some(command)
+            }
+        })
+    }
+
+    /// The words for `-o`.
+    fn with_cache(&self, options: &str) -> String {
+        options.replace(CACHE, &option_value(&self.cache()))
+    }
+
+    /// The folder of its cache, beside its source and its mountpoint; there is none without a cache
+    /// of ours.
+    pub(super) fn cache(&self) -> PathBuf {
+        self.point.with_extension("cache")
+    }
+
+    /// Has the cache hold all of the source, if it has one of ours: whoever reads finds it there.
+    /// Then it is mounted anew, for what is stored to be written out.
+    pub(super) fn fill_cache(&mut self) -> Result<(), Failure> {
+        let Kind::Corfs(options) = &self.subject.kind else {
+            return Ok(());
+        };
+        if !options.contains(CACHE) || self.absent.is_some() {
+            return Ok(());
+        }
+        below(self.root(), &mut |path| {
+            if !self.stop.asked() {
+                // What can't be read is not there when it is looked for.
+                let _ = warm(path);
+            }
+        });
+        self.stop.check()?;
+        if self.remount().is_ok() {
+            let (held, all) = (self.held().unwrap_or(0), size(&self.source));
+            self.absent = (held < all).then(|| {
+                format!(
+                    "its cache has {held} of {all} bytes; is there room (cache_size, cache_free)?"
+                )
+            });
+        }
+        Ok(())
+    }
+
+    /// The bytes that its cache holds.
+    fn held(&self) -> Option<u64> {
+        let mut command = Command::new(std::env::current_exe().ok()?);
+        command
+            .args(["cache", "status", "--json"])
+            .arg(self.cache());
+        let said = command.stdin(Stdio::null()).output().ok()?.stdout;
+        let stored = |line: &[u8]| {
+            let line: serde_json::Value = serde_json::from_slice(line).ok()?;
+            line["stored_bytes"].as_u64()
+        };
+        Some(said.split(|&byte| byte == b'\n').filter_map(stored).sum())
+    }
+
+    /// Where it says why it does not mount.
+    fn log(&self) -> PathBuf {
+        self.point.with_extension("log")
+    }
+
+    fn await_mount(&mut self) -> Result<(), String> {
+        let log = self.log();
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            if fs::metadata(&self.point).is_ok_and(|now| now.dev() != before.dev()) {
-                return Ok(());
+        while let Some(mounted) = &mut self.mounted {
+            let listed = has_mounts(&self.point).map_err(|error| error.to_string())?;
+            // It may be mounted before it answers.
+            if listed && fs::metadata(&self.point).is_ok() {
+                mounted.up = true;
+                break;
             }
             // A peer may go to the background: its command then ends well.
             if let Ok(Some(status)) = mounted.child.try_wait()
@@ -239,13 +342,15 @@ impl Place {
             {
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 let last = said.lines().last().unwrap_or("it said nothing");
-                return Err(failed(&format_args!("{status}; {last}")));
+                return Err(format!("{status}; {last}"));
             }
             if Instant::now() > deadline {
-                return Err(failed(&"nothing was mounted within 30 s"));
+                return Err("nothing was mounted within 30 s".into());
             }
+            self.stop.check().map_err(|stopped| stopped.0)?;
             std::thread::sleep(Duration::from_millis(2));
         }
+        Ok(())
     }
 }
 
@@ -276,24 +381,52 @@ fn shell_word(path: &Path) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if matches!(self.kind, Kind::Corfs(_)) {
-            // It unmounts by itself, lazily if it must.
-            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
-        } else {
-            unmount(&self.point);
-        }
-        let deadline = Instant::now() + PATIENCE;
-        while !matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+/// A path as the value of an option in a list.
+fn option_value(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.replace('\\', "\\\\").replace(',', "\\,")
+}
+
+impl Mounted {
+    /// Whether it still runs, so that its number is no other process's.
+    fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    fn ends_within(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while self.runs() {
             if Instant::now() > deadline {
-                let _ =
-                    rustix::process::kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-                unmount(&self.point);
-                let _ = self.child.wait();
-                return;
+                return false;
             }
             std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let (pid, runs) = (Pid::from_child(&self.child), self.runs());
+        match (&self.kind, self.up) {
+            (Kind::Corfs(_), _) if runs => {
+                // It unmounts by itself, lazily if it must.
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            (_, true) => unmount(&self.point),
+            (_, false) if runs => {
+                // Nothing else tells it that it is not waited for any more.
+                let _ = kill_process_group(pid, Signal::TERM);
+            }
+            (_, false) => {}
+        }
+        if !self.ends_within(PATIENCE) {
+            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = self.child.wait();
+        }
+        // What was killed has unmounted nothing.
+        if matches!(has_mounts(&self.point), Ok(true)) {
+            unmount(&self.point);
         }
     }
 }
@@ -309,6 +442,28 @@ fn unmount(point: &Path) {
         .args(["-uzq", "--"])
         .arg(point)
         .status();
+}
+
+/// Every file at or below a path.
+pub(super) fn below(path: &Path, with: &mut dyn FnMut(&Path)) {
+    let Ok(stat) = fs::symlink_metadata(path) else {
+        return;
+    };
+    if !stat.is_dir() {
+        return with(path);
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        below(&entry.path(), with);
+    }
+}
+
+/// The bytes of all files at and below a path.
+fn size(path: &Path) -> u64 {
+    let mut bytes = 0;
+    below(path, &mut |path| {
+        bytes += fs::symlink_metadata(path).map_or(0, |stat| stat.len());
+    });
+    bytes
 }
 
 /// Reads a file, so that its pages are in the page cache.
@@ -362,6 +517,11 @@ mod tests {
             filled("x -f {SRC} {MNT}", source, point),
             "x -f '/a b/it'\\''s' /mnt"
         );
+    }
+
+    #[test]
+    fn a_cache_is_filled_in_as_a_word_of_a_list() {
+        assert_eq!(option_value(Path::new("/a,b\\c d")), "/a\\,b\\\\c d");
     }
 
     #[test]

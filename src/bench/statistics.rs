@@ -27,6 +27,8 @@ pub(crate) struct Ratio {
     /// A bootstrap interval of 95 %.
     pub(crate) low: f64,
     pub(crate) high: f64,
+    /// From how many rounds it is.
+    pub(crate) rounds: usize,
 }
 
 /// What a ratio tells.
@@ -38,6 +40,8 @@ pub(crate) enum Verdict {
     Same,
     /// The rounds differ more than the two do.
     Unclear,
+    /// So few rounds tell nothing: the interval of one is a point.
+    Few,
 }
 
 /// The middle one, or the mean of the two in the middle. `None` of none.
@@ -70,7 +74,7 @@ pub(crate) fn paired(who: &Series, than: &Series) -> Option<Ratio> {
         .collect();
     let split = |pairs: &[(f64, f64)]| -> (Vec<f64>, Vec<f64>) { pairs.iter().copied().unzip() };
     let (a, b) = split(&pairs);
-    bootstrap(median(&a)? / median(&b)?, |random| {
+    bootstrap(median(&a)? / median(&b)?, pairs.len(), |random| {
         let drawn: Vec<(f64, f64)> = draw(random, &pairs);
         let (a, b) = split(&drawn);
         Some(median(&a)? / median(&b)?)
@@ -80,7 +84,8 @@ pub(crate) fn paired(who: &Series, than: &Series) -> Option<Ratio> {
 /// As [`paired`], of two that were measured apart.
 pub(crate) fn unpaired(who: &Series, than: &Series) -> Option<Ratio> {
     let (a, b) = (who.rates(), than.rates());
-    bootstrap(median(&a)? / median(&b)?, |random| {
+    let rounds = a.len().min(b.len());
+    bootstrap(median(&a)? / median(&b)?, rounds, |random| {
         Some(median(&draw(random, &a))? / median(&draw(random, &b))?)
     })
 }
@@ -95,6 +100,7 @@ fn draw<T: Copy>(random: &mut fastrand::Rng, from: &[T]) -> Vec<T> {
 /// The seed is fixed: the same samples give the same interval.
 fn bootstrap(
     value: f64,
+    rounds: usize,
     mut ratio: impl FnMut(&mut fastrand::Rng) -> Option<f64>,
 ) -> Option<Ratio> {
     let mut random = fastrand::Rng::with_seed(1);
@@ -106,6 +112,7 @@ fn bootstrap(
         value,
         low: *drawn.get(at(outside))?,
         high: *drawn.get(at(1.0 - outside))?,
+        rounds,
     })
 }
 
@@ -114,6 +121,7 @@ impl Ratio {
         let differs = !(NO_DIFFERENCE..=1.0 / NO_DIFFERENCE).contains(&self.value);
         let alike = self.low >= NO_DIFFERENCE && self.high <= 1.0 / NO_DIFFERENCE;
         match self.value {
+            _ if self.rounds < ENOUGH => Verdict::Few,
             value if differs && value > 1.0 && self.low > 1.0 => Verdict::Faster,
             value if differs && value < 1.0 && self.high < 1.0 => Verdict::Slower,
             _ if alike => Verdict::Same,
@@ -124,47 +132,87 @@ impl Ratio {
     }
 }
 
-/// A warning, with its remedy, for each work in which the machine is too noisy to tell somebody
-/// from the baseline.
-pub(crate) fn warnings(run: &Run) -> Vec<String> {
+/// One who is compared with the baseline of its work.
+struct Compared<'a> {
+    work: &'a str,
+    subject: &'a str,
+    baseline: &'a str,
+    ratio: Ratio,
+}
+
+/// Everybody who has rounds in common with a baseline, by work.
+fn compared(run: &Run) -> Vec<Compared<'_>> {
     let mut found = Vec::new();
-    if run.rounds < ENOUGH {
-        found.push(format!(
-            "an interval of {} rounds says little; --rounds {ENOUGH} or more",
-            run.rounds
-        ));
-    }
-    let few = found.len();
     for work in run.works() {
         let Some(baseline) = run.baseline(work) else {
             continue;
         };
-        let unclear: Vec<&str> = (run.of_work(work))
-            .filter(|series| !series.about.baseline)
-            .filter(|series| {
-                paired(series, baseline).is_some_and(|r| r.verdict() == Verdict::Unclear)
-            })
-            .map(|series| series.about.subject.as_str())
-            .collect();
-        if !unclear.is_empty() {
-            found.push(format!(
-                "{work}: too noisy to tell {} from {}",
-                unclear.join(", "),
-                baseline.about.subject
-            ));
+        for series in run.of_work(work).filter(|series| !series.about.baseline) {
+            found.extend(paired(series, baseline).map(|ratio| Compared {
+                work,
+                subject: &series.about.subject,
+                baseline: &baseline.about.subject,
+                ratio,
+            }));
         }
     }
-    if found.len() > few {
-        let [before, after] = run.machine.load;
-        let processors = run.machine.processors.max(1);
-        found.push(format!(
-            "what helps: more rounds (--rounds {}), more work in each (--size, --files), a machine \
-             that does nothing else (its load was {before:.1} before and {after:.1} after, on \
-             {processors} processors)",
-            (run.rounds * 3).max(ENOUGH)
-        ));
-    }
     found
+}
+
+/// A warning, with its remedy, for each work in which the machine is too noisy to tell somebody
+/// from the baseline, or in which too few rounds were measured for that.
+pub(crate) fn warnings(run: &Run) -> Vec<String> {
+    let all = compared(run);
+    let mut found = too_few(&all);
+    let noisy = of_works(&all, Verdict::Unclear, |work, who, baseline| {
+        format!("{work}: too noisy to tell {who} from {baseline}")
+    });
+    if noisy.is_empty() {
+        return found;
+    }
+    found.extend(noisy);
+    let [before, after] = run.machine.load;
+    let processors = run.machine.processors.max(1);
+    found.push(format!(
+        "what helps: more rounds (--rounds {}), more work in each (--size, --files), a machine \
+         that does nothing else (its load was {before:.1} before and {after:.1} after, on \
+         {processors} processors)",
+        (run.rounds * 3).max(ENOUGH)
+    ));
+    found
+}
+
+/// Rounds are missing where they were not asked for, where somebody has stopped the run, and where
+/// one has failed in the middle.
+fn too_few(all: &[Compared<'_>]) -> Vec<String> {
+    let most = all.iter().map(|one| one.ratio.rounds).max();
+    match most {
+        Some(most) if most < ENOUGH => vec![format!(
+            "an interval of {most} rounds says little; --rounds {ENOUGH} or more"
+        )],
+        _ => of_works(all, Verdict::Few, |work, who, baseline| {
+            format!(
+                "{work}: {who} has fewer than {ENOUGH} rounds in common with {baseline}, which says \
+                 little"
+            )
+        }),
+    }
+}
+
+/// Words for each work in which somebody has this verdict: the work, who, and compared with whom.
+fn of_works(
+    all: &[Compared<'_>],
+    verdict: Verdict,
+    words: impl Fn(&str, &str, &str) -> String,
+) -> Vec<String> {
+    let of_work = |work: &[Compared<'_>]| {
+        let is = |one: &&Compared<'_>| one.ratio.verdict() == verdict;
+        let who: Vec<&str> = work.iter().filter(is).map(|one| one.subject).collect();
+        (!who.is_empty()).then(|| words(work[0].work, &who.join(", "), work[0].baseline))
+    };
+    all.chunk_by(|a, b| a.work == b.work)
+        .filter_map(of_work)
+        .collect()
 }
 
 #[cfg(test)]
@@ -217,7 +265,13 @@ mod tests {
 
     #[test]
     fn under_15_percent_is_no_difference() {
-        let verdict = |value, low, high| Ratio { value, low, high }.verdict();
+        let ratio = |value, low, high, rounds| Ratio {
+            value,
+            low,
+            high,
+            rounds,
+        };
+        let verdict = |value, low, high| ratio(value, low, high, ENOUGH).verdict();
         assert_eq!(verdict(1.1, 1.05, 1.15), Verdict::Same);
         assert_eq!(verdict(0.95, 0.9, 1.0), Verdict::Same);
         assert_eq!(verdict(1.3, 1.2, 1.4), Verdict::Faster);
@@ -225,24 +279,46 @@ mod tests {
         assert_eq!(verdict(0.7, 0.5, 0.9), Verdict::Slower);
         assert_eq!(verdict(0.7, 0.5, 1.1), Verdict::Unclear);
         assert_eq!(verdict(1.0, 0.6, 1.5), Verdict::Unclear);
+        assert_eq!(ratio(9.0, 9.0, 9.0, 1).verdict(), Verdict::Few);
     }
 
     #[test]
     fn a_noisy_machine_is_named_with_a_remedy() {
-        let native = series("w", "native", true, &[1.0, 4.0, 2.0]);
-        let noisy = series("w", "noisy", false, &[4.0, 1.0, 2.0]);
-        let clear = series("w", "clear", false, &[10.0, 41.0, 20.0]);
-        let warned = |series: Vec<Series>, rounds| {
+        let native = series("w", "native", true, &[1.0, 4.0, 2.0, 1.0, 4.0]);
+        let noisy = series("w", "noisy", false, &[4.0, 1.0, 2.0, 4.0, 1.0]);
+        let clear = series("w", "clear", false, &[10.0, 41.0, 20.0, 10.0, 41.0]);
+        let warned = |series: Vec<Series>| {
             let mut run = run(series);
-            run.rounds = rounds;
+            run.rounds = 5;
             warnings(&run)
         };
-        let all = vec![native.clone(), noisy, clear.clone()];
-        let noise = warned(all.clone(), 5);
+        let noise = warned(vec![native.clone(), noisy, clear.clone()]);
         assert_eq!(noise[0], "w: too noisy to tell noisy from native");
         assert!(noise[1].contains("--rounds 15"), "{}", noise[1]);
-        assert!(warned(all, 1)[0].contains("of 1 rounds says little"));
-        assert_eq!(warned(vec![native.clone(), clear.clone()], 3).len(), 1);
-        assert!(warned(vec![native, clear], 5).is_empty());
+        assert!(warned(vec![native, clear]).is_empty());
+    }
+
+    /// However many were planned.
+    #[test]
+    fn rounds_that_are_missing_are_warned_of_and_give_no_verdict() {
+        let native = series("w", "native", true, &[1.0, 1.1, 0.9, 1.0, 1.05]);
+        let whole = series("w", "whole", false, &[2.0, 2.2, 1.8, 2.0, 2.1]);
+        let failed = series("w", "failed", false, &[9.0]);
+        assert_eq!(paired(&failed, &native).unwrap().verdict(), Verdict::Few);
+        let mut planned = run(vec![native, whole, failed]);
+        planned.rounds = 5;
+        let said = warnings(&planned);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(
+            said[0].starts_with("w: failed has fewer than 5"),
+            "{said:?}"
+        );
+        // As after Ctrl-C in the third.
+        for series in &mut planned.series {
+            series.samples.truncate(2);
+        }
+        let said = warnings(&planned);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with("an interval of 2 rounds"), "{said:?}");
     }
 }

@@ -118,6 +118,7 @@ pub(super) fn shown(ratio: &Ratio) -> String {
         Verdict::Slower => " slower",
         Verdict::Same => " no difference",
         Verdict::Unclear => " unclear",
+        Verdict::Few => " too few rounds",
     };
     format!(
         "{:.2} [{:.2}..{:.2}]{mark}",
@@ -242,8 +243,8 @@ mod tests {
         let mut absent = series("work", "absent", false, &[]);
         absent.failed = Some("not possible here".into());
         let run = run(vec![
-            series("work", "native", true, &[0.01, 0.011, 0.009]),
-            series("work", "half", false, &[0.02, 0.022, 0.018]),
+            series("work", "native", true, &[0.01, 0.011, 0.009, 0.01, 0.01]),
+            series("work", "half", false, &[0.02, 0.022, 0.018, 0.02, 0.02]),
             absent,
         ]);
         let text = table(&run);

@@ -117,7 +117,8 @@ fn experiment(kind: &Kind) -> Clap {
             option(
                 "corfs",
                 "NAME=OPTIONS",
-                "A corfs mount with these words for -o, in place of the usual ones",
+                "A corfs mount with these words for -o, in place of the usual ones; {CACHE} is a \
+                 folder for its cache",
             )
             .action(ArgAction::Append),
             flag("no-corfs", "No mount of corfs"),
@@ -133,13 +134,13 @@ fn experiment(kind: &Kind) -> Clap {
         clap = clap.arg(option("size", "SIZE", "Bytes of the large file").default_value(kind.size));
     }
     if matches!(kind.experiment, Experiment::Read | Experiment::Meta) {
-        clap = clap.args([
-            number("files", "1000", "Small files"),
-            flag(
-                "cold",
-                "Cold caches, too: root only, and it disturbs everybody on the machine",
-            ),
-        ]);
+        clap = clap.arg(number("files", "1000", "Small files"));
+    }
+    if kind.experiment != Experiment::Fault {
+        clap = clap.arg(flag(
+            "cold",
+            "Cold caches, too: root only, and it disturbs everybody on the machine",
+        ));
     }
     clap.args(
         kind.lists
@@ -375,6 +376,7 @@ mod tests {
         assert_eq!(copy.sizes, [64 << 10, 1 << 20, 16 << 20]);
         assert_eq!((copy.rounds, copy.warmups, copy.seed), (5, 1, None));
         assert_eq!(copy.command, "corfs bench copy --dir '/a b'");
+        assert!(!copy.cold && measured(&["copy", "--dir=x", "--cold"]).cold);
         let fault = measured(&["fault", "--dir=x", "--windows", "64K,2M", "--seed=3"]);
         assert_eq!(fault.windows, [64 << 10, 2 << 20]);
         assert_eq!(fault.seed, Some(3));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Entry, Planner, shown};
+use super::{COLD, Entry, Planner, shown};
 use crate::bench::Failure;
 use crate::bench::live::State;
 use crate::bench::outcome::{Sweep, Unit};
@@ -18,12 +18,43 @@ const MOST_FILES: u64 = 256;
 
 /// The names of the sweeps.
 const SIZES: &str = "every method, by size";
+const COLD_SIZES: &str = "cold: every method, by size";
 const CHUNKS: &str = "mapped copies, by chunk";
 const WORKERS: &str = "mapped copies, by workers";
 
-/// The work at one size, by every method.
-fn work_of(size: u64) -> String {
-    format!("copy {}", shown(size))
+/// Something that is copied by several.
+struct Work {
+    name: String,
+    /// Bytes of a file.
+    size: u64,
+    state: State,
+}
+
+impl Work {
+    fn warm(size: u64, more: &str) -> Self {
+        Self {
+            name: format!("copy {}{more}", shown(size)),
+            size,
+            state: State::Warm,
+        }
+    }
+
+    fn cold(size: u64) -> Self {
+        Self {
+            name: format!("{COLD}copy {}", shown(size)),
+            size,
+            state: State::Cold,
+        }
+    }
+
+    /// Where one who copies in every size stands.
+    fn by_size(&self, line: &str) -> Option<Sweep> {
+        let name = match self.state {
+            State::Cold => COLD_SIZES,
+            _ => SIZES,
+        };
+        sweep(name, line, "size", self.size)
+    }
 }
 
 /// The one that all others are compared with: what mcopy2 was compared with.
@@ -38,35 +69,26 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Result<(), Failure> {
     sizes.dedup();
     for &size in &sizes {
         planner.make_files(&folder_of(size), files_of(planner, size), size, 0)?;
-        by_every_method(planner, size);
+        by_every_method(planner, &Work::warm(size, ""));
+        if asked.cold {
+            by_every_method(planner, &Work::cold(size));
+        }
     }
-    let mapped = [Method::MapWrite, Method::MapMap];
+    let mapped = [BASELINE, Method::MapWrite, Method::MapMap];
     for &chunk in asked.chunks.iter().filter(|&&chunk| chunk <= asked.size) {
-        for method in [BASELINE].iter().chain(&mapped) {
+        let work = Work::warm(asked.size, &format!(", chunk {}", shown(chunk)));
+        for method in mapped {
             let words = [format!("--chunk={chunk}"), "--workers=1".into()];
-            let work = format!("copy {}, chunk {}", shown(asked.size), shown(chunk));
-            engine(
-                planner,
-                &work,
-                *method,
-                &words,
-                sweep(CHUNKS, method, "chunk", chunk),
-                asked.size,
-            );
+            let sweep = sweep(CHUNKS, method.name(), "chunk", chunk);
+            engine(planner, &work, method, &words, sweep);
         }
     }
     for &workers in &asked.workers {
-        for method in [BASELINE].iter().chain(&mapped) {
+        let work = Work::warm(asked.size, &format!(", workers {workers}"));
+        for method in mapped {
             let words = [format!("--workers={workers}")];
-            let work = format!("copy {}, workers {workers}", shown(asked.size));
-            engine(
-                planner,
-                &work,
-                *method,
-                &words,
-                sweep(WORKERS, method, "workers", workers),
-                asked.size,
-            );
+            let sweep = sweep(WORKERS, method.name(), "workers", workers);
+            engine(planner, &work, method, &words, sweep);
         }
     }
     Ok(())
@@ -81,48 +103,38 @@ fn files_of(planner: &Planner<'_>, size: u64) -> u64 {
     bytes.div_ceil(size).clamp(1, MOST_FILES)
 }
 
-fn sweep(name: &str, method: &Method, axis: &str, value: u64) -> Option<Sweep> {
+fn sweep(name: &str, line: &str, axis: &str, value: u64) -> Option<Sweep> {
     Some(Sweep {
         name: name.into(),
-        line: method.name().into(),
+        line: line.into(),
         axis: axis.into(),
         value: value as f64,
     })
 }
 
-fn by_every_method(planner: &mut Planner<'_>, size: u64) {
-    let work = work_of(size);
+fn by_every_method(planner: &mut Planner<'_>, work: &Work) {
     for method in Method::ALL {
-        let sweep = sweep(SIZES, &method, "size", size);
-        engine(planner, &work, method, &[], sweep, size);
+        engine(planner, work, method, &[], work.by_size(method.name()));
     }
-    let at_size = |line: &str| {
-        Some(Sweep {
-            name: SIZES.into(),
-            line: line.into(),
-            axis: "size".into(),
-            value: size as f64,
-        })
-    };
     let auto = vec!["--reflink=never".to_owned()];
-    engine_with(planner, &work, "auto", auto, at_size("auto"), size);
+    engine_with(planner, work, "auto", auto, work.by_size("auto"));
     let cp = |sources: &[String], to: &str| cp(&["--reflink=never"], sources, to);
-    command(planner, &work, "cp", at_size("cp"), size, 0, &cp);
+    command(planner, work, "cp", work.by_size("cp"), 0, &cp);
     for place in 1..planner.places.len() {
-        through_a_mount(planner, &work, size, place);
+        through_a_mount(planner, work, place);
     }
 }
 
 /// As a user of the mount, or of another directory, would copy there.
-fn through_a_mount(planner: &mut Planner<'_>, work: &str, size: u64, place: usize) {
+fn through_a_mount(planner: &mut Planner<'_>, work: &Work, place: usize) {
     let subject = &planner.places[place].subject;
     let (name, kind) = (subject.name.clone(), subject.kind.clone());
     let cp = |sources: &[String], to: &str| cp(&[], sources, to);
     let who = format!("cp in {name}");
-    command(planner, work, &who, None, size, place, &cp);
+    command(planner, work, &who, None, place, &cp);
     if matches!(kind, Kind::Corfs(_)) {
         let who = format!(".copy in {name}");
-        command(planner, work, &who, None, size, place, &control);
+        command(planner, work, &who, None, place, &control);
     }
 }
 
@@ -162,11 +174,10 @@ fn sources(planner: &Planner<'_>, place: usize, size: u64) -> Vec<PathBuf> {
 
 fn engine(
     planner: &mut Planner<'_>,
-    work: &str,
+    work: &Work,
     method: Method,
     more: &[String],
     sweep: Option<Sweep>,
-    size: u64,
 ) {
     let reflink = match method {
         Method::Reflink => "--reflink=always",
@@ -174,46 +185,35 @@ fn engine(
     };
     let mut words = vec![format!("--method={}", method.name()), reflink.to_owned()];
     words.extend_from_slice(more);
-    engine_with(planner, work, method.name(), words, sweep, size);
+    engine_with(planner, work, method.name(), words, sweep);
 }
 
 fn engine_with(
     planner: &mut Planner<'_>,
-    work: &str,
+    work: &Work,
     subject: &str,
     words: Vec<String>,
     sweep: Option<Sweep>,
-    size: u64,
 ) {
-    let sources = sources(planner, 0, size);
+    let sources = sources(planner, 0, work.size);
     let command = format!("corfs copy {} SRC... DIR", words.join(" "));
     let probe = move |to: &Path| Probe::Copy {
         words: words.clone(),
         sources: sources.clone(),
         to: to.to_owned(),
     };
-    add(
-        planner,
-        work,
-        subject,
-        command,
-        sweep,
-        size,
-        0,
-        Box::new(probe),
-    );
+    add(planner, work, subject, command, sweep, 0, Box::new(probe));
 }
 
 fn command(
     planner: &mut Planner<'_>,
-    work: &str,
+    work: &Work,
     subject: &str,
     sweep: Option<Sweep>,
-    size: u64,
     place: usize,
     words: &dyn Fn(&[String], &str) -> Vec<String>,
 ) {
-    let sources: Vec<String> = sources(planner, place, size)
+    let sources: Vec<String> = sources(planner, place, work.size)
         .iter()
         .map(|path| path.to_string_lossy().into_owned())
         .collect();
@@ -240,31 +240,21 @@ fn command(
             words: template.iter().map(word).collect(),
         }
     };
-    add(
-        planner,
-        work,
-        subject,
-        typed,
-        sweep,
-        size,
-        place,
-        Box::new(probe),
-    );
+    add(planner, work, subject, typed, sweep, place, Box::new(probe));
 }
 
 fn add(
     planner: &mut Planner<'_>,
-    work: &str,
+    work: &Work,
     subject: &str,
     command: String,
     sweep: Option<Sweep>,
-    size: u64,
     place: usize,
     probe: Box<dyn Fn(&Path) -> Probe>,
 ) {
-    let bytes = size * files_of(planner, size);
+    let bytes = work.size * files_of(planner, work.size);
     planner.add(Entry {
-        work: work.into(),
+        work: work.name.clone(),
         subject: subject.into(),
         baseline: subject == BASELINE.name(),
         amount: bytes as f64,
@@ -272,8 +262,8 @@ fn add(
         sweep,
         command,
         place,
-        state: State::Warm,
-        reads: &[&folder_of(size)],
+        state: work.state,
+        reads: &[&folder_of(work.size)],
         folder: Some(0),
         fills: bytes,
         probe,

@@ -15,7 +15,11 @@ use super::live::{State, Task};
 use super::outcome::{About, Series, Sweep, Unit};
 use super::place::{Kind, Place, Subject};
 use super::probe::Probe;
+use super::progress::Stop;
 use super::{Experiment, Failure, Measure};
+
+/// How the name of a work begins that finds caches cold, where the same is done with warm ones too.
+pub(super) const COLD: &str = "cold: ";
 
 /// The works, and what measures each; one for one.
 pub(super) struct Plan {
@@ -64,7 +68,12 @@ fn defaults(experiment: Experiment, privileged: bool) -> Vec<(&'static str, &'st
     match experiment {
         Experiment::Copy => vec![("corfs", "io=mmap")],
         Experiment::Read => {
-            let mut modes = vec![("io=mmap", "io=mmap"), ("io=pread", "io=pread")];
+            let mut modes = vec![
+                ("io=mmap", "io=mmap"),
+                ("io=pread", "io=pread"),
+                // Files that the bench has just made do not change any more.
+                ("cached", "cache={CACHE},racy=0"),
+            ];
             if privileged {
                 modes.push(("passthrough", "passthrough=always"));
             }
@@ -79,10 +88,11 @@ fn defaults(experiment: Experiment, privileged: bool) -> Vec<(&'static str, &'st
 }
 
 /// The plan of what is asked for, with the files that it needs.
-pub(super) fn plan(asked: &Measure, places: &[Place]) -> Result<Plan, Failure> {
+pub(super) fn plan(asked: &Measure, places: &[Place], stop: &Stop) -> Result<Plan, Failure> {
     let mut planner = Planner {
         asked,
         places,
+        stop,
         plan: Plan {
             series: Vec::new(),
             tasks: Vec::new(),
@@ -104,6 +114,7 @@ pub(super) fn plan(asked: &Measure, places: &[Place]) -> Result<Plan, Failure> {
 struct Planner<'a> {
     asked: &'a Measure,
     places: &'a [Place],
+    stop: &'a Stop,
     plan: Plan,
 }
 
@@ -164,10 +175,9 @@ impl Planner<'_> {
 
     /// Makes a file in each source.
     fn make_file(&self, name: &str, size: u64) -> Result<(), Failure> {
-        self.sources().iter().try_for_each(|source| {
-            let path = source.join(name);
-            fill(&path, size).map_err(|e| Failure(format!("make {}: {e}", path.display())))
-        })
+        self.sources()
+            .iter()
+            .try_for_each(|source| fill(&source.join(name), size, self.stop))
     }
 
     /// Makes a folder of `count` files of `size` bytes, `per` of them in each folder below; all in
@@ -185,7 +195,7 @@ impl Planner<'_> {
                 if per > 0 && number % per == 0 {
                     fs::create_dir(&parent).map_err(failed)?;
                 }
-                fill(&parent.join(format!("f{number}")), size).map_err(failed)?;
+                fill(&parent.join(format!("f{number}")), size, self.stop)?;
             }
         }
         Ok(())
@@ -193,19 +203,21 @@ impl Planner<'_> {
 }
 
 /// A file of bytes that no file system can compress or leave out, on disk.
-fn fill(path: &Path, size: u64) -> std::io::Result<()> {
+fn fill(path: &Path, size: u64, stop: &Stop) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure(format!("make {}: {e}", path.display()));
     let mut random = fastrand::Rng::with_seed(size);
-    let mut file = fs::File::create_new(path)?;
+    let mut file = fs::File::create_new(path).map_err(failed)?;
     let mut block = vec![0u8; (size as usize).min(1 << 20)];
     let mut left = size;
     while left > 0 {
+        stop.check()?;
         let part = (left as usize).min(block.len());
         random.fill(&mut block[..part]);
-        file.write_all(&block[..part])?;
+        file.write_all(&block[..part]).map_err(failed)?;
         left -= part as u64;
     }
     if size > 1 << 20 {
-        file.sync_all()?;
+        file.sync_all().map_err(failed)?;
     }
     Ok(())
 }
@@ -220,4 +232,22 @@ pub(super) fn shown(bytes: u64) -> String {
         unit += 1;
     }
     format!("{number} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_stopped_makes_no_more_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, stop) = (folder.path().join("big"), Stop::default());
+        fill(&path, 3 << 20, &stop).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 3 << 20);
+        stop.ask();
+        let path = folder.path().join("bigger");
+        let said = fill(&path, 1 << 40, &stop).unwrap_err().0;
+        assert!(said.contains("stopped"), "{said}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+    }
 }

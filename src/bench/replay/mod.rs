@@ -10,7 +10,7 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Failure;
 use super::statistics::median;
@@ -78,7 +78,11 @@ pub fn run(replay: &Replay) -> Result<String, Failure> {
         is_log = true;
         if replay.timed {
             let first = *first.get_or_insert(entry.time);
-            let due = began + entry.time.saturating_sub(first);
+            let Some(due) = began.checked_add(entry.time.saturating_sub(first)) else {
+                // A time that no clock reaches.
+                account.unread += 1;
+                continue;
+            };
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         account.play(&mut actor, &entry);
@@ -103,7 +107,7 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
 impl Account {
     fn is_no_operation(&mut self, line: &str) {
         if let Some(lost) = line.strip_prefix(LOST) {
-            self.lost += lost.trim().parse().unwrap_or(0);
+            self.lost = self.lost.saturating_add(lost.trim().parse().unwrap_or(0));
         } else if !line.starts_with('#') && !line.is_empty() {
             self.unread += 1;
         }
@@ -168,12 +172,8 @@ impl Account {
 }
 
 fn micros(seconds: Option<f64>) -> String {
-    seconds.map_or("-".into(), |seconds| {
-        format!(
-            "{:.1} us",
-            Duration::from_secs_f64(seconds).as_secs_f64() * 1e6
-        )
-    })
+    // Not by way of a Duration, which does not hold all that a log may say.
+    seconds.map_or("-".into(), |seconds| format!("{:.1} us", seconds * 1e6))
 }
 
 fn errno(number: i32) -> String {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
 
 use super::*;
 use crate::observe::Op;
@@ -212,4 +213,29 @@ fn the_account_tells_what_ended_otherwise_and_what_was_lost() {
     assert!(run(&replay).unwrap_err().0.contains("no log of operations"));
     replay.directory = "/nonexistent".into();
     assert!(run(&replay).is_err());
+}
+
+/// A damaged log, or one that somebody else has written.
+#[test]
+fn numbers_that_no_clock_has_are_survived() {
+    let ground = Ground::new();
+    let log = ground.0.path().join("log");
+    let mut late = entry(Op::Statfs, "");
+    late.time = Duration::from_secs(u64::MAX);
+    let mut long = entry(Op::Lookup, "none");
+    long.took = Duration::from_secs(u64::MAX);
+    let lost = format!("{LOST}{}\n", u64::MAX);
+    let lines = [entry(Op::Statfs, ""), late, long].map(|entry| entry.line());
+    fs::write(&log, format!("{HEADER}{}{lost}{lost}", lines.concat())).unwrap();
+    for timed in [true, false] {
+        let replay = Replay {
+            log: log.clone(),
+            directory: ground.dir(),
+            timed,
+        };
+        let words = run(&replay).unwrap();
+        assert!(words.contains("lookup"), "{words}");
+        let unread = words.contains("1 lines are no operations");
+        assert_eq!(unread, timed, "{words}");
+    }
 }

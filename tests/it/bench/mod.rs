@@ -11,7 +11,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::support::{Need, Scratch, corfs, output, read_file, require, run, wait_until};
+use crate::support::{
+    Need, Scratch, children_of, corfs, output, read_file, require, run, wait_until,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -47,7 +49,13 @@ impl Bench {
     /// Runs it to its end, and returns what it printed and saved.
     #[track_caller]
     fn measure(&self, words: &str) -> (String, Value) {
-        let table = run(&mut self.command(words));
+        self.complete(&mut self.command(words))
+    }
+
+    /// The same, of a command with words that have spaces in them.
+    #[track_caller]
+    fn complete(&self, command: &mut Command) -> (String, Value) {
+        let table = run(command);
         let run = saved(&self.json());
         assert_eq!(run["complete"], true);
         self.is_clean();
@@ -124,6 +132,30 @@ fn copies_are_measured_by_every_method() {
 }
 
 #[test]
+fn copies_are_measured_with_cold_caches_too() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (_, run) = bench.measure(
+        "copy --size=1M --sizes= --chunks= --workers= --rounds=1 --warmup=0 --no-look --cold",
+    );
+    for work in ["copy 1 MiB", "cold: copy 1 MiB"] {
+        for subject in ["read-write", "map-map", "cp", ".copy in corfs"] {
+            assert_eq!(samples(named(&run, work, subject)), 1, "{work}, {subject}");
+        }
+    }
+    let cold = named(&run, "cold: copy 1 MiB", "map-map");
+    assert_eq!(cold["sweep"]["name"], "cold: every method, by size");
+    assert!(
+        run["state"]
+            .as_str()
+            .unwrap()
+            .contains("drops all its caches")
+    );
+}
+
+#[test]
 fn reads_are_measured_on_mounts_and_their_peers() {
     if !require(&[Need::Fuse, Need::Root, Need::Tool("bindfs")]) {
         return;
@@ -152,6 +184,47 @@ fn reads_are_measured_on_mounts_and_their_peers() {
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
 }
 
+/// It has what it is to give before it is measured: while it is, nothing is fetched. One whose cache
+/// has no room for that is left out.
+#[test]
+fn a_cached_mount_is_measured_with_its_cache_full() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let words = "read --size=1M --files=5 --rounds=1 --warmup=0 --readers= --windows= --budgets= \
+                 --no-look --only=small";
+    let (_, run) = bench.measure(words);
+    let cached = named(&run, "small files of 4 KiB", "cached");
+    assert_eq!(samples(cached), 1);
+    assert!(
+        cached["command"]
+            .as_str()
+            .unwrap()
+            .contains(".cache,racy=0")
+    );
+    let (_, run) = bench.measure(&format!(
+        "{words} --corfs=tiny=cache={{CACHE}},cache_size=4M,racy=999"
+    ));
+    let tiny = named(&run, "small files of 4 KiB", "tiny");
+    let failed = tiny["failed"].as_str().expect("why");
+    assert!(failed.contains("its cache has 0 of"), "{failed}");
+}
+
+/// Its device number is the source's own.
+#[test]
+fn a_bind_mount_is_a_peer_too() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (_, run) = bench.measure(
+        "meta --files=3 --rounds=1 --warmup=0 --no-look --no-corfs --only=stat \
+         --peer=bind=mount\t--bind\t{SRC}\t{MNT}",
+    );
+    assert_eq!(samples(named(&run, "stat, fresh mount", "bind")), 1);
+}
+
 #[test]
 fn names_are_measured_fresh_and_again() {
     if !require(&[Need::Fuse]) {
@@ -177,6 +250,24 @@ fn names_are_measured_fresh_and_again() {
         }
     }
     assert!(all(&run).all(|series| series["memory"].is_null()));
+}
+
+/// What the kernel asks a mount that was made for the work is what the work asks: nobody was there
+/// before it.
+#[test]
+fn a_fresh_mount_is_first_looked_at_by_the_work() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let log = bench.found.path().join("requests");
+    let mut command = bench.command("meta --files=3 --rounds=1 --warmup=0 --no-look");
+    let told = format!("--corfs=told=debug,log_file={}", log.display());
+    let (_, run) = bench.complete(command.args(["--only=grep a tree, fresh", &told]));
+    assert_eq!(samples(named(&run, "grep a tree, fresh mount", "told")), 1);
+    let log = String::from_utf8(read_file(&log)).expect("text");
+    let opened = log.lines().filter(|line| line.contains(" OPEN ")).count();
+    assert_eq!(opened, 3, "each file once: {log}");
 }
 
 #[test]
@@ -222,10 +313,29 @@ fn run_of(command: &mut Command) -> String {
 }
 
 #[test]
-fn who_can_not_be_mounted_or_measured_is_named() {
+fn who_can_not_be_mounted_is_left_out_and_the_others_are_measured() {
     if !require(&[Need::Fuse]) {
         return;
     }
+    let bench = Bench::new();
+    let (table, run) = bench.measure(
+        "meta --files=2 --rounds=1 --warmup=0 --only=create --no-look --corfs=plain=io=pread \
+         --corfs=odd=io=odd --peer=gone=no-such-program\t{SRC}\t{MNT}",
+    );
+    for subject in ["native", "plain"] {
+        assert_eq!(samples(named(&run, "create", subject)), 1, "{subject}");
+    }
+    for (subject, why) in [("odd", "io"), ("gone", "no-such-program")] {
+        let series = named(&run, "create", subject);
+        assert!(series["samples"].as_array().unwrap().is_empty());
+        let failed = series["failed"].as_str().expect("why");
+        assert!(failed.contains(why), "{failed}");
+        assert!(table.contains(failed), "{table}");
+    }
+}
+
+#[test]
+fn who_can_not_be_measured_is_named() {
     let bench = Bench::new();
     let fails = |words: &str, why: &str| {
         let out = output(&mut bench.command(words));
@@ -234,12 +344,17 @@ fn who_can_not_be_mounted_or_measured_is_named() {
         assert!(said.contains(why), "{why}: {said}");
         bench.is_clean();
     };
-    fails("read --size=1M --corfs=odd=io=odd", "odd: ");
-    fails(
-        "read --size=1M --peer=gone=no-such-program\t{SRC}\t{MNT}",
-        "gone: ",
+    fails("meta --no-corfs --only=nothing", "nothing to measure");
+    let mut unsaved = corfs();
+    unsaved.args(["bench", "meta", "--json=/nonexistent/r.json", "--dir"]);
+    let out = output(unsaved.arg(bench.place.path()));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(2), "{said}");
+    assert!(said.contains("write /nonexistent/r.json"), "{said}");
+    assert!(
+        !said.contains("op/s"),
+        "before anything is measured: {said}"
     );
-    fails("meta --only=nothing", "nothing to measure");
     let nowhere = output(corfs().args(["bench", "meta", "--dir", "/nonexistent"]));
     assert_eq!(nowhere.status.code(), Some(2));
 }
@@ -296,4 +411,110 @@ fn term_ends_it_too() {
         child.try_wait().expect("wait").is_some()
     });
     bench.is_clean();
+}
+
+/// As under nohup, when the terminal goes.
+#[test]
+fn a_hangup_that_is_ignored_ends_nothing() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let words = bench.command("meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look");
+    let mut child = Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$@\"", "sh"])
+        .arg(words.get_program())
+        .args(words.get_args())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    let rounds = || match bench.json().exists() {
+        true => samples(named(&saved(&bench.json()), "create", "native")),
+        false => 0,
+    };
+    wait_until("a round is saved", PATIENCE, || rounds() > 0);
+    let before = rounds();
+    kill_process(Pid::from_child(&child), Signal::HUP).expect("kill");
+    // One round may have been under way.
+    wait_until("it goes on", PATIENCE, || {
+        rounds() > before + 1 || child.try_wait().expect("wait").is_some()
+    });
+    assert!(child.try_wait().expect("wait").is_none(), "it has ended");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    bench.is_clean();
+}
+
+/// Also before the first round, while somebody is waited for who does not mount.
+#[test]
+fn who_stops_it_while_it_begins_need_not_wait() {
+    let bench = Bench::new();
+    let mut child = bench
+        .command("read --size=1M --no-corfs --peer=never=sleep\t1000;:\t{SRC}\t{MNT}")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start");
+    let began = || {
+        let folders = fs::read_dir(bench.place.path()).unwrap().flatten();
+        folders
+            .into_iter()
+            .any(|f| f.path().join("mnt-1.log").exists())
+    };
+    wait_until("it waits for the mount", PATIENCE, began);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    // It has 30 s of patience itself.
+    wait_until("it ends", Duration::from_secs(15), || {
+        child.try_wait().expect("wait").is_some()
+    });
+    let out = child.wait_with_output().expect("wait");
+    assert_eq!(out.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("stopped before"), "{said}");
+    bench.is_clean();
+}
+
+/// Who is killed unmounts nothing by himself.
+#[test]
+fn what_a_killed_corfs_leaves_is_unmounted() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let mut child = bench
+        .command(
+            "meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look --corfs=it=io=mmap",
+        )
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    wait_until("a round is saved", PATIENCE, || bench.json().exists());
+    let guardian = guardian_of(child.id());
+    kill_process(guardian, Signal::KILL).expect("kill");
+    let dead = || !named(&saved(&bench.json()), "create", "it")["failed"].is_null();
+    wait_until("its work fails", PATIENCE, dead);
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    bench.is_clean();
+}
+
+/// The process of the one mount that a bench has; its other children are the works.
+fn guardian_of(bench: u32) -> Pid {
+    let of = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("/mnt-1\0")
+    };
+    let mut found = None;
+    wait_until("the mount has a process", PATIENCE, || {
+        found = children_of(bench).into_iter().find(of);
+        found.is_some()
+    });
+    let number = found.and_then(|pid| i32::try_from(pid).ok());
+    number.and_then(Pid::from_raw).expect("a process")
 }
