@@ -262,7 +262,7 @@ fn measure(kind: &Kind, words: &ArgMatches, line: &[OsString]) -> Result<Measure
         experiment: kind.experiment,
         directories: all("dir").map(|word| directory(word)).collect(),
         corfs: all("corfs")
-            .map(|word| named("corfs", "OPTIONS", word))
+            .map(|word| named("corfs", "OPTIONS", word).and_then(mountable))
             .collect::<Result<_, _>>()?,
         no_corfs: set("no-corfs"),
         peers: all("peer")
@@ -295,6 +295,21 @@ fn measure(kind: &Kind, words: &ArgMatches, line: &[OsString]) -> Result<Measure
             .collect::<Vec<_>>()
             .join(" "),
     })
+}
+
+/// A mount whose words `corfs` would take: who mistypes one is not to find out after the last round.
+fn mountable((name, options): (String, String)) -> Result<(String, String), String> {
+    let filled = options.replace("{CACHE}", "/cache");
+    let mut line: Vec<OsString> = ["corfs", "/source", "/mountpoint"]
+        .map(OsString::from)
+        .into();
+    if !filled.is_empty() {
+        line.extend(["-o".into(), filled.into()]);
+    }
+    match super::parse(line) {
+        Ok(_) => Ok((name, options)),
+        Err(why) => Err(format!("--corfs {name}: {why}")),
+    }
 }
 
 /// Whether this experiment has such an option at all, and a value for it.
@@ -414,6 +429,7 @@ mod tests {
         wrong(&[], "subcommand");
         wrong(&["read", "--dir=x", "--peer=x=bindfs"], "{SRC}");
         wrong(&["read", "--dir=x", "--corfs=x"], "NAME=OPTIONS");
+        wrong(&["read", "--dir=x", "--corfs=x=io=none"], "--corfs x: ");
         wrong(&["read", "--dir=x", "--windows=1.5M"], "--windows");
         wrong(&["read", "--dir=x", "--size=4K"], "--size");
         wrong(&["copy", "--dir=x", "--rounds=0"], "--rounds");
