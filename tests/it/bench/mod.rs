@@ -320,12 +320,12 @@ fn who_can_not_be_mounted_is_left_out_and_the_others_are_measured() {
     let bench = Bench::new();
     let (table, run) = bench.measure(
         "meta --files=2 --rounds=1 --warmup=0 --only=create --no-look --corfs=plain=io=pread \
-         --corfs=odd=io=odd --peer=gone=no-such-program\t{SRC}\t{MNT}",
+         --corfs=odd=cache=/proc/none --peer=gone=no-such-program\t{SRC}\t{MNT}",
     );
     for subject in ["native", "plain"] {
         assert_eq!(samples(named(&run, "create", subject)), 1, "{subject}");
     }
-    for (subject, why) in [("odd", "io"), ("gone", "no-such-program")] {
+    for (subject, why) in [("odd", "/proc/none"), ("gone", "no-such-program")] {
         let series = named(&run, "create", subject);
         assert!(series["samples"].as_array().unwrap().is_empty());
         let failed = series["failed"].as_str().expect("why");
