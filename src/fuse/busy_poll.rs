@@ -24,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::oplog::{Asked, Noted};
 use super::shared::Shared;
+use crate::observe::Op;
 
 /// Requests come fast while they are no more than so many windows apart, on the mean: with nobody
 /// awake, that is the time of two wake-ups too, the loop's and the program's.
@@ -334,6 +335,7 @@ impl Shared {
     #[inline]
     pub(super) fn begin(
         &self,
+        op: Op,
         request: &Request,
         node: INodeNo,
         more: impl FnOnce(&mut Asked),
@@ -341,7 +343,7 @@ impl Shared {
         Begun {
             waits: &self.busy_poll,
             since: self.busy_poll.came(),
-            noted: self.note(request, node, more),
+            noted: self.note(op, request, node, more),
         }
     }
 
