@@ -29,6 +29,10 @@ const ENOUGH: usize = 4096;
 /// How many bufferfuls are read before the kernel is told of what is stale: where others are busy
 /// all the time, the queue may never be empty.
 const ROUNDS: usize = 16;
+/// Times of change that lie no further apart, in nanoseconds, are of a file system that tells one
+/// change from the next (Linux 6.13: Documentation/filesystems/multigrain-ts.rst). Where they are those
+/// of the clock's last tick, there is a millisecond between two at least.
+const TICK: i64 = 500_000;
 
 /// The watched directories.
 ///
@@ -59,6 +63,8 @@ struct State {
     home: HashMap<NodeId, (NodeId, u64)>,
     /// Files as they were when this mirror changed them last.
     ours: HashMap<NodeId, Version>,
+    /// Devices (st_dev) whose files were seen to change twice within [`TICK`], with times that differ.
+    exact: HashSet<u64>,
 }
 
 /// One event, apart from the buffer it came in.
@@ -171,8 +177,14 @@ impl Directories {
     }
 
     pub(super) fn changed_by_us(&self, id: NodeId, fd: BorrowedFd<'_>) {
-        if let Ok(stat) = rustix::fs::fstat(fd) {
-            self.state.lock().ours.insert(id, Version::of(&stat));
+        let Ok(stat) = rustix::fs::fstat(fd) else {
+            return;
+        };
+        let now = Version::of(&stat);
+        let mut state = self.state.lock();
+        let before = state.ours.insert(id, now);
+        if before.is_some_and(|before| (1..TICK).contains(&now.after(&before))) {
+            state.exact.insert(stat.st_dev);
         }
     }
 
@@ -366,6 +378,7 @@ impl Directories {
 
     /// Whether nothing has happened to it since this mirror changed it. If somebody else did
     /// before that, the times that our change gave it have the kernel drop its pages all the same.
+    /// Where times are not known to be exact, somebody may have changed it since and left the same.
     fn as_we_left_it(&self, table: &InodeTable, inode: &Inode) -> bool {
         let Some(ours) = self.state.lock().ours.get(&inode.id).copied() else {
             return false;
@@ -373,7 +386,9 @@ impl Directories {
         let now = table
             .fd(inode)
             .and_then(|fd| rustix::fs::fstat(&*fd).or_fail("fstat"));
-        now.is_ok_and(|stat| Version::of(&stat) == ours)
+        now.is_ok_and(|stat| {
+            Version::of(&stat) == ours && self.state.lock().exact.contains(&stat.st_dev)
+        })
     }
 
     fn hash(&self, parent: NodeId, name: &OsStr) -> u64 {
@@ -498,6 +513,8 @@ mod tests {
         let (new, _) = world.lookup("new");
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(5).unwrap();
+        let dev = rustix::fs::fstat(&file).unwrap().st_dev;
+        world.directories.state.lock().exact.insert(dev);
         world.directories.changed_by_us(new, file.as_fd());
         let stale = world.gathered();
         assert!(!stale.contains(&Stale::Data(new)), "{stale:?}");
@@ -505,6 +522,34 @@ mod tests {
             !stale.iter().any(|s| matches!(s, Stale::Name { .. })),
             "{stale:?}"
         );
+    }
+
+    /// Two changes within a tick of a coarse clock leave the same times.
+    #[test]
+    fn where_times_may_be_coarse_our_own_change_is_news() {
+        let world = World::new(10);
+        let (file, _) = world.lookup("file");
+        let path = world.dir.path().join("file");
+        let ours = std::fs::File::options().write(true).open(path).unwrap();
+        ours.set_len(5).unwrap();
+        world.directories.changed_by_us(file, ours.as_fd());
+        assert_eq!(world.gathered(), HashSet::from([Stale::Data(file)]));
+    }
+
+    #[test]
+    fn times_are_exact_where_they_differ_by_less_than_a_tick() {
+        let stat = rustix::fs::stat("/").unwrap();
+        let later = |nanoseconds: u64| {
+            let mut stat = stat;
+            stat.st_ctime += 1;
+            stat.st_ctime_nsec = nanoseconds;
+            Version::of(&stat)
+        };
+        let is_exact = |by: u64| (1..TICK).contains(&later(1000 + by).after(&later(1000)));
+        assert!(is_exact(1) && is_exact(300_000));
+        assert!(!is_exact(0) && !is_exact(999_000) && !is_exact(4_000_000));
+        let back = later(0).after(&later(1000));
+        assert!(!(1..TICK).contains(&back), "{back}");
     }
 
     #[test]
