@@ -44,6 +44,9 @@ impl Shared {
             // The kernel will never release what it has not heard of.
             return self.mirror.release(opened.handle);
         };
+        if opened.mistaken {
+            self.attributes_changed(id);
+        }
         let opened = &opened;
         let way = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
         way.tell(line);

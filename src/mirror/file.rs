@@ -72,6 +72,8 @@ pub struct Opened {
     pub cached: bool,
     /// It has data beyond the size that it tells (procfs): nobody else may believe that size.
     pub hides_its_size: bool,
+    /// The kernel believes attributes that are the file's no more.
+    pub mistaken: bool,
 }
 
 impl OpenFile {
@@ -267,6 +269,7 @@ impl Mirror {
             direct_io: strict || hides_its_size || self.writes_through(&asked, &fd),
             cached: reader.is_some() && !hides_its_size,
             hides_its_size,
+            mistaken: self.is_mistaken(inode.id, stat),
         };
         if another {
             // The pages to come are not of what `stat` shows.
@@ -303,6 +306,7 @@ impl Mirror {
             direct_io: false,
             cached: reader.is_some(),
             hides_its_size: false,
+            mistaken: false,
         };
         let file = OpenFile {
             inode,

@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::Stale;
 use crate::mirror::InodeTable;
-use crate::mirror::inode::{Inode, NodeId, ROOT, Version};
+use crate::mirror::inode::{Digest, Inode, NodeId, ROOT, Version};
 use crate::observe::Metrics;
 use crate::sys::procfd;
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -59,12 +59,22 @@ struct State {
     beyond: HashSet<NodeId>,
     /// What a name (its hash, with its directory) was last said to mean.
     meaning: HashMap<u64, NodeId>,
-    /// Where an inode was last found: the directory, and the hash of the name in it.
-    home: HashMap<NodeId, (NodeId, u64)>,
+    /// Where an inode was last found.
+    home: HashMap<NodeId, Found>,
     /// Files as they were when this mirror changed them last.
     ours: HashMap<NodeId, Version>,
     /// Devices (st_dev) whose files were seen to change twice within [`TICK`], with times that differ.
     exact: HashSet<u64>,
+}
+
+/// Where an inode was last found, and as what.
+#[derive(Debug)]
+struct Found {
+    parent: NodeId,
+    /// Of the name in it.
+    hash: u64,
+    /// What the kernel may believe of a file for long.
+    told: Option<Digest>,
 }
 
 /// One event, apart from the buffer it came in.
@@ -182,6 +192,8 @@ impl Directories {
         };
         let now = Version::of(&stat);
         let mut state = self.state.lock();
+        // The kernel knows that it does not know its attributes now.
+        state.told(id, None);
         let before = state.ours.insert(id, now);
         if before.is_some_and(|before| (1..TICK).contains(&now.after(&before))) {
             state.exact.insert(stat.st_dev);
@@ -200,16 +212,23 @@ impl Directories {
     }
 
     /// Whether changes of this inode show: a directory's by its own watch, another's by that of
-    /// the directory it was found in, unless it has names elsewhere.
+    /// the directory it was found in, unless it has names elsewhere. Then that is what the kernel is
+    /// told of it.
     pub(super) fn covers(&self, id: NodeId, stat: &Stat) -> bool {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return state.watch.contains_key(&id);
         }
-        let at_home = |(parent, hash): &(NodeId, u64)| {
-            state.watch.contains_key(parent) && state.meaning.get(hash) == Some(&id)
-        };
-        stat.st_nlink == 1 && state.home.get(&id).is_some_and(at_home)
+        let covers = stat.st_nlink == 1 && state.is_at_home(id);
+        state.told(id, covers.then(|| Version::of(stat).digest()));
+        covers
+    }
+
+    /// Whether the kernel believes a file to be another than it is, though it was covered: somebody
+    /// gave it a name in a directory without a watch, of which there is no event, and used that.
+    pub(super) fn is_mistaken(&self, id: NodeId, stat: &Stat) -> bool {
+        let told = self.state.lock().home.get(&id).and_then(|home| home.told);
+        told.is_some_and(|told| told != Version::of(stat).digest())
     }
 
     pub(super) fn gather(&self, table: &InodeTable, stale: &mut HashSet<Stale>) -> Result<()> {
@@ -398,9 +417,24 @@ impl Directories {
 
 impl State {
     fn settle(&mut self, id: NodeId, parent: NodeId, hash: u64) {
+        let told = self.home.get(&id).and_then(|home| home.told);
         self.unsettle(id);
-        self.home.insert(id, (parent, hash));
+        self.home.insert(id, Found { parent, hash, told });
         self.meaning.insert(hash, id);
+    }
+
+    fn told(&mut self, id: NodeId, told: Option<Digest>) {
+        if let Some(home) = self.home.get_mut(&id) {
+            home.told = told;
+        }
+    }
+
+    /// Whether it is by the name, in a directory with a watch, by which it was last found.
+    fn is_at_home(&self, id: NodeId) -> bool {
+        let there = |home: &Found| {
+            self.watch.contains_key(&home.parent) && self.meaning.get(&home.hash) == Some(&id)
+        };
+        self.home.get(&id).is_some_and(there)
     }
 
     /// A directory is no longer of this watch; true when it was the last.
@@ -417,10 +451,10 @@ impl State {
     }
 
     fn unsettle(&mut self, id: NodeId) {
-        if let Some((_, hash)) = self.home.remove(&id)
-            && self.meaning.get(&hash) == Some(&id)
+        if let Some(home) = self.home.remove(&id)
+            && self.meaning.get(&home.hash) == Some(&id)
         {
-            self.meaning.remove(&hash);
+            self.meaning.remove(&home.hash);
         }
     }
 }
@@ -503,6 +537,30 @@ mod tests {
         );
         world.lookup("other");
         assert!(world.directories.covers(file, &stat));
+    }
+
+    /// There is no event of a name in a directory without a watch, nor of what is done by it.
+    #[test]
+    fn a_file_that_was_changed_by_a_name_made_elsewhere_is_found_out_when_it_is_looked_at() {
+        let world = World::new(1);
+        let path = world.dir.path().join("file");
+        let looked = || rustix::fs::stat(&path).unwrap();
+        let (file, _) = world.lookup("file");
+        let directories = &world.directories;
+        assert!(!directories.is_mistaken(file, &looked()), "nothing is told");
+        assert!(directories.covers(file, &looked()));
+        assert!(!directories.is_mistaken(file, &looked()));
+        std::fs::create_dir(world.dir.path().join("dir")).unwrap();
+        world.gathered();
+        let other = world.dir.path().join("dir/other");
+        std::fs::hard_link(&path, &other).unwrap();
+        std::fs::write(&other, b"other bytes").unwrap();
+        assert_eq!(world.gathered(), HashSet::new());
+        assert!(directories.is_mistaken(file, &looked()));
+        world.lookup("file");
+        assert!(directories.is_mistaken(file, &looked()), "still");
+        assert!(!directories.covers(file, &looked()), "it has two names");
+        assert!(!directories.is_mistaken(file, &looked()));
     }
 
     #[test]
