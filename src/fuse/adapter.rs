@@ -131,7 +131,9 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _begun = self.shared.begin(req, parent, |asked| asked.name(name));
+        let _begun = self
+            .shared
+            .begin(Op::Lookup, req, parent, |asked| asked.name(name));
         let lent = [name.as_bytes()];
         if self.shared.control.is_apart(parent.0, name) {
             // Statistics are wanted most when the source does not answer.
@@ -163,7 +165,7 @@ impl Filesystem for Adapter {
     // not public in fuser 0.18.
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Getattr, req, ino, |_| ());
         if self.shared.control.is_own(ino.0) {
             return self.shared.getattr(ino.0, None, Slot::Own(reply));
         }
@@ -191,9 +193,9 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| (asked.size, asked.mode) = (size, mode));
+        let _begun = self.shared.begin(Op::Setattr, req, ino, |asked| {
+            (asked.size, asked.mode) = (size, mode);
+        });
         let set = SetAttr {
             mode,
             uid,
@@ -233,7 +235,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Readlink, req, ino, |_| ());
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
             let target = shared.asked(Op::Readlink, || shared.mirror.readlink(ino.0));
             shared.answer(slot, target, |reply, target| reply.data(&target));
@@ -250,7 +252,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _begun = self.shared.begin(req, parent, |asked| {
+        let _begun = self.shared.begin(Op::Mknod, req, parent, |asked| {
             asked.name(name);
             asked.mode = Some(mode);
         });
@@ -281,7 +283,7 @@ impl Filesystem for Adapter {
         umask: u32,
         reply: ReplyEntry,
     ) {
-        let _begun = self.shared.begin(req, parent, |asked| {
+        let _begun = self.shared.begin(Op::Mkdir, req, parent, |asked| {
             asked.name(name);
             asked.mode = Some(mode);
         });
@@ -303,7 +305,9 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _begun = self.shared.begin(req, parent, |asked| asked.name(name));
+        let _begun = self
+            .shared
+            .begin(Op::Unlink, req, parent, |asked| asked.name(name));
         let lent = [name.as_bytes()];
         self.serve(
             Wait::Write,
@@ -320,7 +324,9 @@ impl Filesystem for Adapter {
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _begun = self.shared.begin(req, parent, |asked| asked.name(name));
+        let _begun = self
+            .shared
+            .begin(Op::Rmdir, req, parent, |asked| asked.name(name));
         let lent = [name.as_bytes()];
         self.serve(
             Wait::Write,
@@ -344,7 +350,7 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let _begun = self.shared.begin(req, parent, |asked| {
+        let _begun = self.shared.begin(Op::Symlink, req, parent, |asked| {
             asked.name(link_name);
             asked.word(target.as_os_str());
         });
@@ -376,7 +382,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, parent, |asked| {
+        let _begun = self.shared.begin(Op::Rename, req, parent, |asked| {
             asked.name(name);
             asked.new_name(newparent, newname);
             asked.flags = Some(flags.bits());
@@ -408,9 +414,9 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.new_name(newparent, newname));
+        let _begun = self.shared.begin(Op::Link, req, ino, |asked| {
+            asked.new_name(newparent, newname)
+        });
         let caller = caller(req, 0);
         let (parent, lent) = (newparent.0, [newname.as_bytes()]);
         self.serve(
@@ -432,9 +438,9 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.flags = Some(flags.0 as u32));
+        let _begun = self.shared.begin(Op::Open, req, ino, |asked| {
+            asked.flags = Some(flags.0 as u32)
+        });
         let (caller, flags) = (caller(req, 0), flags.0);
         if self.shared.control.is_own(ino.0) {
             return self
@@ -465,7 +471,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _begun = self.shared.begin(req, parent, |asked| {
+        let _begun = self.shared.begin(Op::Create, req, parent, |asked| {
             asked.name(name);
             (asked.mode, asked.flags) = (Some(mode), Some(flags as u32));
         });
@@ -500,7 +506,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self
             .shared
-            .begin(req, ino, |asked| asked.range(offset, size.into()));
+            .begin(Op::Read, req, ino, |asked| asked.range(offset, size.into()));
         if self.shared.control.is_oplog(ino.0) {
             return self.shared.oplog.read(req, fh.0, size as usize, reply);
         }
@@ -533,9 +539,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.range(offset, data.len() as u64));
+        let _begun = self.shared.begin(Op::Write, req, ino, |asked| {
+            asked.range(offset, data.len() as u64)
+        });
         if virtual_file(ino) {
             return self.shared.control.write(req, fh.0, data, reply);
         }
@@ -570,7 +576,7 @@ impl Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Flush, req, ino, |_| ());
         if virtual_file(ino) {
             return self.shared.control.flush(req, fh.0, reply);
         }
@@ -597,7 +603,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Release, req, ino, |_| ());
         let flags = flags.0;
         if virtual_file(ino) {
             return self.shared.reply_empty(Op::Release, Slot::Own(reply), || {
@@ -629,7 +635,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Fsync, req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -641,9 +647,9 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.flags = Some(flags.0 as u32));
+        let _begun = self.shared.begin(Op::Opendir, req, ino, |asked| {
+            asked.flags = Some(flags.0 as u32)
+        });
         if virtual_file(ino) {
             return reply.opened(FileHandle(0), FopenFlags::empty());
         }
@@ -670,7 +676,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self
             .shared
-            .begin(req, ino, |asked| asked.offset = Some(offset));
+            .begin(Op::Readdir, req, ino, |asked| asked.offset = Some(offset));
         let (ino, fh) = (ino.0, fh.0);
         match &self.shared.workers {
             Some(_) if !InodeTable::is_virtual(ino) => {
@@ -690,9 +696,9 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.offset = Some(offset));
+        let _begun = self.shared.begin(Op::Readdirplus, req, ino, |asked| {
+            asked.offset = Some(offset)
+        });
         let (ino, fh) = (ino.0, fh.0);
         match &self.shared.workers {
             Some(_) if !InodeTable::is_virtual(ino) => {
@@ -712,7 +718,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Releasedir, req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -738,7 +744,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Fsyncdir, req, ino, |_| ());
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -749,7 +755,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        let _begun = self.shared.begin(req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Statfs, req, ino, |_| ());
         let ino = if virtual_file(ino) { 1 } else { ino.0 };
         self.serve(Wait::Read, req.pid(), reply, [], move |shared, [], slot| {
             let found = shared.asked(Op::Statfs, || shared.mirror.statfs(ino));
@@ -778,7 +784,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |asked| {
+        let _begun = self.shared.begin(Op::Setxattr, req, ino, |asked| {
             asked.word(name);
             asked.size = Some(value.len() as u64);
         });
@@ -802,7 +808,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _begun = self.shared.begin(req, ino, |asked| {
+        let _begun = self.shared.begin(Op::Getxattr, req, ino, |asked| {
             asked.word(name);
             asked.size = Some(size.into());
         });
@@ -830,9 +836,9 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.size = Some(size.into()));
+        let _begun = self.shared.begin(Op::Listxattr, req, ino, |asked| {
+            asked.size = Some(size.into())
+        });
         if virtual_file(ino) {
             return if size == 0 {
                 reply.size(0)
@@ -854,7 +860,9 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _begun = self.shared.begin(req, ino, |asked| asked.word(name));
+        let _begun = self
+            .shared
+            .begin(Op::Removexattr, req, ino, |asked| asked.word(name));
         let lent = [name.as_bytes()];
         self.serve(
             Wait::Write,
@@ -873,9 +881,9 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.flags = Some(mask.bits() as u32));
+        let _begun = self.shared.begin(Op::Access, req, ino, |asked| {
+            asked.flags = Some(mask.bits() as u32)
+        });
         if virtual_file(ino) {
             return self
                 .shared
@@ -901,7 +909,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self
             .shared
-            .begin(req, ino, |asked| asked.offset = Some(start));
+            .begin(Op::Getlk, req, ino, |asked| asked.offset = Some(start));
         // Handles of control files are numbered by themselves, and would name another's file.
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
@@ -932,7 +940,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self
             .shared
-            .begin(req, ino, |asked| asked.offset = Some(start));
+            .begin(Op::Setlk, req, ino, |asked| asked.offset = Some(start));
         if virtual_file(ino) {
             return reply.error(Errno::ENOLCK);
         }
@@ -964,7 +972,9 @@ impl Filesystem for Adapter {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let _begun = self.shared.begin(req, ino, |asked| asked.flags = Some(cmd));
+        let _begun = self
+            .shared
+            .begin(Op::Ioctl, req, ino, |asked| asked.flags = Some(cmd));
         if virtual_file(ino) {
             return reply.error(Errno::ENOTTY);
         }
@@ -1018,7 +1028,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(req, ino, |asked| {
+        let _begun = self.shared.begin(Op::Fallocate, req, ino, |asked| {
             asked.range(offset, length);
             asked.flags = Some(mode as u32);
         });
@@ -1040,9 +1050,9 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _begun = self
-            .shared
-            .begin(req, ino, |asked| asked.offset = Some(offset as u64));
+        let _begun = self.shared.begin(Op::Lseek, req, ino, |asked| {
+            asked.offset = Some(offset as u64)
+        });
         if virtual_file(ino) {
             return reply.error(Errno::EINVAL);
         }
@@ -1066,9 +1076,9 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _begun = self
-            .shared
-            .begin(req, ino_in, |asked| asked.range(offset_in, len));
+        let _begun = self.shared.begin(Op::CopyFileRange, req, ino_in, |asked| {
+            asked.range(offset_in, len)
+        });
         if virtual_file(ino_in) || virtual_file(ino_out) {
             return reply.error(Errno::EOPNOTSUPP);
         }

@@ -24,6 +24,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::oplog::{Asked, Noted};
 use super::shared::Shared;
+use crate::observe::Op;
 
 /// Requests come fast while they are no more than so many windows apart, on the mean: with nobody
 /// awake, that is the time of two wake-ups too, the loop's and the program's.
@@ -99,7 +100,7 @@ pub(super) struct BusyPoll {
     caught: Mean,
     /// Requests since it was last tried.
     untried: AtomicU64,
-    /// The last request to forget that was waited after.
+    /// The last request to forget that was counted.
     forgetting: AtomicU64,
 }
 
@@ -184,13 +185,31 @@ impl BusyPoll {
         if self.window == 0 {
             return;
         }
-        let now = self.now();
-        self.done.store(now, Ordering::Relaxed);
-        self.work.add(now.saturating_sub(began));
+        let now = self.is_done(began);
         if let Some(device) = self.device.get() {
             self.wait(device, now);
         }
         self.reading.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts what has ended; returns when.
+    fn is_done(&self, began: u64) -> u64 {
+        let now = self.now();
+        self.done.store(now, Ordering::Relaxed);
+        self.work.add(now.saturating_sub(began));
+        now
+    }
+
+    /// Begins to forget an inode that the request of this number names. The FUSE library breaks one
+    /// that names many up into many calls, of which nobody knows the last: the first is counted, and
+    /// after none of them is there any waiting, which would keep the rest from being forgotten for as
+    /// long as others are busy.
+    fn forgets(&self, unique: u64) -> Option<Forgetting<'_>> {
+        let counted = self.forgetting.swap(unique, Ordering::Relaxed) == unique;
+        (!counted).then(|| Forgetting {
+            waits: self,
+            since: self.came(),
+        })
     }
 
     fn wait(&self, device: &OwnedFd, now: u64) {
@@ -294,12 +313,29 @@ impl Drop for Begun<'_> {
     }
 }
 
+/// While it is there, an event loop works on the first inode of those that it is to forget.
+#[derive(Debug)]
+pub(super) struct Forgetting<'a> {
+    waits: &'a BusyPoll,
+    since: u64,
+}
+
+impl Drop for Forgetting<'_> {
+    fn drop(&mut self) {
+        if self.waits.window > 0 {
+            self.waits.is_done(self.since);
+            self.waits.reading.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}
+
 impl Shared {
     /// An event loop begins to work on what was asked, and works on it as long as the guard is there;
     /// `more` adds to what the log tells of it.
     #[inline]
     pub(super) fn begin(
         &self,
+        op: Op,
         request: &Request,
         node: INodeNo,
         more: impl FnOnce(&mut Asked),
@@ -307,22 +343,13 @@ impl Shared {
         Begun {
             waits: &self.busy_poll,
             since: self.busy_poll.came(),
-            noted: self.note(request, node, more),
+            noted: self.note(op, request, node, more),
         }
     }
 
-    /// As [`Self::begin`], for what `request` asks to forget. The FUSE library breaks a request that
-    /// names many inodes up into many: there is no waiting between those.
-    pub(super) fn begin_forget(&self, request: &Request) -> Option<Begun<'_>> {
-        let unique = request.unique().0;
-        if self.busy_poll.forgetting.swap(unique, Ordering::Relaxed) == unique {
-            return None;
-        }
-        Some(Begun {
-            waits: &self.busy_poll,
-            since: self.busy_poll.came(),
-            noted: None,
-        })
+    /// As [`Self::begin`], for what `request` asks to forget.
+    pub(super) fn begin_forget(&self, request: &Request) -> Option<Forgetting<'_>> {
+        self.busy_poll.forgets(request.unique().0)
     }
 }
 
@@ -445,6 +472,18 @@ mod tests {
             scope.spawn(|| serve(&busy_poll));
         });
         assert_eq!((reading(&busy_poll), leader(&busy_poll)), (2, NOBODY));
+    }
+
+    /// Of one request that names many, as the FUSE library hands them out.
+    #[test]
+    fn who_forgets_many_does_not_wait_between_them() {
+        let (busy_poll, _requests) = stand(2, true);
+        busy_poll.leader.store(u64::MAX, Ordering::Release);
+        let counted = [7, 7, 7, 8].map(|unique| busy_poll.forgets(unique).is_some());
+        assert_eq!(counted, [true, false, false, true]);
+        // Who had stayed away would have taken the lead from one that is never done.
+        assert_eq!((reading(&busy_poll), leader(&busy_poll)), (2, u64::MAX));
+        assert!(busy_poll.done.load(Ordering::Relaxed) > 0);
     }
 
     #[test]

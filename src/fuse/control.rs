@@ -130,7 +130,8 @@ impl ControlFiles {
 
     /// Whether it is one of the files that are about the mount, not about a directory of it.
     pub(super) fn is_own(&self, id: NodeId) -> bool {
-        [self.folder, self.stats, self.settings, self.list].contains(&id)
+        let own = [self.folder, self.stats, self.settings, self.list, self.log];
+        own.contains(&id)
     }
 
     fn off(&self) -> bool {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use fuser::{FileAttr, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::convert::{self, entry_attr};
+use super::oplog::take_noted;
 use super::serve::Slot;
 use super::shared::{GENERATION, Shared, nameless_attr};
 use crate::mirror::{Ahead, Attr, Entry, InodeTable, NodeId};
@@ -63,6 +64,7 @@ impl Shared {
             }
             self.mirror.readdir(fh, position(offset), &mut emit)
         });
+        take_noted().tell();
         match read {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),
@@ -90,6 +92,7 @@ impl Shared {
             }
             self.mirror.readdirplus(fh, position(offset), &mut emit)
         });
+        take_noted().tell();
         match read {
             Ok(()) => reply.ok(),
             Err(errno) => reply.error(errno),

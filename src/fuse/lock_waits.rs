@@ -13,12 +13,14 @@ use fuser::{Errno, ReplyEmpty};
 use parking_lot::Mutex;
 
 use super::convert;
+use super::oplog::Line;
 use super::serve::Slot;
 use super::shared::Shared;
 use crate::mirror::{Caller, LockOutcome, Mirror};
 use crate::observe::Op;
 use crate::sys::ofd::Lock;
 use crate::sys::watch::CallerWatch;
+use crate::sys::{self, Fail};
 
 /// How long a free lock may stay unnoticed.
 const PERIOD: Duration = Duration::from_millis(10);
@@ -71,31 +73,52 @@ struct Waiter {
     asking: Asking,
     watch: CallerWatch,
     reply: ReplyEmpty,
+    line: Line,
     /// Not looked at yet.
     fresh: bool,
+}
+
+impl Waiter {
+    fn answer(self, done: Result<(), Errno>) {
+        match done {
+            Ok(()) => {
+                self.line.tell();
+                self.reply.ok();
+            }
+            Err(errno) => {
+                self.line.tell_as(errno);
+                self.reply.error(errno);
+            }
+        }
+    }
 }
 
 impl Shared {
     /// Takes a lock, or gives it back; `sleep` waits for it.
     pub(super) fn setlk(&self, asking: Asking, sleep: bool, slot: Slot<ReplyEmpty>) {
         let before = slot.may_be_late().then(|| asking.held(&self.mirror));
-        let done = self.measured(Op::Setlk, || asking.attempt(&self.mirror));
-        match (done, slot.take()) {
-            (Ok(LockOutcome::Done), Some(reply)) => reply.ok(),
-            (Ok(LockOutcome::Held), Some(reply)) if sleep => {
-                let waiter = Waiter {
-                    asking,
-                    watch: CallerWatch::new(asking.caller.pid),
-                    reply,
-                    fresh: true,
-                };
-                self.lock_waits.wait(&self.mirror, waiter);
-            }
-            (Ok(LockOutcome::Held), Some(reply)) => reply.error(Errno::EAGAIN),
-            (Err(errno), Some(reply)) => reply.error(errno),
-            // He does not know that he has it.
-            (Ok(LockOutcome::Done), None) => asking.undo(&self.mirror, &before.unwrap_or_default()),
-            (_, None) => {}
+        let done = self.measured(Op::Setlk, || match asking.attempt(&self.mirror)? {
+            LockOutcome::Held if !sleep => Err(Fail::new(sys::Errno::AGAIN, "lock")),
+            outcome => Ok(outcome),
+        });
+        if !matches!(done, Ok(LockOutcome::Held)) {
+            return match (done, slot.take()) {
+                (Ok(_), Some(reply)) => reply.ok(),
+                (Err(errno), Some(reply)) => reply.error(errno),
+                // He does not know that he has it.
+                (Ok(_), None) => asking.undo(&self.mirror, &before.unwrap_or_default()),
+                (Err(_), None) => {}
+            };
+        }
+        if let Some((reply, line)) = slot.take_untold() {
+            let waiter = Waiter {
+                asking,
+                watch: CallerWatch::new(asking.caller.pid),
+                reply,
+                line,
+                fresh: true,
+            };
+            self.lock_waits.wait(&self.mirror, waiter);
         }
     }
 }
@@ -111,12 +134,12 @@ impl LockWaits {
     fn wait(&self, mirror: &Arc<Mirror>, waiter: Waiter) {
         let sender = match self.sender(mirror) {
             Ok(sender) => sender,
-            Err(_) => return waiter.reply.error(Errno::ENOLCK),
+            Err(_) => return waiter.answer(Err(Errno::ENOLCK)),
         };
         if let Err(refused) = sender.try_send(waiter) {
             let (std::sync::mpsc::TrySendError::Full(waiter)
             | std::sync::mpsc::TrySendError::Disconnected(waiter)) = refused;
-            waiter.reply.error(Errno::ENOLCK);
+            waiter.answer(Err(Errno::ENOLCK));
         }
     }
 
@@ -165,13 +188,7 @@ fn attend(mirror: &Mirror, waiting: &mut Vec<Waiter>, look: bool) {
         let look = look || std::mem::take(&mut waiter.fresh);
         match attempt(mirror, waiting, at, look) {
             None => at += 1,
-            Some(answer) => {
-                let waiter = waiting.swap_remove(at);
-                match answer {
-                    Ok(()) => waiter.reply.ok(),
-                    Err(errno) => waiter.reply.error(errno),
-                }
-            }
+            Some(answer) => waiting.swap_remove(at).answer(answer),
         }
     }
 }

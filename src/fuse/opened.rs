@@ -7,12 +7,25 @@ use std::sync::Arc;
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
 use super::convert::entry_attr;
+use super::oplog::Line;
 use super::passthrough::Choice;
 use super::serve::Slot;
 use super::shared::{GENERATION, Shared};
 use crate::mirror::{Attr, Io, NodeId, Opened, OpenedDir, Passthrough};
 use crate::observe::OpenMode;
 use crate::sys;
+
+/// Upon which the kernel looks the name up again at once (fs/namei.c, LOOKUP_REVAL).
+const REFUSED: Errno = Errno::ESTALE;
+
+impl Choice {
+    fn tell(&self, line: Line) {
+        match self {
+            Self::Kernel(_) | Self::Ourselves => line.tell(),
+            Self::Refused => line.tell_as(REFUSED),
+        }
+    }
+}
 
 impl Shared {
     /// Answers an open of a file; `flags` as the caller gave them.
@@ -23,15 +36,20 @@ impl Shared {
         opened: Result<Opened, Errno>,
         slot: Slot<ReplyOpen>,
     ) {
-        let (opened, reply) = match (opened, slot.take()) {
-            (Ok(opened), Some(reply)) => (opened, reply),
-            (Err(errno), Some(reply)) => return reply.error(errno),
-            // The kernel will never release what it has not heard of.
-            (Ok(opened), None) => return self.mirror.release(opened.handle),
-            (Err(_), None) => return,
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(errno) => return slot.refuse(errno),
         };
+        let Some((reply, line)) = slot.take_untold() else {
+            // The kernel will never release what it has not heard of.
+            return self.mirror.release(opened.handle);
+        };
+        if opened.mistaken {
+            self.attributes_changed(id);
+        }
         let opened = &opened;
         let way = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
+        way.tell(line);
         let handle = FileHandle(opened.handle);
         match way {
             Choice::Kernel(backing) => {
@@ -40,13 +58,13 @@ impl Shared {
             Choice::Ourselves => reply.opened(handle, own_flags(opened)),
             Choice::Refused => {
                 self.refuse(id, opened);
-                reply.error(fuser::Errno::ESTALE);
+                reply.error(REFUSED);
             }
         }
     }
 
-    /// Who reads the stored version by the kernel keeps it; the kernel looks the name up again at
-    /// once (fs/namei.c, LOOKUP_REVAL), and finds an inode of its own.
+    /// Who reads the stored version by the kernel keeps it; who looks the name up again finds an inode
+    /// of its own.
     fn refuse(&self, id: NodeId, opened: &Opened) {
         self.mirror.release(opened.handle);
         self.mirror.supersede(id);
@@ -60,17 +78,17 @@ impl Shared {
         created: Result<(Attr, Opened), Errno>,
         slot: Slot<ReplyCreate>,
     ) {
-        let ((attr, opened), reply) = match (created, slot.take()) {
-            (Ok(created), Some(reply)) => (created, reply),
-            (Err(errno), Some(reply)) => return reply.error(errno),
-            (Ok((attr, opened)), None) => {
-                self.mirror.release(opened.handle);
-                return self.mirror.forget(attr.id, 1);
-            }
-            (Err(_), None) => return,
+        let (attr, opened) = match created {
+            Ok(created) => created,
+            Err(errno) => return slot.refuse(errno),
+        };
+        let Some((reply, line)) = slot.take_untold() else {
+            self.mirror.release(opened.handle);
+            return self.mirror.forget(attr.id, 1);
         };
         let (attr, opened) = (&attr, &opened);
         let way = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
+        way.tell(line);
         let trust = self.seen_stores(attr, self.mirror.trust_made(parent, attr));
         let ttl = trust.entry.min(trust.attr);
         let (shown, handle) = (entry_attr(attr), FileHandle(opened.handle));
@@ -86,7 +104,7 @@ impl Shared {
             Choice::Refused => {
                 self.refuse(attr.id, opened);
                 self.mirror.forget(attr.id, 1);
-                reply.error(fuser::Errno::ESTALE);
+                reply.error(REFUSED);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `.corfs/oplog`: a line for each operation, for those who read it now.
 //!
-//! While nobody does, an operation costs two relaxed loads and nothing else. A reader that finds
+//! While nobody does, an operation costs two relaxed loads and a look at a thread's own line. A reader that finds
 //! nothing waits without a thread: its reply is parked, and one thread, which lives as long as there
 //! are readers, answers it when there are lines, when it is told to stop, or at the end.
 
@@ -72,9 +72,44 @@ impl Asked {
     }
 }
 
+/// One operation that is noted.
+#[derive(Debug)]
+struct Operation {
+    oplog: Arc<OpLog>,
+    op: Op,
+    began: Instant,
+    asked: Asked,
+}
+
+/// What is to be told of an operation, if it was noted: once, by whoever answers it, and before.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Line {
+    of: Option<Arc<Operation>>,
+    /// What it ended with, as far as is known; 0 when it went well.
+    errno: i32,
+}
+
+impl Line {
+    const NONE: Self = Self { of: None, errno: 0 };
+
+    pub(super) fn tell(self) {
+        if let Some(operation) = &self.of
+            && operation.oplog.is_read()
+        {
+            operation.oplog.push(&operation.line(self.errno));
+        }
+    }
+
+    /// Tells that it ended so, whatever the work ended with.
+    pub(super) fn tell_as(self, errno: Errno) {
+        let errno = errno.into();
+        Self { errno, ..self }.tell();
+    }
+}
+
 thread_local! {
-    /// The operation that this thread works on; `None` while nobody reads the log.
-    static ASKED: RefCell<Option<Asked>> = const { RefCell::new(None) };
+    /// Of the operation that this thread works on.
+    static LINE: RefCell<Line> = const { RefCell::new(Line::NONE) };
 }
 
 /// Until it goes, this thread works on an operation that is noted.
@@ -83,16 +118,26 @@ pub(super) struct Noted(());
 
 impl Drop for Noted {
     fn drop(&mut self) {
-        ASKED.take();
+        LINE.take();
     }
+}
+
+/// The line of what this thread works on, for somebody else who may answer it first.
+pub(super) fn noted() -> Line {
+    LINE.with_borrow(Line::clone)
+}
+
+/// Takes the line of what this thread works on, which is answered, or will be by somebody else.
+pub(super) fn take_noted() -> Line {
+    LINE.take()
 }
 
 /// Takes along what this thread works on, for another thread that will end it.
 pub(super) fn carried<T>(job: impl FnOnce() -> T) -> impl FnOnce() -> T {
-    let asked = ASKED.take();
+    let line = LINE.take();
     move || {
-        let _noted = asked.map(|asked| {
-            ASKED.set(Some(asked));
+        let _noted = line.of.is_some().then(|| {
+            LINE.set(line);
             Noted(())
         });
         job()
@@ -105,6 +150,7 @@ impl Shared {
     #[inline]
     pub(super) fn note(
         &self,
+        op: Op,
         request: &Request,
         node: INodeNo,
         more: impl FnOnce(&mut Asked),
@@ -123,39 +169,48 @@ impl Shared {
             (Some(parent), Some(name)) => path(&self.mirror, parent, Some(name)),
             (_, word) => word.as_ref().map(|word| word.as_bytes().to_vec()),
         };
-        ASKED.set(Some(asked));
+        let operation = Operation {
+            oplog: self.oplog.clone(),
+            op,
+            began: Instant::now(),
+            asked,
+        };
+        LINE.set(Line {
+            of: Some(Arc::new(operation)),
+            errno: 0,
+        });
         Some(Noted(()))
     }
 
-    /// The operation of this thread has ended: its line, if it was noted.
+    /// The work of this thread has ended so, and is to be answered.
     #[inline]
-    pub(super) fn tell(&self, op: Op, started: Instant, errno: i32) {
-        if self.oplog.is_read()
-            && let Some(asked) = ASKED.take()
-        {
-            let took = started.elapsed();
-            self.oplog.push(&line(asked, op, took, errno));
+    pub(super) fn ended(&self, errno: i32) {
+        if self.oplog.is_read() {
+            LINE.with_borrow_mut(|line| line.errno = errno);
         }
     }
 }
 
-fn line(asked: Asked, op: Op, took: Duration, errno: i32) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let entry = Entry {
-        time: now.unwrap_or_default().saturating_sub(took),
-        op,
-        path: asked.path,
-        other: asked.other,
-        offset: asked.offset,
-        size: asked.size,
-        mode: asked.mode,
-        flags: asked.flags,
-        errno,
-        took,
-        uid: asked.uid,
-        pid: asked.pid,
-    };
-    entry.line()
+impl Operation {
+    fn line(&self, errno: i32) -> String {
+        let (asked, took) = (&self.asked, self.began.elapsed());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let entry = Entry {
+            time: now.unwrap_or_default().saturating_sub(took),
+            op: self.op,
+            path: asked.path.clone(),
+            other: asked.other.clone(),
+            offset: asked.offset,
+            size: asked.size,
+            mode: asked.mode,
+            flags: asked.flags,
+            errno,
+            took,
+            uid: asked.uid,
+            pid: asked.pid,
+        };
+        entry.line()
+    }
 }
 
 /// Where an inode, or a name in it, was last seen, from the root of the mount.

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::mirror::{NodeId, Passthrough as Asked};
 use crate::observe::{Metrics, OpenMode, PassthroughState};
+use crate::sys::process::may_administer;
 
 /// Magic numbers (statfs(2)) of the file systems that may stand on another one themselves.
 const STACKED: [i64; 3] = [
@@ -93,6 +94,9 @@ impl Passthrough {
     ) {
         if asked == Asked::Never {
             return;
+        }
+        if !may_administer() {
+            return self.off(PassthroughState::NotPrivileged);
         }
         if config
             .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
@@ -181,6 +185,7 @@ impl Passthrough {
 
     fn refused(&self, error: &io::Error) {
         match Errno::from_io_error(error) {
+            // Not so early: its capability is of a user namespace of its own.
             Some(Errno::PERM) => self.off(PassthroughState::NotPrivileged),
             Some(Errno::NOTTY | Errno::NOSYS) => self.off(PassthroughState::NotSupported),
             // Of this file only: its file system is stacked too high (ELOOP), say.

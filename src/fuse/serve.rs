@@ -13,6 +13,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
+use super::oplog::{Line, carried, noted, take_noted};
 use super::shared::Shared;
 use super::workers::{Job, Pending};
 use crate::mirror::NodeId;
@@ -84,7 +85,14 @@ pub(super) enum Slot<R: Answer> {
     /// Nobody else has it.
     Own(R),
     /// Somebody may answer first when it takes too long.
-    Shared(Arc<Mutex<Option<R>>>),
+    Shared(Arc<Place<R>>),
+}
+
+/// Where a reply lies until somebody takes it.
+pub(super) struct Place<R> {
+    reply: Mutex<Option<R>>,
+    /// For who answers before the work has ended.
+    line: Line,
 }
 
 impl<R: Answer> Slot<R> {
@@ -94,13 +102,25 @@ impl<R: Answer> Slot<R> {
     }
 
     /// The reply, unless somebody has answered already: what was done for the caller then is to be
-    /// undone. To be called when nothing is left that could wait.
+    /// undone. To be called when nothing is left that could wait, for the log is told of the end.
     #[must_use]
     pub(super) fn take(self) -> Option<R> {
-        match self {
+        let (reply, line) = self.take_untold()?;
+        line.tell();
+        Some(reply)
+    }
+
+    /// As [`Slot::take`], for whoever knows the end only then: the log is to be told of it before the
+    /// answer.
+    #[must_use]
+    pub(super) fn take_untold(self) -> Option<(R, Line)> {
+        // Who has answered already has told of it.
+        let line = take_noted();
+        let reply = match self {
             Self::Own(reply) => Some(reply),
-            Self::Shared(place) => place.lock().take(),
-        }
+            Self::Shared(place) => place.reply.lock().take(),
+        };
+        reply.map(|reply| (reply, line))
     }
 
     /// Answers with an error, unless somebody has answered.
@@ -111,18 +131,19 @@ impl<R: Answer> Slot<R> {
     }
 }
 
-impl<R: Answer> Pending for Mutex<Option<R>> {
+impl<R: Answer> Pending for Place<R> {
     fn refuse(&self, errno: Errno) -> bool {
-        let reply = self.lock().take();
+        let reply = self.reply.lock().take();
         let pending = reply.is_some();
         if let Some(reply) = reply {
+            self.line.clone().tell_as(errno);
             reply.refuse(errno);
         }
         pending
     }
 
     fn is_pending(&self) -> bool {
-        self.lock().is_some()
+        self.reply.lock().is_some()
     }
 }
 
@@ -217,7 +238,10 @@ fn job<R: Answer, const N: usize>(
     lent: [&[u8]; N],
     work: impl FnOnce(&Arc<Shared>, [&[u8]; N], Slot<R>) + Send + 'static,
 ) -> Job {
-    let place = Arc::new(Mutex::new(Some(reply)));
+    let place = Arc::new(Place {
+        reply: Mutex::new(Some(reply)),
+        line: noted(),
+    });
     let patience = match wait {
         Wait::Read => shared.serving.timeout,
         Wait::Write | Wait::Flush => shared.serving.timeout_write,
@@ -232,7 +256,7 @@ fn job<R: Answer, const N: usize>(
         caller,
         must: matches!(wait, Wait::Flush | Wait::Release),
         watched: wait != Wait::Release,
-        run: Box::new(super::oplog::carried(move || {
+        run: Box::new(carried(move || {
             let lent = kept.each_ref().map(|kept| &**kept);
             shared.mirror.serve_awake(|| work(&shared, lent, slot));
         })),

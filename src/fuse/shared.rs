@@ -345,7 +345,7 @@ impl Shared {
         let started = Instant::now();
         let done = work();
         self.metrics.operation(op, started, done.is_err());
-        self.tell(op, started, done.as_ref().err().map_or(0, number));
+        self.ended(done.as_ref().err().map_or(0, number));
         done.map_err(|fail| {
             self.mirror.heard(&fail);
             if fail.errno == sys::Errno::IO && !self.mirror.is_offline() {

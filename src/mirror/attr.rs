@@ -218,6 +218,19 @@ impl Mirror {
         }
     }
 
+    /// Something was written under `writeback`. What the kernel had kept has a time of its own, which
+    /// the kernel tells; what came past its pages has that of the write, of which the kernel knows
+    /// nothing (fs/fuse/file.c, fuse_direct_write_iter).
+    pub(super) fn keep_time_of_write(&self, file: &OpenFile, fd: &OwnedFd, from_pages: bool) {
+        if from_pages {
+            return file.inode.overwrite_time();
+        }
+        if let Ok(stat) = rustix::fs::fstat(fd) {
+            let time = (stat.st_mtime, stat.st_mtime_nsec as u32);
+            file.inode.keep_time(time);
+        }
+    }
+
     fn owners_in_source(&self, set: &SetAttr) -> Result<(Option<u32>, Option<u32>)> {
         match &self.options.ids {
             None => Ok((set.uid, set.gid)),

@@ -72,6 +72,8 @@ pub struct Opened {
     pub cached: bool,
     /// It has data beyond the size that it tells (procfs): nobody else may believe that size.
     pub hides_its_size: bool,
+    /// The kernel believes attributes that are the file's no more.
+    pub mistaken: bool,
 }
 
 impl OpenFile {
@@ -222,17 +224,23 @@ impl Mirror {
         }
     }
 
-    /// Whether what is written by this open file must come to us at once though the kernel keeps
-    /// what is written: pages can be neither filled by what can't be read, nor put in their place
-    /// by what appends.
+    /// Whether what is written by this open file must come to us past the kernel's pages.
+    ///
+    /// What is appended through pages that the kernel has not whole comes in two requests where it
+    /// crosses a page (fs/fuse/file.c, fuse_fill_write_pages), and what others append in the source
+    /// between the two. Where the kernel keeps what is written there are no others; but then pages
+    /// can be neither filled by what can't be read, nor put in their place by what only appends.
     fn writes_through(&self, asked: &Asked, file: &OwnedFd) -> bool {
+        if !self.options.writeback {
+            return asked.writes() && asked.append;
+        }
         let fits = || {
             let flags = rustix::fs::fcntl_getfl(file);
             flags.is_ok_and(|flags| {
                 flags & OFlags::RWMODE == OFlags::RDWR && !flags.contains(OFlags::APPEND)
             })
         };
-        self.options.writeback && asked.writes() && !fits()
+        asked.writes() && !fits()
     }
 
     pub(super) fn enter_file(
@@ -258,15 +266,10 @@ impl Mirror {
         let opened = Opened {
             handle,
             keep_cache: !strict && fresh && !another,
-            // What is appended through pages that the kernel has not whole comes in two requests
-            // where it crosses a page (fs/fuse/file.c, fuse_fill_write_pages), and what others
-            // append in the source between the two.
-            direct_io: strict
-                || hides_its_size
-                || (asked.append && asked.writes())
-                || self.writes_through(&asked, &fd),
+            direct_io: strict || hides_its_size || self.writes_through(&asked, &fd),
             cached: reader.is_some() && !hides_its_size,
             hides_its_size,
+            mistaken: self.is_mistaken(inode.id, stat),
         };
         if another {
             // The pages to come are not of what `stat` shows.
@@ -303,6 +306,7 @@ impl Mirror {
             direct_io: false,
             cached: reader.is_some(),
             hides_its_size: false,
+            mistaken: false,
         };
         let file = OpenFile {
             inode,
@@ -479,7 +483,7 @@ impl Mirror {
         }
         self.metrics.written(done as u64);
         if self.options.writeback {
-            file.inode.overwrite_time();
+            self.keep_time_of_write(&file, &fd, from_pages);
         }
         self.wrote(&file, offset, &data[..done], file.append && !from_pages);
         self.changed_by_us(file.inode.id, fd.as_fd());

@@ -134,6 +134,16 @@ impl Version {
         }
     }
 
+    /// How long it was from a former change to this one, in nanoseconds; less than nothing if the
+    /// clock was set back.
+    pub(super) fn after(&self, former: &Self) -> i64 {
+        let nanoseconds = |(seconds, nanoseconds): (i64, u64)| {
+            let seconds = seconds.saturating_mul(1_000_000_000);
+            seconds.saturating_add_unsigned(nanoseconds)
+        };
+        nanoseconds(self.ctime).saturating_sub(nanoseconds(former.ctime))
+    }
+
     /// When it was last changed, in seconds since 1970.
     pub(super) fn changed(&self) -> i64 {
         self.mtime.0.max(self.ctime.0)

@@ -97,6 +97,11 @@ pub fn keep_to_quotas() -> Result<()> {
     Ok(())
 }
 
+/// Whether this thread has CAP_SYS_ADMIN, in its own user namespace; false when that can't be told.
+pub fn may_administer() -> bool {
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
 /// `fs.nr_open`: more than this no process may have. 0 when it cannot be read.
 fn descriptors_of_system() -> u64 {
     std::fs::read_to_string("/proc/sys/fs/nr_open")

@@ -3,15 +3,18 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
-    Mount, Need, OTHER, Scratch, corfs, output, read_file, require, run, wait_until, write_file,
+    FaultySource, Mount, Need, OTHER, On, Scratch, corfs, errno_of, output, read_file, require,
+    run, wait_until, write_file,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,11 +58,18 @@ impl Reader {
     }
 
     fn find(&self, part: &str) -> Option<Vec<String>> {
+        self.all(part).into_iter().next()
+    }
+
+    /// The fields of all such lines.
+    fn all(&self, part: &str) -> Vec<Vec<String>> {
         let text = self.text();
         // The last line may have come in part only.
-        let whole = &text[..text.rfind('\n')? + 1];
-        let line = whole.lines().find(|line| line.contains(part))?;
-        Some(line.split('\t').map(str::to_owned).collect())
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+        let lines = whole.lines().filter(|line| line.contains(part));
+        lines
+            .map(|line| line.split('\t').map(str::to_owned).collect())
+            .collect()
     }
 
     #[track_caller]
@@ -115,6 +125,79 @@ fn each_operation_is_a_line_with_its_caller() {
         "what was before is not told: {text}"
     );
     assert!(!text.contains("oplog\t"), "nor the reader itself: {text}");
+}
+
+/// A lock of an open file (F_OFD_SETLK, or F_OFD_SETLKW) over all of it.
+fn lock(file: &File, command: libc::c_int, kind: libc::c_int) -> std::io::Result<()> {
+    // SAFETY: flock is plain numbers, of which all zeros are some.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    // SAFETY: the descriptor is open, and `lock` lives through the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, &lock) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn a_lock_that_is_not_had_and_one_that_is_waited_for_are_told_as_they_ended() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    source.file("f", b"content");
+    let mount = Mount::of(source.path()).start();
+    let reader = Reader::of(&mount);
+    let open = || {
+        let mut options = File::options();
+        let options = options.read(true).write(true);
+        options.open(mount.path().join("f")).unwrap()
+    };
+    let told = |count: usize| {
+        let lines = || reader.all("\tsetlk\tf\t");
+        wait_until("locks are told", PATIENCE, || lines().len() >= count);
+        lines()
+    };
+    let (holder, other) = (open(), open());
+    lock(&holder, libc::F_OFD_SETLK, libc::F_WRLCK).unwrap();
+    let missed = lock(&other, libc::F_OFD_SETLK, libc::F_WRLCK);
+    assert_eq!(errno_of("lock", missed), Errno::AGAIN);
+    let ends: Vec<_> = told(2).into_iter().map(|line| line[8].clone()).collect();
+    assert_eq!(ends, ["0", &libc::EAGAIN.to_string()]);
+
+    let waits = std::thread::spawn(move || lock(&other, libc::F_OFD_SETLKW, libc::F_WRLCK));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(reader.all("\tsetlk\t").len(), 2, "it waits");
+    lock(&holder, libc::F_OFD_SETLK, libc::F_UNLCK).unwrap();
+    waits.join().unwrap().unwrap();
+    let waited = |line: &Vec<String>| line[8] == "0" && line[9].parse::<f64>().unwrap() > 0.2;
+    assert_eq!(told(4).iter().filter(|line| waited(line)).count(), 1);
+}
+
+/// What hangs in the source has been answered, and its late end is nobody's.
+#[test]
+fn what_is_answered_before_the_source_does_is_told_then() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = FaultySource::new();
+    let mount = Mount::of(source.path())
+        .opt("attr_timeout=0,entry_timeout=0,source_timeout=0.3")
+        .start();
+    let reader = Reader::of(&mount);
+    source.faults().hang(On::Lookup, Some("hung"));
+    let missed = fs::metadata(mount.path().join("hung"));
+    assert_eq!(errno_of("lookup", missed), Errno::TIMEDOUT);
+    let told = reader.await_line("\tlookup\thung\t");
+    assert_eq!(told[8], libc::ETIMEDOUT.to_string());
+    assert!(told[9].parse::<f64>().unwrap() >= 0.3, "{told:?}");
+    source.faults().heal();
+    wait_until("nothing hangs", PATIENCE, || {
+        source.faults().hanging(On::Lookup) == 0
+    });
+    fs::metadata(mount.path().join("later")).unwrap_err();
+    reader.await_line("\tlookup\tlater\t");
+    assert_eq!(reader.all("\tlookup\thung\t").len(), 1);
 }
 
 #[test]

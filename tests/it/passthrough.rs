@@ -183,7 +183,10 @@ fn an_ordinary_users_mount_serves_files_by_itself_and_says_why() {
     let file = source.file("a", b"bytes");
     set_mode(&file, 0o644);
     let mount = through(source.path()).as_user(USER, OTHER).start();
-    let read = crate::support::apart(Some((USER, OTHER)), || read_file(&mount.path().join("a")));
+    let (before, read) = crate::support::apart(Some((USER, OTHER)), || {
+        (state(&mount), read_file(&mount.path().join("a")))
+    });
+    assert_eq!(before, "not_privileged", "before anything is opened");
     assert_eq!(read, b"bytes");
     let stats = crate::support::apart(Some((USER, OTHER)), || {
         (state(&mount), opens(&mount, "passthrough"))

@@ -106,6 +106,37 @@ fn twenty_hung_callers_stall_nobody_else() {
     assert_eq!(mount.finish().code(), Some(0));
 }
 
+/// All that is about the mount itself is there while nobody is left to wait for the source.
+#[test]
+fn the_mounts_own_files_take_no_worker() {
+    if !require(NEEDS) {
+        return;
+    }
+    let source = FaultySource::new();
+    write_content(&source.store().join("a"), 1, 1 << 20);
+    let mount = Mount::of(source.path())
+        .opt("attr_timeout=3600,entry_timeout=3600,source_timeout=20")
+        .start();
+    let path = mount.path().join("a");
+    fs::metadata(&path).unwrap();
+    source.faults().hang(On::Open, Some("a"));
+    std::thread::scope(|scope| {
+        let open = || File::open(&path).map(drop);
+        let stuck: Vec<_> = (0..256).map(|_| scope.spawn(open)).collect();
+        source.faults().await_hanging(On::Open, 256);
+        for name in ["stats", "config", "jobs.json", "oplog"] {
+            let own = mount.path().join(".corfs").join(name);
+            let seen = aside(move || fs::metadata(&own).and(File::open(&own)).map(drop));
+            let seen = seen.recv_timeout(Duration::from_secs(10));
+            seen.expect(name).expect(name);
+        }
+        source.faults().heal();
+        for one in stuck {
+            one.join().unwrap().unwrap();
+        }
+    });
+}
+
 #[test]
 fn an_event_loop_that_hangs_stalls_nobody_while_one_leads() {
     if !require(NEEDS) {

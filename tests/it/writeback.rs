@@ -124,6 +124,84 @@ fn times_on_both_sides_are_the_same_after_close() {
     assert_eq!(mtime(&inside), (1_000_000, 7));
 }
 
+/// As `echo x >> f` does it, to a file that was there and is old.
+fn append(path: &Path, length: usize) {
+    let mut end = File::options().append(true).open(path).unwrap();
+    end.write_all(&vec![7; length]).unwrap();
+    close(end).unwrap();
+}
+
+fn age(path: &Path) {
+    let old = std::time::UNIX_EPOCH + Duration::new(1_000_000, 7);
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_modified(old).unwrap();
+}
+
+#[test]
+fn an_appended_file_has_the_time_of_the_append_on_both_sides() {
+    let Some((source, mount)) = world() else {
+        return;
+    };
+    let (inside, outside) = (mount.path().join("f"), source.file("f", b"old"));
+    let mtime = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    for length in [1, 4096, 10_000] {
+        age(&inside);
+        let before = std::time::SystemTime::now() - Duration::from_secs(1);
+        append(&inside, length);
+        assert!(mtime(&outside) > before, "{length}: {:?}", mtime(&outside));
+        assert_eq!(mtime(&inside), mtime(&outside), "{length}");
+    }
+    assert_eq!(read_file(&outside).len(), 3 + 1 + 4096 + 10_000);
+}
+
+/// Such a file is written past the kernel's pages, and the kernel keeps its own time of it.
+#[test]
+fn what_may_only_be_appended_to_has_the_time_of_the_append_in_the_source() {
+    if !require(&[Need::Fuse, Need::Filesystem("ext4"), Need::Tool("chattr")]) {
+        return;
+    }
+    let source = Loop::new("ext4", 64 << 20);
+    let path = source.path().join("f");
+    fs::write(&path, "old").unwrap();
+    age(&path);
+    run(Command::new("chattr").arg("+a").arg(&path));
+    let mount = kept(source.path()).start();
+    let inside = mount.path().join("f");
+    let before = std::time::SystemTime::now() - Duration::from_secs(1);
+    let end = || File::options().append(true).open(&inside).unwrap();
+    let mtime = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
+    let mut held = end();
+    held.write_all(b"1").unwrap();
+    held.sync_all().unwrap();
+    assert!(mtime(&path) > before, "synced: {:?}", mtime(&path));
+    append(&inside, 1);
+    close(held).unwrap();
+    assert!(mtime(&path) > before, "closed: {:?}", mtime(&path));
+    run(Command::new("chattr").arg("-a").arg(&path));
+    // Once the kernel has forgotten it.
+    let mount = mount.remount();
+    assert_eq!(mtime(&mount.path().join("f")), mtime(&path));
+}
+
+/// The same of one that its owner may write and not read.
+#[test]
+fn what_may_only_be_written_has_the_time_of_the_write_in_the_source() {
+    if !require(&[Need::UserFuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    set_owner(source.path(), USER, OTHER);
+    let path = source.file("f", b"old");
+    set_owner(&path, USER, OTHER);
+    set_mode(&path, 0o200);
+    age(&path);
+    let before = std::time::SystemTime::now() - Duration::from_secs(1);
+    let mount = kept(source.path()).as_user(USER, OTHER).start();
+    apart(Some((USER, OTHER)), || append(&mount.path().join("f"), 1));
+    let written = fs::metadata(&path).unwrap().modified().unwrap();
+    assert!(written > before, "{written:?}");
+}
+
 /// Whose writes are kept may be nobody who could set the file's times.
 #[test]
 fn an_ordinary_users_daemon_writes_what_is_anothers() {

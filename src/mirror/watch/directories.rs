@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Stat};
 
 use super::Stale;
 use crate::mirror::InodeTable;
-use crate::mirror::inode::{Inode, NodeId, ROOT, Version};
+use crate::mirror::inode::{Digest, Inode, NodeId, ROOT, Version};
 use crate::observe::Metrics;
 use crate::sys::procfd;
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -29,6 +29,10 @@ const ENOUGH: usize = 4096;
 /// How many bufferfuls are read before the kernel is told of what is stale: where others are busy
 /// all the time, the queue may never be empty.
 const ROUNDS: usize = 16;
+/// Times of change that lie no further apart, in nanoseconds, are of a file system that tells one
+/// change from the next (Linux 6.13: Documentation/filesystems/multigrain-ts.rst). Where they are those
+/// of the clock's last tick, there is a millisecond between two at least.
+const TICK: i64 = 500_000;
 
 /// The watched directories.
 ///
@@ -55,10 +59,22 @@ struct State {
     beyond: HashSet<NodeId>,
     /// What a name (its hash, with its directory) was last said to mean.
     meaning: HashMap<u64, NodeId>,
-    /// Where an inode was last found: the directory, and the hash of the name in it.
-    home: HashMap<NodeId, (NodeId, u64)>,
+    /// Where an inode was last found.
+    home: HashMap<NodeId, Found>,
     /// Files as they were when this mirror changed them last.
     ours: HashMap<NodeId, Version>,
+    /// Devices (st_dev) whose files were seen to change twice within [`TICK`], with times that differ.
+    exact: HashSet<u64>,
+}
+
+/// Where an inode was last found, and as what.
+#[derive(Debug)]
+struct Found {
+    parent: NodeId,
+    /// Of the name in it.
+    hash: u64,
+    /// What the kernel may believe of a file for long.
+    told: Option<Digest>,
 }
 
 /// One event, apart from the buffer it came in.
@@ -171,8 +187,16 @@ impl Directories {
     }
 
     pub(super) fn changed_by_us(&self, id: NodeId, fd: BorrowedFd<'_>) {
-        if let Ok(stat) = rustix::fs::fstat(fd) {
-            self.state.lock().ours.insert(id, Version::of(&stat));
+        let Ok(stat) = rustix::fs::fstat(fd) else {
+            return;
+        };
+        let now = Version::of(&stat);
+        let mut state = self.state.lock();
+        // The kernel knows that it does not know its attributes now.
+        state.told(id, None);
+        let before = state.ours.insert(id, now);
+        if before.is_some_and(|before| (1..TICK).contains(&now.after(&before))) {
+            state.exact.insert(stat.st_dev);
         }
     }
 
@@ -188,16 +212,23 @@ impl Directories {
     }
 
     /// Whether changes of this inode show: a directory's by its own watch, another's by that of
-    /// the directory it was found in, unless it has names elsewhere.
+    /// the directory it was found in, unless it has names elsewhere. Then that is what the kernel is
+    /// told of it.
     pub(super) fn covers(&self, id: NodeId, stat: &Stat) -> bool {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
             return state.watch.contains_key(&id);
         }
-        let at_home = |(parent, hash): &(NodeId, u64)| {
-            state.watch.contains_key(parent) && state.meaning.get(hash) == Some(&id)
-        };
-        stat.st_nlink == 1 && state.home.get(&id).is_some_and(at_home)
+        let covers = stat.st_nlink == 1 && state.is_at_home(id);
+        state.told(id, covers.then(|| Version::of(stat).digest()));
+        covers
+    }
+
+    /// Whether the kernel believes a file to be another than it is, though it was covered: somebody
+    /// gave it a name in a directory without a watch, of which there is no event, and used that.
+    pub(super) fn is_mistaken(&self, id: NodeId, stat: &Stat) -> bool {
+        let told = self.state.lock().home.get(&id).and_then(|home| home.told);
+        told.is_some_and(|told| told != Version::of(stat).digest())
     }
 
     pub(super) fn gather(&self, table: &InodeTable, stale: &mut HashSet<Stale>) -> Result<()> {
@@ -366,6 +397,7 @@ impl Directories {
 
     /// Whether nothing has happened to it since this mirror changed it. If somebody else did
     /// before that, the times that our change gave it have the kernel drop its pages all the same.
+    /// Where times are not known to be exact, somebody may have changed it since and left the same.
     fn as_we_left_it(&self, table: &InodeTable, inode: &Inode) -> bool {
         let Some(ours) = self.state.lock().ours.get(&inode.id).copied() else {
             return false;
@@ -373,7 +405,9 @@ impl Directories {
         let now = table
             .fd(inode)
             .and_then(|fd| rustix::fs::fstat(&*fd).or_fail("fstat"));
-        now.is_ok_and(|stat| Version::of(&stat) == ours)
+        now.is_ok_and(|stat| {
+            Version::of(&stat) == ours && self.state.lock().exact.contains(&stat.st_dev)
+        })
     }
 
     fn hash(&self, parent: NodeId, name: &OsStr) -> u64 {
@@ -383,9 +417,24 @@ impl Directories {
 
 impl State {
     fn settle(&mut self, id: NodeId, parent: NodeId, hash: u64) {
+        let told = self.home.get(&id).and_then(|home| home.told);
         self.unsettle(id);
-        self.home.insert(id, (parent, hash));
+        self.home.insert(id, Found { parent, hash, told });
         self.meaning.insert(hash, id);
+    }
+
+    fn told(&mut self, id: NodeId, told: Option<Digest>) {
+        if let Some(home) = self.home.get_mut(&id) {
+            home.told = told;
+        }
+    }
+
+    /// Whether it is by the name, in a directory with a watch, by which it was last found.
+    fn is_at_home(&self, id: NodeId) -> bool {
+        let there = |home: &Found| {
+            self.watch.contains_key(&home.parent) && self.meaning.get(&home.hash) == Some(&id)
+        };
+        self.home.get(&id).is_some_and(there)
     }
 
     /// A directory is no longer of this watch; true when it was the last.
@@ -402,10 +451,10 @@ impl State {
     }
 
     fn unsettle(&mut self, id: NodeId) {
-        if let Some((_, hash)) = self.home.remove(&id)
-            && self.meaning.get(&hash) == Some(&id)
+        if let Some(home) = self.home.remove(&id)
+            && self.meaning.get(&home.hash) == Some(&id)
         {
-            self.meaning.remove(&hash);
+            self.meaning.remove(&home.hash);
         }
     }
 }
@@ -490,6 +539,30 @@ mod tests {
         assert!(world.directories.covers(file, &stat));
     }
 
+    /// There is no event of a name in a directory without a watch, nor of what is done by it.
+    #[test]
+    fn a_file_that_was_changed_by_a_name_made_elsewhere_is_found_out_when_it_is_looked_at() {
+        let world = World::new(1);
+        let path = world.dir.path().join("file");
+        let looked = || rustix::fs::stat(&path).unwrap();
+        let (file, _) = world.lookup("file");
+        let directories = &world.directories;
+        assert!(!directories.is_mistaken(file, &looked()), "nothing is told");
+        assert!(directories.covers(file, &looked()));
+        assert!(!directories.is_mistaken(file, &looked()));
+        std::fs::create_dir(world.dir.path().join("dir")).unwrap();
+        world.gathered();
+        let other = world.dir.path().join("dir/other");
+        std::fs::hard_link(&path, &other).unwrap();
+        std::fs::write(&other, b"other bytes").unwrap();
+        assert_eq!(world.gathered(), HashSet::new());
+        assert!(directories.is_mistaken(file, &looked()));
+        world.lookup("file");
+        assert!(directories.is_mistaken(file, &looked()), "still");
+        assert!(!directories.covers(file, &looked()), "it has two names");
+        assert!(!directories.is_mistaken(file, &looked()));
+    }
+
     #[test]
     fn what_an_answer_has_told_already_is_no_news() {
         let world = World::new(10);
@@ -498,6 +571,8 @@ mod tests {
         let (new, _) = world.lookup("new");
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len(5).unwrap();
+        let dev = rustix::fs::fstat(&file).unwrap().st_dev;
+        world.directories.state.lock().exact.insert(dev);
         world.directories.changed_by_us(new, file.as_fd());
         let stale = world.gathered();
         assert!(!stale.contains(&Stale::Data(new)), "{stale:?}");
@@ -505,6 +580,34 @@ mod tests {
             !stale.iter().any(|s| matches!(s, Stale::Name { .. })),
             "{stale:?}"
         );
+    }
+
+    /// Two changes within a tick of a coarse clock leave the same times.
+    #[test]
+    fn where_times_may_be_coarse_our_own_change_is_news() {
+        let world = World::new(10);
+        let (file, _) = world.lookup("file");
+        let path = world.dir.path().join("file");
+        let ours = std::fs::File::options().write(true).open(path).unwrap();
+        ours.set_len(5).unwrap();
+        world.directories.changed_by_us(file, ours.as_fd());
+        assert_eq!(world.gathered(), HashSet::from([Stale::Data(file)]));
+    }
+
+    #[test]
+    fn times_are_exact_where_they_differ_by_less_than_a_tick() {
+        let stat = rustix::fs::stat("/").unwrap();
+        let later = |nanoseconds: u64| {
+            let mut stat = stat;
+            stat.st_ctime += 1;
+            stat.st_ctime_nsec = nanoseconds;
+            Version::of(&stat)
+        };
+        let is_exact = |by: u64| (1..TICK).contains(&later(1000 + by).after(&later(1000)));
+        assert!(is_exact(1) && is_exact(300_000));
+        assert!(!is_exact(0) && !is_exact(999_000) && !is_exact(4_000_000));
+        let back = later(0).after(&later(1000));
+        assert!(!(1..TICK).contains(&back), "{back}");
     }
 
     #[test]

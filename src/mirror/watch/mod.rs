@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Stat};
 
 use super::inode::{Inode, NodeId};
 use super::options::{Coherence, Options};
@@ -63,6 +63,10 @@ pub struct Trust {
     /// That the name means this inode.
     pub entry: Duration,
 }
+
+/// How long attributes of what is watched by inotify, but for directories, are believed at most: a
+/// name that is made in a directory without a watch, and what is done by that, gives no event.
+const UNSEEN: Duration = Duration::from_secs(60);
 
 /// What tells of changes, where it has to be made early: a sandbox may refuse to make it later.
 #[derive(Debug, Default)]
@@ -209,6 +213,22 @@ impl Watch {
                 Backend::Systems(systems) => systems.covers(stat.st_dev),
                 Backend::Directories(directories) => directories.covers(id, stat),
             }
+    }
+
+    /// How long attributes that are covered may be believed, where that has a bound.
+    fn bound(&self, stat: &Stat) -> Option<Duration> {
+        let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        match self.backend {
+            Backend::Directories(_) if !directory => Some(UNSEEN),
+            _ => None,
+        }
+    }
+
+    fn is_mistaken(&self, id: NodeId, stat: &Stat) -> bool {
+        match &self.backend {
+            Backend::Systems(_) => false,
+            Backend::Directories(directories) => directories.is_mistaken(id, stat),
+        }
     }
 
     /// Reads the events that are there, at most as many as fit a good handful of notifications.
@@ -380,9 +400,19 @@ impl Mirror {
     /// How long the kernel may believe attributes.
     pub fn trust_attr(&self, attr: &Attr) -> Duration {
         match self.trusted_watch() {
-            Some(watch) if watch.covers(attr.id, &attr.stat) => self.options.watch_timeout,
+            Some(watch) if watch.covers(attr.id, &attr.stat) => {
+                let bound = watch.bound(&attr.stat).unwrap_or(Duration::MAX);
+                self.options.watch_timeout.min(bound)
+            }
             _ => self.options.attr_timeout,
         }
+    }
+
+    /// Whether the kernel believes attributes of a file that are not those that `stat` shows, and
+    /// will be told by no event.
+    pub(super) fn is_mistaken(&self, id: NodeId, stat: &Stat) -> bool {
+        let watch = self.watch.as_ref();
+        watch.is_some_and(|watch| watch.is_mistaken(id, stat))
     }
 
     /// How long the kernel may believe attributes that a SETATTR answers: it takes them unseen.
@@ -449,6 +479,26 @@ mod tests {
         for magic in [0xef53, 0x5846_5342, 0x0102_1994, 0x9123_683e, 0x794c_7630] {
             assert!(unwatchable(magic).is_none(), "{magic:x}");
         }
+    }
+
+    #[test]
+    fn what_inotify_may_miss_of_a_file_is_believed_for_a_minute_at_most() {
+        use rustix::fs::{Mode, OFlags};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        std::fs::write(&path, b"x").unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let root = rustix::fs::open(dir.path(), flags, Mode::empty()).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let table = InodeTable::of(root, metrics.clone());
+        let watch = Watch {
+            backend: Backend::Directories(Directories::open(None, &table, &metrics).unwrap()),
+            alive: AtomicBool::new(true),
+            metrics,
+        };
+        let bound = |path: &std::path::Path| watch.bound(&rustix::fs::stat(path).unwrap());
+        assert_eq!(bound(&path), Some(UNSEEN));
+        assert_eq!(bound(dir.path()), None);
     }
 
     #[test]

@@ -115,6 +115,37 @@ fn a_file_with_a_name_elsewhere_shows_what_is_done_to_it_there() {
     });
 }
 
+/// A name that is made in a directory that the kernel does not know gives no event, and what is done
+/// by it neither.
+#[test]
+fn what_is_done_by_a_name_made_out_of_sight_shows_when_the_file_is_opened() {
+    if !require(&[Need::UserFuse, Need::Root]) {
+        return;
+    }
+    // For ever, as far as the user is concerned.
+    let (source, mount) = of_user("");
+    apart(Some((USER, USER)), || {
+        let file = source.path().join("file");
+        write_file(&file, b"before");
+        let other = source.path().join("unknown/other");
+        fs::create_dir(other.with_file_name("")).unwrap();
+        let on = mount.path().join("file");
+        comes_true("the file", PATIENCE, || on.exists());
+        for text in [&b"afterwards"[..], b"and again"] {
+            assert!(!read_file(&on).is_empty());
+            assert_eq!(fs::metadata(&on).unwrap().nlink(), 1);
+            fs::hard_link(&file, &other).unwrap();
+            write_file(&other, text);
+            assert_eq!(read_file(&on), text, "at once");
+            assert_eq!(fs::metadata(&on).unwrap().nlink(), 2);
+            fs::remove_file(&other).unwrap();
+            comes_true("one name", PATIENCE, || {
+                fs::metadata(&on).unwrap().nlink() == 1
+            });
+        }
+    });
+}
+
 struct Gone<'a>(&'a Path);
 
 impl Drop for Gone<'_> {

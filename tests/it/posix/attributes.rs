@@ -175,8 +175,12 @@ fn times_of_an_open_file(at: &Path) {
 fn writing_moves_mtime(at: &Path) {
     let path = file(at, "f", b"x");
     let fd = open(&path, OFlags::RDWR);
-    let changes: [&dyn Fn(); 3] = [
+    let at_end = || open(&path, OFlags::WRONLY | OFlags::APPEND);
+    let end = at_end();
+    let changes: [&dyn Fn(); 5] = [
         &|| write_at(&fd, 0, b"y"),
+        &|| assert_eq!(rustix::io::write(&end, b"z"), Ok(1)),
+        &|| assert_eq!(rustix::io::write(at_end(), b"z"), Ok(1)),
         &|| rustix::fs::ftruncate(&fd, 100).unwrap(),
         &|| drop(open(&path, OFlags::WRONLY | OFlags::TRUNC)),
     ];

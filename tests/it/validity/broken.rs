@@ -1,6 +1,8 @@
 //! What a cache breaks easily: files that change under those who have them open, pages that
 //! outlive their version, and readers who fail for want of what the cache took.
 
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
@@ -186,6 +188,40 @@ fn writers_among_readers_by_passthrough_write_to_the_source() {
         written.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     println!("opened by passthrough: {}", opens(&mount, "whole"));
+}
+
+/// The kernel asks again at once, so that no caller hears of it; the log tells of both.
+#[test]
+fn an_open_that_is_sent_back_for_another_look_is_told_as_such() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let world = World::new();
+    fs::write(world.behind("f"), vec![0; 8192]).unwrap();
+    let mount = world.mount().start();
+    let on = mount.path().join("f");
+    keep(&mount, "f");
+    let before = opens(&mount, "whole");
+    let _reader = File::open(&on).unwrap();
+    assert_eq!(opens(&mount, "whole"), before + 1);
+    let mut log = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(mount.path().join(".corfs/oplog"))
+        .unwrap();
+    drop(writable(&on));
+    let mut told = String::new();
+    let ends = |told: &str| -> Vec<String> {
+        let opens = told.lines().filter(|line| line.contains("\topen\tf\t"));
+        let ends = opens.filter_map(|line| line.split('\t').nth(8));
+        ends.map(str::to_owned).collect()
+    };
+    wait_until("both opens are told", PATIENCE, || {
+        // EAGAIN where there is no more yet.
+        let _ = log.read_to_string(&mut told);
+        ends(&told).len() >= 2
+    });
+    assert_eq!(ends(&told), [&libc::ESTALE.to_string(), "0"]);
 }
 
 #[test]
