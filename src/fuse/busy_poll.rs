@@ -356,6 +356,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc::channel;
 
     const WINDOW: Duration = Duration::from_millis(1);
@@ -402,15 +403,18 @@ mod tests {
         assert_eq!((reading(&busy_poll), leader(&busy_poll)), (1, NOBODY));
         assert_eq!(busy_poll.caught.get(), 875);
         let began = busy_poll.came();
+        let gave_up = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while leader(&busy_poll) == NOBODY {
+                while leader(&busy_poll) == NOBODY && !gave_up.load(Ordering::Acquire) {
                     thread::yield_now();
                 }
                 rustix::io::write(&requests, b"x").unwrap();
             });
-            // It may miss one that comes late, on a busy machine.
+            // It may miss one that comes late, on a busy machine, and be done before anybody saw it
+            // wait.
             busy_poll.went(began);
+            gave_up.store(true, Ordering::Release);
         });
         assert_ne!(busy_poll.caught.get(), 875);
         assert_eq!(reading(&busy_poll), 1);
