@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use fuser::{
@@ -113,11 +114,16 @@ impl Filesystem for Adapter {
             let lacking = |_| std::io::Error::from(std::io::ErrorKind::Unsupported);
             config.add_capabilities(flag).map_err(lacking)?;
         }
+        let mut lacking = InitFlags::empty();
         if let Err(unsupported) = config.add_capabilities(wanted) {
             log::info!("this kernel lacks {unsupported:?}; going on without");
             // What remains is supported, by what add_capabilities just said.
             let _ = config.add_capabilities(wanted & !unsupported);
+            lacking = unsupported;
         }
+        let maps_direct = !lacking.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
+        let place = &self.shared.maps_direct;
+        place.store(maps_direct, Ordering::Relaxed);
         // Requests of 1 MiB are as large as the kernel makes them; values it refuses come back
         // as the nearest that it takes.
         let _ = config.set_max_write(MAX_READ as u32);

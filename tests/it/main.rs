@@ -19,6 +19,7 @@ mod coherence;
 mod command;
 mod control;
 mod copying;
+mod direct;
 mod fuzz;
 mod inspect;
 mod life;
