@@ -279,7 +279,7 @@ impl Jobs {
                     "--inplace: under writeback=on the kernel keeps the size of what stands there",
                 ));
             }
-            write_back();
+            job.progress.at_length(write_back);
         }
         let tree = Tree {
             root: root.as_fd(),

@@ -95,6 +95,12 @@ impl Owner {
         fields.next().is_none().then_some(owner)
     }
 
+    /// Whether this machine, or another, has been started since: where it can't be another, as on a file
+    /// system of one kernel, the process is no more.
+    fn is_of_another_boot(&self) -> bool {
+        !self.boot.is_empty() && self.boot != Self::this().boot
+    }
+
     /// Whether it can be told for sure that the process is no more, from its name alone.
     ///
     /// Of another process only that its number is free counts, or that nobody has waited for its
@@ -238,7 +244,7 @@ fn remove_leftover(directory: BorrowedFd<'_>, name: &OsStr, owner: &Owner, local
     }
     if let Some((file, stat)) = unheld(directory, name) {
         // With a second name it may be a hard link on its way, which nobody locks.
-        if gone || stat.st_nlink == 1 {
+        if gone || owner.is_of_another_boot() || stat.st_nlink == 1 {
             unlink(directory, name);
         }
         drop(file);

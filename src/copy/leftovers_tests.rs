@@ -57,13 +57,14 @@ fn a_second_name_stays_unless_its_owner_is_gone() {
     let lives = name(&this.boot, this.namespace, 1, this.start);
     let gone = name(&this.boot, this.namespace, 1 << 23, 1);
     File::create(folder.path().join("first")).unwrap();
-    for hidden in [&lives, &gone] {
+    let before = name("0123", this.namespace, 1, this.start);
+    for hidden in [&lives, &gone, &before] {
         fs::hard_link(folder.path().join("first"), folder.path().join(hidden)).unwrap();
     }
     assert!(!swept(folder.path()));
     let left = listing(folder.path());
     assert!(left.contains(&lives) || this.pid == 1, "{left:?}");
-    assert!(!left.contains(&gone), "{left:?}");
+    assert!(!left.contains(&gone) && !left.contains(&before), "{left:?}");
 }
 
 #[test]

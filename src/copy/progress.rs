@@ -50,6 +50,8 @@ pub struct Progress {
     cancelled: AtomicBool,
     /// Moves as long as system calls come back, or the job waits of its own will.
     pulse: AtomicU64,
+    /// Threads in a call that may take as long as it likes.
+    at_length: AtomicU16,
     /// A leaf in the order of locks, as is `pace`.
     failures: Mutex<VecDeque<Failure>>,
     pace: Mutex<Pace>,
@@ -242,6 +244,20 @@ impl Progress {
     /// A number that is another one whenever the job has come back from a system call.
     pub(super) fn pulse(&self) -> u64 {
         self.pulse.load(Ordering::Relaxed)
+    }
+
+    /// Whether a system call is under way that takes as long as there is to be written out.
+    pub(super) fn is_at_length(&self) -> bool {
+        self.at_length.load(Ordering::Relaxed) > 0
+    }
+
+    /// Does what may take long although all is well: to write out gigabytes is one system call.
+    pub(super) fn at_length<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.at_length.fetch_add(1, Ordering::Relaxed);
+        let done = work();
+        self.at_length.fetch_sub(1, Ordering::Relaxed);
+        self.pulse.fetch_add(1, Ordering::Relaxed);
+        done
     }
 
     /// To be called between any two system calls that may take long: EINTR once cancelled; waits

@@ -299,6 +299,10 @@ mod tests {
 
     #[test]
     fn what_is_to_stay_stays_though_it_came_meanwhile() {
+        let backed_up = Newcomer {
+            stays_from: None,
+            needs_backup: true,
+        };
         for make in BOTH {
             let stays = |target: &Target, folder: &Path| {
                 let temporary = make(target.directory.as_fd()).unwrap();
@@ -321,7 +325,10 @@ mod tests {
                     let folder = tempfile::tempdir().unwrap();
                     let target = meant(folder.path(), stood, |now| {
                         let (seconds, nanoseconds) = modified(now.unwrap());
-                        Newcomer::StaysUnlessOlder(seconds + by, nanoseconds)
+                        Newcomer {
+                            stays_from: Some((seconds + by, nanoseconds)),
+                            needs_backup: false,
+                        }
                     });
                     stays(&target, folder.path())
                 };
@@ -330,11 +337,14 @@ mod tests {
                     (Ok(false), Ok(false), Ok(true))
                 );
                 let folder = tempfile::tempdir().unwrap();
-                let target = meant(folder.path(), stood, |_| Newcomer::Refused);
+                let target = meant(folder.path(), stood, |_| backed_up);
                 assert_eq!(stays(&target, folder.path()), Err(Errno::EXIST));
             }
             let folder = tempfile::tempdir().unwrap();
-            let target = meant(folder.path(), false, |_| Newcomer::Stays);
+            let target = meant(folder.path(), false, |_| Newcomer {
+                stays_from: Some((i64::MIN, 0)),
+                needs_backup: true,
+            });
             assert_eq!(stays(&target, folder.path()), Ok(false));
         }
     }

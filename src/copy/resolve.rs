@@ -83,19 +83,15 @@ pub struct Target {
     pub newcomer: Newcomer,
 }
 
-/// What becomes of a file that came to stand at a destination while its copy was made.
+/// What becomes of a file that came to stand at a destination while its copy was made: unless one of
+/// these says otherwise it is replaced, if the caller may write to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Newcomer {
-    /// It is replaced, if the caller may write to it.
-    #[default]
-    Replaced,
-    /// It stays, as what stands there before does (`no_clobber`).
-    Stays,
-    /// It stays unless it is older than this time of modification, in seconds and nanoseconds
-    /// (`update`).
-    StaysUnlessOlder(i64, i64),
-    /// The copy fails, for nobody has kept a backup of it.
-    Refused,
+pub struct Newcomer {
+    /// It stays if it is not older than this time of modification, in seconds and nanoseconds
+    /// (`update`; `no_clobber`, with the earliest).
+    pub stays_from: Option<(i64, i64)>,
+    /// What would be replaced is to have a backup, which nobody has kept of this one: the copy fails.
+    pub needs_backup: bool,
 }
 
 impl Newcomer {
@@ -104,15 +100,14 @@ impl Newcomer {
     /// # Errors
     /// EEXIST.
     pub(super) fn gives_way(self, found: &Stat) -> Result<bool> {
-        match self {
-            Self::Replaced => Ok(true),
-            Self::Stays => Ok(false),
-            Self::StaysUnlessOlder(seconds, nanoseconds) => {
-                Ok(modified(found) < (seconds, nanoseconds))
-            }
-            Self::Refused => Err(Fail::new(Errno::EXIST, "copy")
-                .because("a file came to stand there meanwhile, which has no backup")),
+        if self.stays_from.is_some_and(|from| modified(found) >= from) {
+            return Ok(false);
         }
+        if self.needs_backup {
+            return Err(Fail::new(Errno::EXIST, "copy")
+                .because("a file came to stand there meanwhile, which has no backup"));
+        }
+        Ok(true)
     }
 }
 
@@ -325,13 +320,18 @@ impl Target {
         let Some(before) = &self.existing else {
             return Ok(true);
         };
-        match (self.newcomer, self.stat()?) {
-            (Newcomer::StaysUnlessOlder(..), Some(found)) => self.newcomer.gives_way(&found),
-            (Newcomer::Refused, Some(found)) if !same_file(before, &found) => {
-                self.newcomer.gives_way(&found)
-            }
-            _ => Ok(true),
+        if self.newcomer == Newcomer::default() {
+            return Ok(true);
         }
+        let Some(found) = self.stat()? else {
+            return Ok(true);
+        };
+        // Of the one that stood there is the backup, if there is to be one.
+        let newcomer = Newcomer {
+            needs_backup: self.newcomer.needs_backup && !same_file(before, &found),
+            ..self.newcomer
+        };
+        newcomer.gives_way(&found)
     }
 
     /// A rename would replace a file that the caller may not write to; cp would not.

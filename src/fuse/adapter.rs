@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use fuser::{
@@ -23,7 +22,7 @@ pub use super::serve::Serving;
 use super::serve::{Slot, Wait, name as os};
 pub use super::shared::Shared;
 use crate::cache::Store;
-use crate::mirror::{EventQueue, InodeTable, MAX_READ, Options, SetAttr};
+use crate::mirror::{EventQueue, InodeTable, MAX_READ, Options, SetAttr, WriteSync};
 use crate::observe::{Metrics, Op};
 use crate::sys::ofd::Lock;
 use crate::sys::{self, Fail};
@@ -114,16 +113,11 @@ impl Filesystem for Adapter {
             let lacking = |_| std::io::Error::from(std::io::ErrorKind::Unsupported);
             config.add_capabilities(flag).map_err(lacking)?;
         }
-        let mut lacking = InitFlags::empty();
         if let Err(unsupported) = config.add_capabilities(wanted) {
             log::info!("this kernel lacks {unsupported:?}; going on without");
             // What remains is supported, by what add_capabilities just said.
             let _ = config.add_capabilities(wanted & !unsupported);
-            lacking = unsupported;
         }
-        let maps_direct = !lacking.contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
-        let place = &self.shared.maps_direct;
-        place.store(maps_direct, Ordering::Relaxed);
         // Requests of 1 MiB are as large as the kernel makes them; values it refuses come back
         // as the nearest that it takes.
         let _ = config.set_max_write(MAX_READ as u32);
@@ -541,7 +535,7 @@ impl Filesystem for Adapter {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
@@ -552,6 +546,7 @@ impl Filesystem for Adapter {
             return self.shared.control.write(req, fh.0, data, reply);
         }
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let sync = WriteSync::of(flags.0);
         let by_another = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         self.serve(
             Wait::Write,
@@ -563,7 +558,7 @@ impl Filesystem for Adapter {
                     if by_another {
                         shared.mirror.drop_set_ids(fh.0)?;
                     }
-                    shared.mirror.write(fh.0, offset, data, from_pages)
+                    shared.mirror.write(fh.0, offset, data, (from_pages, sync))
                 });
                 if by_another {
                     // The kernel leaves the mode to us, and would run the program as it was.

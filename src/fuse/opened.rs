@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
@@ -12,7 +11,7 @@ use super::oplog::Line;
 use super::passthrough::Choice;
 use super::serve::Slot;
 use super::shared::{GENERATION, Shared};
-use crate::mirror::{Attr, Io, NodeId, Opened, OpenedDir, Passthrough};
+use crate::mirror::{Attr, Coherence, Io, NodeId, Opened, OpenedDir, Passthrough};
 use crate::observe::OpenMode;
 use crate::sys;
 
@@ -161,18 +160,15 @@ impl Shared {
 
     /// How the kernel is to go about an open file that we serve.
     ///
-    /// Who writes with O_DIRECT has the kernel send writes side by side, as file systems on disks let
-    /// him: four writers of 4 KiB get three times as much done. Others may count on that a write(2)
-    /// of several requests is not mixed with another's. Not under `writeback`, where the kernel alone
-    /// knows the time of a write, and has none for these (fs/fuse/file.c, fuse_direct_write_iter).
+    /// Where nothing is cached, who writes with O_DIRECT has the kernel send writes side by side, as
+    /// file systems on disks let him: four writers of 4 KiB get three times as much done. Others may
+    /// count on that a write(2) of several requests is not mixed with another's.
     fn own_flags(&self, opened: &Opened, asked: i32) -> FopenFlags {
-        let parallel = writes_direct(asked)
-            && !opened.hides_its_size
-            && !self.mirror.options().writeback
-            && self.maps_direct.load(Ordering::Relaxed);
+        let strict = self.mirror.options().coherence == Coherence::Strict;
+        let parallel = strict && writes_direct(asked) && !opened.hides_its_size;
         let mut flags = FopenFlags::empty();
         flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-        flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io || parallel);
+        flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
         flags.set(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES, parallel);
         flags
     }

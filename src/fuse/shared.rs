@@ -3,7 +3,6 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -54,8 +53,6 @@ pub struct Shared {
     pub(super) forgotten: Mutex<Vec<(NodeId, u64)>>,
     pub(super) room: Room,
     pub(super) busy_poll: BusyPoll,
-    /// The kernel lets a file be mapped that is open past its pages.
-    pub(super) maps_direct: AtomicBool,
 }
 
 impl Shared {
@@ -123,7 +120,6 @@ impl Shared {
             forgotten: Mutex::default(),
             room: Room::default(),
             busy_poll: BusyPoll::new(serving.busy_poll, serving.loops),
-            maps_direct: AtomicBool::new(false),
             mirror,
             control,
             passthrough: Passthrough::new(asked, metrics.clone()),

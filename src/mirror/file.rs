@@ -41,6 +41,8 @@ pub(super) struct OpenFile {
     pub(super) writable: bool,
     /// Writes by the user go to the end; writes from mapped pages do not.
     append: bool,
+    /// The kernel sends what is written past its pages.
+    past_pages: bool,
     /// Whose writes these are, where not this process' own.
     writer: Option<u32>,
     /// Where the last read ended: the next of a sequential reader begins there.
@@ -56,6 +58,23 @@ pub(super) struct Asked {
     append: bool,
     sync: i32,
     noatime: bool,
+}
+
+/// What a write(2) has on disk when it returns, by RWF_DSYNC, RWF_SYNC or the mount's own options.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteSync(ReadWriteFlags);
+
+impl WriteSync {
+    /// From the flags that come with a write: O_SYNC has the bit of O_DSYNC, too.
+    pub fn of(flags: i32) -> Self {
+        let all = flags & libc::O_SYNC == libc::O_SYNC;
+        let data = flags & libc::O_DSYNC != 0;
+        Self(match (all, data) {
+            (true, _) => ReadWriteFlags::SYNC,
+            (false, true) => ReadWriteFlags::DSYNC,
+            (false, false) => ReadWriteFlags::empty(),
+        })
+    }
 }
 
 /// The answer to an open.
@@ -282,6 +301,7 @@ impl Mirror {
             writable: asked.writes(),
             // The kernel knows where the end is; the source may not yet.
             append: asked.append && !self.options.writeback,
+            past_pages: opened.direct_io,
             writer: self.writer(caller),
             read_end: AtomicU64::new(0),
             reader: reader.filter(|_| !hides_its_size),
@@ -314,6 +334,7 @@ impl Mirror {
             asked,
             writable: false,
             append: false,
+            past_pages: false,
             writer: None,
             read_end: AtomicU64::new(0),
             reader,
@@ -457,18 +478,26 @@ impl Mirror {
     }
 
     /// Writes at `offset`, or at the end of a file opened for appending; `from_pages` says that
-    /// the bytes are those of pages stored to through a mapping, which have a place of their own.
+    /// the bytes are those of pages stored to through a mapping, which have a place of their own;
+    /// `sync` is what the caller asked for with this write.
     ///
     /// # Errors
     /// Those of pwrite(2), when nothing could be written.
-    pub fn write(&self, handle: u64, offset: u64, data: &[u8], from_pages: bool) -> Result<usize> {
+    pub fn write(
+        &self,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+        (from_pages, sync): (bool, WriteSync),
+    ) -> Result<usize> {
         let file = self.file(handle)?;
         let fd = file.fd()?;
-        let flags = if file.append && !from_pages {
-            ReadWriteFlags::APPEND
-        } else {
-            ReadWriteFlags::empty()
-        };
+        let mut flags = ReadWriteFlags::empty();
+        flags.set(ReadWriteFlags::APPEND, file.append && !from_pages);
+        // Else the kernel asks for it when the write is done (generic_write_sync).
+        if file.past_pages {
+            flags |= sync.0;
+        }
         let mut done = 0;
         while done < data.len() {
             let rest = [IoSlice::new(&data[done..])];

@@ -42,7 +42,7 @@ use rustix::fs::StatVfs;
 pub use attr::{Attr, SetAttr, Time};
 pub use caller::Caller;
 pub use dir::{Ahead, Entry, OpenedDir};
-pub use file::Opened;
+pub use file::{Opened, WriteSync};
 pub use ids::{IdMap, IdRange, Ids, LAST};
 pub use inode::{Inode, Key, NodeId, ROOT};
 pub use locks::LockOutcome;

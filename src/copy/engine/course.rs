@@ -92,15 +92,17 @@ fn settle(source: &Source, ground: &dyn Ground, before: &Stat, order: &Order<'_>
     let (from, to) = (source.file.as_fd(), ground.file());
     if order.options.sync {
         // What takes long goes first: a part that has got its mode is about to be published.
-        rustix::fs::fdatasync(to).or_fail("fdatasync")?;
+        let sync = || rustix::fs::fdatasync(to);
+        order.progress.at_length(sync).or_fail("fdatasync")?;
         order.progress.check()?;
     }
     let (preserve, is_new) = (order.options.preserve, ground.is_new());
     attributes::keep(from, (&source.stat, before), to, preserve, is_new)?;
     if order.options.sync {
-        rustix::fs::fsync(to).or_fail("fsync")?;
+        let sync = || rustix::fs::fsync(to);
+        order.progress.at_length(sync).or_fail("fsync")?;
     }
-    crate::sys::flush(to)?;
+    order.progress.at_length(|| crate::sys::flush(to))?;
     order.progress.check()
 }
 

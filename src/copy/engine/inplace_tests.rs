@@ -30,7 +30,7 @@ fn copy_over(
         progress,
         metrics: &metrics,
     };
-    copy(&source, &target, &order)
+    copy(&source, &target, &order).map(drop)
 }
 
 #[test]

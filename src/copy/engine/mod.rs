@@ -45,7 +45,7 @@ pub struct Order<'a> {
 /// Whole or absent: on any error, or when cancelled, what stood there stands unchanged and nothing
 /// is left behind. With `inplace`, a file that stands there is written into instead: then it may be
 /// left as a mixture. What came to stand there meanwhile may be to stay (`Target::newcomer`): then
-/// this succeeds, and nothing is copied. With `resume`, what a large copy has is left behind under a hidden name when
+/// the answer is false, and nothing is copied. With `resume`, what a large copy has is left behind under a hidden name when
 /// it is interrupted, and the next one goes on from it.
 ///
 /// First, once a job and directory, what dead copies have left there is removed.
@@ -61,7 +61,7 @@ pub struct Order<'a> {
 /// clock's grain escapes), and when another resumed copy to that name is under way; EIO for a page
 /// of the source that can't be had, and for a copy that is read back wrong (`verify`); else the
 /// kernel's own, ENOSPC before the work begins where the file system can reserve space.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
+pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
     let existing = target.existing.as_ref();
     if existing.is_some_and(|stat| same_file(stat, &source.stat)) {
         return Err(course::same());
@@ -76,16 +76,16 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
     // A link that stands there is replaced, not followed.
     let is_file = |stat| file_type(stat) == FileType::RegularFile;
     if options.inplace && existing.is_some_and(is_file) {
-        return inplace::copy(source, target, order);
+        return inplace::copy(source, target, order).map(|()| true);
     }
     if options.resume && resume::is_worth_it(&source.stat) {
         return resume::copy(source, target, order);
     }
-    whole::copy(source, target, order)?;
+    let placed = whole::copy(source, target, order)?;
     if parts {
         resume::abandon(target);
     }
-    Ok(())
+    Ok(placed)
 }
 
 /// Writes all bytes at `at`, whatever interrupts.

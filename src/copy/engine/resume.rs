@@ -50,7 +50,7 @@ pub(super) fn is_worth_it(source: &Stat) -> bool {
 }
 
 /// Copies, from where an interrupted copy of the same source to the same name has come to.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
+pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
     let directory = target.directory.as_fd();
     let Some(part) = Part::open(target, order.progress)? else {
         return whole::copy(source, target, order);
@@ -66,7 +66,7 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
     }
     let published = Temporary::adopt(part.file, name).publish(target);
     unlink(directory, &journal);
-    published.map(drop)
+    published
 }
 
 /// Removes what an interrupted copy to a name has left, now that another one stands there.

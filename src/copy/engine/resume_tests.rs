@@ -76,7 +76,7 @@ impl World {
             if until < SIZE {
                 progress.cancel();
             }
-            copying.join().unwrap()
+            copying.join().unwrap().map(drop)
         })
     }
 

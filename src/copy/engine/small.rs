@@ -139,7 +139,7 @@ fn fill(
     let preserve = order.options.preserve;
     let (from, to) = (source.file.as_fd(), file.as_fd());
     attributes::keep_new(from, (stat, stat), to, preserve, inherits)?;
-    crate::sys::flush(to)?;
+    order.progress.at_length(|| crate::sys::flush(to))?;
     order.progress.check()?;
     Ok(true)
 }

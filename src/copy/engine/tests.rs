@@ -90,7 +90,7 @@ fn copy_in_chunks(
         metrics: &metrics,
     };
     let done = copy(&found, &place, &order);
-    done.map(|()| progress.method().unwrap())
+    done.map(|_| progress.method().unwrap())
         .map_err(|fail| fail.errno)
 }
 

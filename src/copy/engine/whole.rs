@@ -27,13 +27,14 @@ impl Ground for Fresh<'_> {
     }
 }
 
-/// On any error nothing has changed and nothing is left; nor where what came meanwhile is to stay.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<()> {
+/// On any error nothing has changed and nothing is left; nor (false) where what came meanwhile is to
+/// stay.
+pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
     let directory = target.directory.as_fd();
     let temporary = Temporary::create(directory)?;
     if let Err(fail) = fill(source, &Fresh(&temporary), order) {
         temporary.discard(directory);
         return Err(fail);
     }
-    temporary.publish(target).map(drop)
+    temporary.publish(target)
 }

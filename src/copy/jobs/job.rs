@@ -112,9 +112,10 @@ impl Course {
     }
 
     /// How long a running job's system call has not come back, at least; one that is held, waits
-    /// for its turn or was told to stop is none.
-    pub(super) fn silence(&mut self, now: Instant, pulse: u64) -> Duration {
-        let is_watched = self.has_turn && self.stop.is_none();
+    /// for its turn, was told to stop or writes out what there is to be is none.
+    pub(super) fn silence(&mut self, now: Instant, progress: &Progress) -> Duration {
+        let pulse = progress.pulse();
+        let is_watched = self.has_turn && self.stop.is_none() && !progress.is_at_length();
         let beat = self.beat.filter(|beat| is_watched && beat.pulse == pulse);
         let beat = beat.unwrap_or(Beat { pulse, since: now });
         self.beat = is_watched.then_some(beat);

@@ -18,6 +18,8 @@ use crate::sys::{Errno, Fail, OrFail, Result, priority};
 /// who wait, looking would else be all that is done.
 const LOOK: Duration = Duration::from_millis(50);
 const REST: u32 = 4;
+/// What it looks later than that was not its own doing.
+const LATE: Duration = Duration::from_secs(1);
 /// A job that was told to stop and whose thread has not come back so long after is answered
 /// without it; within the second that is promised, with something to spare.
 const GRACE: Duration = Duration::from_millis(600);
@@ -45,7 +47,8 @@ impl Registry {
             self.act();
             if looked.elapsed() >= rest {
                 let start = Instant::now();
-                self.look();
+                // Whoever stopped the process has stopped the jobs, too.
+                self.look(looked.elapsed() > rest + LATE);
                 looked = Instant::now();
                 rest = LOOK.max((looked - start) * REST);
             }
@@ -107,7 +110,7 @@ impl Registry {
     }
 
     /// Sees who is to stop, and how far everybody is.
-    fn look(&self) {
+    fn look(&self, was_stopped: bool) {
         let now = Instant::now();
         let jobs: Vec<Arc<Job>> = self.table.lock().live.values().cloned().collect();
         for job in jobs {
@@ -116,7 +119,10 @@ impl Registry {
                 if course.has_turn {
                     course.meter.mark(now, job.progress.bytes_done());
                 }
-                let silence = course.silence(now, job.progress.pulse());
+                if was_stopped {
+                    course.beat = None;
+                }
+                let silence = course.silence(now, &job.progress);
                 (course.waiting.clone(), silence)
             };
             if let Some(patience) = self.patience.filter(|most| silence >= *most) {

@@ -141,7 +141,7 @@ impl<'a> Job<'a> {
                 break;
             }
             match self.entry(&batch.open, entry, small) {
-                Ok(()) => self.order.progress.file_done(),
+                Ok(_) => self.order.progress.file_done(),
                 Err(fail) => {
                     let name = OsStr::from_bytes(entry.name.to_bytes());
                     self.failed(Some(&batch.open.folder), name, fail);
@@ -151,7 +151,7 @@ impl<'a> Job<'a> {
         self.leave(&batch.open);
     }
 
-    pub(super) fn entry(&self, open: &Open, entry: &Entry, small: &mut Small) -> Result<()> {
+    fn entry(&self, open: &Open, entry: &Entry, small: &mut Small) -> Result<bool> {
         let name = OsStr::from_bytes(entry.name.to_bytes());
         let existing = match open.folder.made {
             true => None,
@@ -201,7 +201,7 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// Copies what is no directory.
+    /// Copies what is no directory; false when what stands there stays.
     ///
     /// # Errors
     /// EISDIR for a directory, in the source or at the destination; EINVAL for a file onto itself
@@ -212,7 +212,7 @@ impl<'a> Job<'a> {
         stat: &Stat,
         spot: Spot<'_>,
         small: &mut Small,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         match file_type(stat) {
             FileType::Directory => {
                 Err(Fail::new(Errno::ISDIR, "open").because("it became a directory"))
@@ -225,22 +225,22 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn regular(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<()> {
+    fn regular(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<bool> {
         if self.stays(&source.stat, spot)? {
             let forgone = super::census::bytes(&source.stat, self.order.options);
             self.order.progress.forgo(forgone);
-            return Ok(());
+            return Ok(false);
         }
         self.once(&source.stat, spot, || self.bytes(source, spot, small))
     }
 
-    fn bytes(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<()> {
+    fn bytes(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<bool> {
         self.tidy(spot)?;
         if spot.existing.is_none() && self.small {
             let gives_acl = spot.holder.gives_acl();
             if small.copy(source, spot.directory, spot.name, self.order, gives_acl)? {
                 self.names.published(spot.directory, spot.name);
-                return Ok(());
+                return Ok(true);
             }
         }
         self.place(spot, &source.stat, |existing| {
@@ -274,15 +274,14 @@ impl<'a> Job<'a> {
     /// What becomes of what somebody else puts where this source goes, meanwhile.
     fn newcomer(&self, source: &Stat) -> Newcomer {
         let options = self.order.options;
-        if options.no_clobber {
-            Newcomer::Stays
-        } else if options.update {
-            let (seconds, nanoseconds) = modified(source);
-            Newcomer::StaysUnlessOlder(seconds, nanoseconds)
-        } else if self.keeps_backups() {
-            Newcomer::Refused
-        } else {
-            Newcomer::Replaced
+        let stays_from = match (options.no_clobber, options.update) {
+            (true, _) => Some((i64::MIN, 0)),
+            (false, true) => Some(modified(source)),
+            (false, false) => None,
+        };
+        Newcomer {
+            stays_from,
+            needs_backup: self.keeps_backups(),
         }
     }
 
@@ -319,7 +318,12 @@ impl<'a> Job<'a> {
     }
 
     /// Copies a file by the first of its names, and links the others to that.
-    fn once(&self, source: &Stat, spot: Spot<'_>, copy: impl FnOnce() -> Result<()>) -> Result<()> {
+    fn once(
+        &self,
+        source: &Stat,
+        spot: Spot<'_>,
+        copy: impl FnOnce() -> Result<bool>,
+    ) -> Result<bool> {
         if !self.order.options.preserve.links || source.st_nlink < 2 {
             return copy();
         }
@@ -329,7 +333,8 @@ impl<'a> Job<'a> {
                 let done = catch_unwind(AssertUnwindSafe(copy)).unwrap_or_else(|_| {
                     Err(Fail::new(Errno::IO, "copy").because("a defect; see the log"))
                 });
-                let place = done.is_ok().then(|| {
+                // What stayed is another's.
+                let place = matches!(done, Ok(true)).then(|| {
                     let holder = spot.holder.holder();
                     (holder, spot.directory, spot.name.to_owned())
                 });
@@ -349,8 +354,8 @@ impl<'a> Job<'a> {
         holder: BorrowedFd<'_>,
         first: &Copied,
         (source, spot): (&Stat, Spot<'_>),
-        copy: impl FnOnce() -> Result<()>,
-    ) -> Result<()> {
+        copy: impl FnOnce() -> Result<bool>,
+    ) -> Result<bool> {
         let linked = self.place(spot, source, |existing| {
             self.replace(spot, source, existing.is_some(), |name| {
                 linkat(holder, &first.name, spot.directory, name, AtFlags::empty())
@@ -370,24 +375,24 @@ impl<'a> Job<'a> {
     }
 
     /// Puts something at a name: at once where nothing stands, else under a hidden name that is then
-    /// renamed over what stands there; not over what came meanwhile and is to stay.
+    /// renamed over what stands there; not over what came meanwhile and is to stay (false).
     fn replace(
         &self,
         spot: Spot<'_>,
         source: &Stat,
         stands: bool,
         put: impl Fn(&OsStr) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         if !stands {
             match put(spot.name) {
                 // Somebody was faster.
                 Err(fail) if fail.errno == Errno::EXIST => {}
-                other => return other,
+                other => return other.map(|()| true),
             }
             if let Some(found) = look(spot.directory, spot.name)?
                 && !self.newcomer(source).gives_way(&found)?
             {
-                return Ok(());
+                return Ok(false);
             }
         }
         let hidden: OsString = loop {
@@ -401,13 +406,13 @@ impl<'a> Job<'a> {
             renameat(spot.directory, &hidden, spot.directory, spot.name).or_fail("renameat");
         // Over another name of the same file a rename does nothing (rename(2)).
         let _ = unlinkat(spot.directory, &hidden, AtFlags::empty());
-        renamed
+        renamed.map(|()| true)
     }
 
     /// Makes a symbolic link or a special file.
-    fn node(&self, source: BorrowedFd<'_>, stat: &Stat, spot: Spot<'_>) -> Result<()> {
+    fn node(&self, source: BorrowedFd<'_>, stat: &Stat, spot: Spot<'_>) -> Result<bool> {
         if self.stays(stat, spot)? {
-            return Ok(());
+            return Ok(false);
         }
         self.tidy(spot)?;
         self.once(stat, spot, || {
@@ -470,13 +475,17 @@ impl<'a> Job<'a> {
         &self,
         spot: Spot<'_>,
         source: &Stat,
-        put: impl FnOnce(Option<Stat>) -> Result<()>,
-    ) -> Result<()> {
-        self.put(spot, source, put)?;
+        put: impl FnOnce(Option<Stat>) -> Result<bool>,
+    ) -> Result<bool> {
+        let placed = self.put(spot, source, put)?;
         match spot.holder {
-            Place::Directory(directory) if self.order.options.sync => self.unsynced.add(directory),
-            Place::Directory(_) | Place::Folder(_) => Ok(()),
+            Place::Directory(directory) if self.order.options.sync => {
+                let progress = self.order.progress;
+                progress.at_length(|| self.unsynced.add(directory))?;
+            }
+            Place::Directory(_) | Place::Folder(_) => {}
         }
+        Ok(placed)
     }
 
     /// Keeps a backup of what stands there while `put` replaces it, and tells who is to know.
@@ -484,13 +493,13 @@ impl<'a> Job<'a> {
         &self,
         spot: Spot<'_>,
         source: &Stat,
-        put: impl FnOnce(Option<Stat>) -> Result<()>,
-    ) -> Result<()> {
+        put: impl FnOnce(Option<Stat>) -> Result<bool>,
+    ) -> Result<bool> {
         let options = self.order.options;
         let Some(existing) = spot.existing else {
-            put(None)?;
+            let placed = put(None)?;
             self.names.published(spot.directory, spot.name);
-            return Ok(());
+            return Ok(placed);
         };
         let may_link = !options.inplace;
         let backup = &options.backup;
@@ -498,7 +507,7 @@ impl<'a> Job<'a> {
         let stands = made.as_ref().is_none_or(backup::Made::still_stands);
         let put = put(stands.then_some(*existing));
         if let Some(made) = &made {
-            if put.is_err() {
+            if !matches!(put, Ok(true)) {
                 made.take_back(spot.directory, spot.name);
             }
             self.names.published(spot.directory, made.name());

@@ -14,7 +14,7 @@ mod pool;
 mod unsynced;
 mod walk;
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -135,8 +135,8 @@ pub fn copy_all(
     done
 }
 
-/// Names that sources of this line have become, by directory.
-type Taken = HashSet<((u64, u64), OsString)>;
+/// Names that sources of this line have become, by directory, and which sources.
+type Taken = HashMap<((u64, u64), OsString), (u64, u64)>;
 
 /// Where one source goes.
 enum Goal {
@@ -163,7 +163,7 @@ impl Job<'_> {
         // Whatever failed, the rest is to stay.
         let synced = match progress.is_cancelled() {
             true => Ok(()),
-            false => self.unsynced.sync(),
+            false => progress.at_length(|| self.unsynced.sync()),
         };
         outcome.and(synced)
     }
@@ -174,10 +174,10 @@ impl Job<'_> {
         if let [source] = sources {
             progress.add_files_total(1);
             progress.set_one_file(true);
-            return self.one(source, destination, &mut None, &mut small);
+            return self.one(source, destination, &mut Taken::new(), &mut small);
         }
         self.need_directory(sources, destination)?;
-        let mut taken = Some(Taken::new());
+        let mut taken = Taken::new();
         for source in sources {
             progress.check()?;
             progress.add_files_total(1);
@@ -206,7 +206,7 @@ impl Job<'_> {
         &self,
         source: &[u8],
         destination: &[u8],
-        taken: &mut Option<Taken>,
+        taken: &mut Taken,
         small: &mut Small,
     ) -> Result<()> {
         let recursive = self.order.options.recursive;
@@ -239,27 +239,38 @@ impl Job<'_> {
             holder: Place::Directory(&directory),
         };
         self.refuse_own_target(&found.stat, source, existing.as_ref())?;
-        if let Some(taken) = taken {
-            self.refuse_second(&found.stat, spot, taken)?;
+        if !self.is_second(&found.stat, spot, taken)? {
+            let placed = self.found(found.file, &found.stat, spot, small)?;
+            if placed {
+                let place = (id(&fstat(spot.directory).or_fail("fstat")?), name.clone());
+                taken.insert(place, id(&found.stat));
+            }
         }
-        self.found(found.file, &found.stat, spot, small)?;
         self.order.progress.file_done();
         Ok(())
     }
 
-    /// What one source of the line has just become is not replaced by the next of the same name, or
-    /// who copies and then removes all of them has lost one (so does cp). A numbered backup keeps both.
+    /// Whether a source was copied to this very name before. What one source of the line has just
+    /// become is not replaced by another of the same name, or who copies and then removes all of them
+    /// has lost one (so does cp). A numbered backup keeps both.
     ///
     /// # Errors
     /// EEXIST.
-    fn refuse_second(&self, source: &Stat, spot: Spot<'_>, taken: &mut Taken) -> Result<()> {
+    fn is_second(&self, source: &Stat, spot: Spot<'_>, taken: &Taken) -> Result<bool> {
         let directory = id(&fstat(spot.directory).or_fail("fstat")?);
-        let is_first = taken.insert((directory, spot.name.to_owned()));
-        if is_first || self.order.options.backup == Backup::Numbered || self.stays(source, spot)? {
-            return Ok(());
+        let before = taken.get(&(directory, spot.name.to_owned()));
+        let numbered = self.order.options.backup == Backup::Numbered;
+        let Some(before) = before.filter(|_| spot.existing.is_some() && !numbered) else {
+            return Ok(false);
+        };
+        if *before == id(source) {
+            return Ok(true);
         }
-        Err(Fail::new(Errno::EXIST, "copy")
-            .because("would replace what another source of the same name has just become"))
+        match self.stays(source, spot)? {
+            true => Ok(false),
+            false => Err(Fail::new(Errno::EXIST, "copy")
+                .because("would replace what another source of the same name has just become")),
+        }
     }
 
     /// Where `found` goes, as cp has it.

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex as StdMutex;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, OFlags, mknodat, open};
 
@@ -154,6 +155,25 @@ fn two_sources_of_one_name_do_not_replace_each_other() {
         fs::remove_dir_all(world.at("to")).unwrap();
         world.dir("to");
     }
+    // The same twice is no other; and where the first put nothing, the second may.
+    assert_eq!(
+        world.copy(&CopyOptions::default(), &["a/f", "a/f"], "to"),
+        Ok(())
+    );
+    assert_eq!(world.read("to/f"), "of a");
+    let time = |name: &str, seconds: u64| {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let file = File::options().write(true).open(world.at(name)).unwrap();
+        file.set_modified(time).unwrap();
+    };
+    for (name, seconds) in [("a/f", 1000), ("to/f", 2000), ("b/f", 3000)] {
+        time(name, seconds);
+    }
+    assert_eq!(
+        world.copy(&options(|o| o.update = true), &sources, "to"),
+        Ok(())
+    );
+    assert_eq!(world.read("to/f"), "of b");
     // Once by each name; and trees are joined.
     assert_eq!(world.copy(&CopyOptions::default(), &["a/f"], "to"), Ok(()));
     assert_eq!(world.copy(&CopyOptions::default(), &["b/f"], "to"), Ok(()));
@@ -162,6 +182,41 @@ fn two_sources_of_one_name_do_not_replace_each_other() {
     let same = ["a/.", "b/."];
     assert_eq!(world.copy(&archive(), &same, "to"), Ok(()));
     assert_eq!(world.names("to"), ["f", "only"]);
+}
+
+/// What stays is another's: the source's other names are not linked to it.
+#[test]
+fn a_name_that_stays_is_not_what_others_are_linked_to() {
+    for workers in [1, 2] {
+        let world = World::new();
+        world.file("large", &"x".repeat(200_000));
+        world.dir("src");
+        for name in ["src/1", "src/2", "src/3"] {
+            fs::hard_link(world.at("large"), world.at(name)).unwrap();
+        }
+        let to = world.at("to");
+        // The first that the copy meets, which somebody else makes as soon as the directory is there.
+        let mut names: Vec<_> = fs::read_dir(world.at("src"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        let others = names.split_off(1);
+        let first = to.join(&names[0]);
+        *world.once_published.lock().unwrap() = Some(Box::new({
+            let first = first.clone();
+            move || fs::write(first, "theirs").unwrap()
+        }));
+        let options = CopyOptions {
+            no_clobber: true,
+            workers: NonZeroU16::new(workers),
+            ..archive()
+        };
+        assert_eq!(world.copy(&options, &["src"], "to"), Ok(()));
+        assert_eq!(fs::read_to_string(&first).unwrap(), "theirs");
+        let found = |name| fs::metadata(to.join(name)).unwrap();
+        assert_eq!(found(&others[0]).len(), 200_000);
+        assert_eq!(found(&others[0]).ino(), found(&others[1]).ino());
+    }
 }
 
 #[test]

@@ -74,13 +74,15 @@ impl Pass<'_> {
         loop {
             self.progress().check()?;
             let rest = self.size - at;
-            let shared = if at == 0 && rest <= SHARE {
-                ioctl_ficlone(self.destination, self.source)
-            } else {
+            let share = || {
+                if at == 0 && rest <= SHARE {
+                    return ioctl_ficlone(self.destination, self.source);
+                }
                 // To the end, wherever that is by now: a length within the last block is refused.
                 let len = if rest <= SHARE { 0 } else { SHARE };
                 clone::range((self.source, at), len, (self.destination, at))
             };
+            let shared = self.progress().at_length(share);
             match shared {
                 Ok(()) => {}
                 Err(Errno::INTR) => continue,
