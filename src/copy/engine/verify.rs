@@ -29,16 +29,17 @@ pub(super) fn verify(
     order: &Order<'_>,
 ) -> Result<()> {
     let progress = order.progress;
+    let stored = || progress.at_length(|| Reader::stored(destination));
     if before.st_size == 0 {
         let written = hash(&Reader::cached(destination)?, progress)?;
-        let stored = hash(&Reader::stored(destination)?, progress)?;
+        let stored = hash(&stored()?, progress)?;
         return if written == stored {
             Ok(())
         } else {
             Err(failed(0))
         };
     }
-    let stored = Reader::stored(destination)?;
+    let stored = stored()?;
     let original = match order.options.direct {
         true => Reader::past_the_cache(source)?,
         false => Reader::cached(source)?,
