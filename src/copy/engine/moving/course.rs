@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use rustix::fs::{Advice, fadvise, ftruncate};
+use rustix::param::page_size;
 
 use super::Pass;
 use super::direct::Direct;
@@ -17,10 +18,12 @@ use super::plan::{Plan, Walk};
 use super::shared;
 use super::workers::{self, Kind, LARGE, STRETCH, Way};
 use crate::copy::options::{Method, Sparse};
-use crate::sys::{Aligned, Errno, Fail, OrFail, Result};
+use crate::sys::{Aligned, Errno, Fail, OrFail, Result, pages};
 
 /// Bytes of a helper's stack.
 const STACK: usize = 256 << 10;
+/// Bytes at the start of a part that tell whether it is cached.
+const LOOK: u64 = 512 << 10;
 
 /// What became of a part.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,6 +60,8 @@ pub(super) struct Course<'a> {
     wanted: AtomicU16,
     /// What would be written from a mapping goes through a buffer.
     buffered: AtomicBool,
+    /// The same, because the source was found not to be cached.
+    cold: AtomicBool,
     helpers: AtomicU16,
     /// Somebody failed: the others stop.
     over: AtomicBool,
@@ -91,6 +96,7 @@ impl<'a> Course<'a> {
             end: AtomicU64::new(u64::MAX),
             wanted: AtomicU16::new(1),
             buffered: AtomicBool::new(false),
+            cold: AtomicBool::new(false),
             helpers: AtomicU16::new(0),
             over: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -299,6 +305,7 @@ impl<'a> Course<'a> {
     }
 
     fn part(&self, worker: &mut Worker, mut part: Range<u64>) -> Result<()> {
+        self.look_for_cold(&part);
         loop {
             let (rung, method) = self.method();
             let outcome = match method {
@@ -323,11 +330,32 @@ impl<'a> Course<'a> {
     fn method(&self) -> (usize, Method) {
         let rung = self.rung.load(Ordering::Relaxed);
         match self.ladder.get(rung).copied() {
-            Some(Method::MapWrite) if self.buffered.load(Ordering::Relaxed) => {
-                (rung, Method::ReadWrite)
-            }
+            Some(Method::MapWrite) if self.goes_by_buffer() => (rung, Method::ReadWrite),
             Some(method) => (rung, method),
             None => (rung, Method::ReadWrite),
+        }
+    }
+
+    fn goes_by_buffer(&self) -> bool {
+        self.buffered.load(Ordering::Relaxed) || self.cold.load(Ordering::Relaxed)
+    }
+
+    /// Where nobody asked for mappings, what is not cached is read into a buffer, from here to the
+    /// end: the kernel reads ahead of a read into larger and larger folios, and of a fault into
+    /// single pages, which cost more to map and to let go than their bytes to copy. Measured, not
+    /// cached on ext4, a device of 2 GB/s, medians of 7, mapped and by buffer: eight files of 16 MiB
+    /// 143 and 100 ms, four of 32 MiB 108 and 80 ms.
+    fn look_for_cold(&self, part: &Range<u64>) {
+        if !self.kind.free || self.method().1 != Method::MapWrite {
+            return;
+        }
+        let len = (part.end - part.start).min(LOOK);
+        let pages = len.div_ceil(page_size() as u64);
+        // Where the kernel does not tell, it may be cached.
+        let cached = pages::cached(self.source(), part.start, len).unwrap_or(pages);
+        if cached < pages.div_ceil(2) {
+            self.cold.store(true, Ordering::Relaxed);
+            self.set_method();
         }
     }
 

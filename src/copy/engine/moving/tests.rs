@@ -8,12 +8,13 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
-use rustix::fs::{OFlags, fcntl_getfl, fstat};
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fstat};
 
 use super::workers::Kind;
 use super::*;
 use crate::copy::extents::Extents;
 use crate::observe::Metrics;
+use crate::sys::pages;
 
 const MIB: u64 = 1 << 20;
 
@@ -407,5 +408,26 @@ fn a_large_copy_finds_out_how_many_workers_it_wants() {
     for at in 0..160 {
         to.read_exact_at(&mut part, at * MIB).unwrap();
         assert!(part == chunk, "at {at} MiB");
+    }
+}
+
+#[test]
+fn what_is_not_cached_goes_through_a_buffer_unless_mappings_were_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = pattern(3 << 20);
+    let cached = |file: &File| pages::cached(file.as_fd(), 0, 3 << 20);
+    for method in [None, Some(Method::MapWrite), Some(Method::MapMap)] {
+        let (from, to) = pair(folder.path());
+        from.write_all_at(&bytes, 0).unwrap();
+        let mapped = method.or(Some(Method::MapWrite));
+        assert_eq!(run(&from, &to, &options(method)).unwrap(), mapped);
+        from.sync_all().unwrap();
+        fadvise(&from, 0, None, Advice::DontNeed).unwrap();
+        if cached(&from) != Some(0) {
+            return eprintln!("SKIP: nothing is known of a cache here, or all stays in it");
+        }
+        let expected = method.or(Some(Method::ReadWrite));
+        assert_eq!(run(&from, &to, &options(method)).unwrap(), expected);
+        assert!(bytes_of(&to) == bytes, "{method:?}");
     }
 }
