@@ -34,6 +34,13 @@ big=${CORFS_BENCH_BIG_MIB:-8192}
 room=$((mib * 8 + 2048))
 roomy=$((room > big * 5 / 2 + 2048 ? room : big * 5 / 2 + 2048))
 
+# A loop device on an image, past the page cache where that goes: the image's own pages would take
+# memory, and time, from what is measured. Sets device.
+attach() {
+    device=$(losetup --find --show --direct-io=on "$1" 2>/dev/null) ||
+        device=$(losetup --find --show "$1")
+}
+
 # A file system of its own on an image: place KIND MIB, then what makes it.
 place() {
     local kind=$1 size=$2 at="$folder/$1"
@@ -44,8 +51,10 @@ place() {
     else
         truncate -s "${size}M" "$folder/$kind.image"
         "$@" "$folder/$kind.image" >/dev/null || return 1
-        # The kernel frees the loop device when the last mount is gone.
-        mount -t "$kind" -o loop "$folder/$kind.image" "$at" || return 1
+        attach "$folder/$kind.image" || return 1
+        # From now on the kernel frees it when the last mount is gone.
+        mount -t "$kind" "$device" "$at" || { losetup --detach "$device"; return 1; }
+        losetup --detach "$device"
     fi
     mounted+=("$at")
     places+=("$kind=$at")
@@ -53,7 +62,7 @@ place() {
 
 if [ "$(id -u)" -eq 0 ]; then
     install_missing mkfs.ext4=e2fsprogs mkfs.xfs=xfsprogs mkfs.btrfs=btrfs-progs rsync=rsync \
-        fincore=util-linux
+        fincore=util-linux losetup=util-linux
     PATH="$PATH:/usr/sbin:/sbin"
     for kind in ${CORFS_BENCH_KINDS:-ext4 xfs btrfs tmpfs}; do
         case $kind in

@@ -233,6 +233,7 @@ fn cold(stage: &Stage, sizes: &Sizes, verdicts: &mut Verdicts) {
         return;
     }
     stage.make_file("big", sizes.file);
+    stage.make_file(contest::LITTLE, 256 << 10);
     let contest = Contest::new("cold", "one file, cold", stage, sizes)
         .bytes(sizes.file)
         .cold();
