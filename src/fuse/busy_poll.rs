@@ -14,14 +14,15 @@
 
 use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fuser::{INodeNo, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::beside::{self, Beside};
 use super::oplog::{Asked, Noted};
 use super::shared::Shared;
 use crate::observe::Op;
@@ -39,9 +40,9 @@ const CAUGHT: u64 = 500;
 const EASY: u64 = 500_000;
 /// So many of a thousand requests may have waited when a loop was done with the last.
 const BACKLOG: u64 = 500;
-/// How often who stays away looks: the first, and each further one so much later, up to the last.
+/// How often who stays away looks: the first, and the others, who disturb the two at work.
 const LOOK: Duration = Duration::from_millis(1);
-const LAST_LOOK: u32 = 8;
+const LATER_LOOK: Duration = Duration::from_millis(8);
 const AT_ONCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -102,6 +103,8 @@ pub(super) struct BusyPoll {
     untried: AtomicU64,
     /// The last request to forget that was counted.
     forgetting: AtomicU64,
+    /// On which processor the one who leads does.
+    beside: Arc<Beside>,
 }
 
 impl BusyPoll {
@@ -124,6 +127,7 @@ impl BusyPoll {
             caught: Mean::new(0),
             untried: AtomicU64::new(0),
             forgetting: AtomicU64::new(0),
+            beside: Beside::new(window > 0 && loops > 1 && beside::is_possible()),
         }
     }
 
@@ -147,8 +151,8 @@ impl BusyPoll {
         })
     }
 
-    /// A loop has got a request; returns when.
-    fn came(&self) -> u64 {
+    /// A loop has got a request of `client`, 0 for one that nobody waits for; returns when.
+    fn came(&self, client: u32) -> u64 {
         if self.window == 0 {
             return 0;
         }
@@ -157,6 +161,14 @@ impl BusyPoll {
         // Where several loops serve at once, another may have ended later than this one began.
         let pause = now.saturating_sub(self.done.load(Ordering::Relaxed));
         self.pause.add(pause.min(self.window * LONGEST_PAUSE));
+        // Who gives way with the answer comes back when there is the next request: now is the time
+        // to see whether there are several.
+        if beside::is_ready()
+            && client != 0
+            && let Some(device) = self.device.get()
+        {
+            self.backlog.add(if is_ready(device) { 1000 } else { 0 });
+        }
         now
     }
 
@@ -181,13 +193,18 @@ impl BusyPoll {
     }
 
     /// A loop is done with the request that came at `began`. It returns when that loop is to read.
-    fn went(&self, began: u64) {
+    fn went(&self, began: u64, client: u32) {
         if self.window == 0 {
             return;
         }
         let now = self.is_done(began);
         if let Some(device) = self.device.get() {
-            self.wait(device, now);
+            self.wait(device, now, client);
+            self.beside.come_back();
+            let leads = self.leader.load(Ordering::Acquire) == self.me() && self.is_worth_it();
+            let alone = self.reading.load(Ordering::Acquire) == 0;
+            let watched = self.away.load(Ordering::Acquire) > 0;
+            self.beside.set_ready(leads && alone && watched, now);
         }
         self.reading.fetch_add(1, Ordering::AcqRel);
     }
@@ -208,13 +225,18 @@ impl BusyPoll {
         let counted = self.forgetting.swap(unique, Ordering::Relaxed) == unique;
         (!counted).then(|| Forgetting {
             waits: self,
-            since: self.came(),
+            since: self.came(0),
         })
     }
 
-    fn wait(&self, device: &OwnedFd, now: u64) {
+    fn wait(&self, device: &OwnedFd, now: u64, client: u32) {
         let more = is_ready(device);
-        self.backlog.add(if more { 1000 } else { 0 });
+        if !beside::has_given_way() && client != 0 {
+            self.backlog.add(if more { 1000 } else { 0 });
+        } else if beside::has_given_way() && more {
+            self.caught.add(1000);
+            self.beside.is_together();
+        }
         let me = self.me();
         if !self.is_worth_it() {
             if !more && self.may_be_worth_it() && self.lead(me) {
@@ -224,10 +246,11 @@ impl BusyPoll {
         }
         match self.lead(me) {
             _ if more => {}
-            false => self.stay_away(),
+            false => self.stay_away(device),
             // Those who still sleep in a read get the next requests, one each, and stay away then.
             true if self.reading.load(Ordering::Acquire) > 0 => {}
             true => {
+                self.beside.change_sides(now);
                 if !self.look_out(device, now + self.window) {
                     self.step_down(me);
                 }
@@ -272,9 +295,9 @@ impl BusyPoll {
     }
 
     /// Sleeps as long as the leader does well.
-    fn stay_away(&self) {
+    fn stay_away(&self, device: &OwnedFd) {
         let rank = self.away.fetch_add(1, Ordering::AcqRel);
-        let look = LOOK * u32::try_from(rank + 1).map_or(LAST_LOOK, |rank| rank.min(LAST_LOOK));
+        let look = if rank == 0 { LOOK } else { LATER_LOOK };
         let patience = look.as_nanos() as u64;
         loop {
             let leader = self.leader.load(Ordering::Acquire);
@@ -282,8 +305,12 @@ impl BusyPoll {
             if !self.is_worth_it() {
                 break;
             }
-            if self.now().saturating_sub(self.done.load(Ordering::Relaxed)) > patience {
+            let now = self.now();
+            if now.saturating_sub(self.done.load(Ordering::Relaxed)) > patience {
                 // It works on something hard, or there is nothing to do.
+                if is_ready(device) {
+                    self.beside.rest(now);
+                }
                 self.step_down(leader);
                 break;
             }
@@ -303,13 +330,15 @@ fn is_ready(device: &OwnedFd) -> bool {
 pub(super) struct Begun<'a> {
     waits: &'a BusyPoll,
     since: u64,
+    /// The thread that asks; 0 where that is nobody's.
+    client: u32,
     noted: Option<Noted>,
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.noted.take();
-        self.waits.went(self.since);
+        self.waits.went(self.since, self.client);
     }
 }
 
@@ -342,7 +371,8 @@ impl Shared {
     ) -> Begun<'_> {
         Begun {
             waits: &self.busy_poll,
-            since: self.busy_poll.came(),
+            since: self.busy_poll.came(request.pid()),
+            client: request.pid(),
             noted: self.note(op, request, node, more),
         }
     }
@@ -384,7 +414,7 @@ mod tests {
     }
 
     fn serve(busy_poll: &BusyPoll) {
-        busy_poll.went(busy_poll.came());
+        busy_poll.went(busy_poll.came(1), 1);
     }
 
     #[test]
@@ -402,7 +432,7 @@ mod tests {
         // In vain, once.
         assert_eq!((reading(&busy_poll), leader(&busy_poll)), (1, NOBODY));
         assert_eq!(busy_poll.caught.get(), 875);
-        let began = busy_poll.came();
+        let began = busy_poll.came(1);
         let gave_up = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -413,7 +443,7 @@ mod tests {
             });
             // It may miss one that comes late, on a busy machine, and be done before anybody saw it
             // wait.
-            busy_poll.went(began);
+            busy_poll.went(began, 1);
             gave_up.store(true, Ordering::Release);
         });
         assert_ne!(busy_poll.caught.get(), 875);
@@ -425,8 +455,8 @@ mod tests {
         let (busy_poll, _requests) = stand(1, false);
         busy_poll.caught.0.store(400, Ordering::Relaxed);
         busy_poll.pause.0.store(0, Ordering::Relaxed);
-        let began = busy_poll.came();
-        busy_poll.went(began);
+        let began = busy_poll.came(1);
+        busy_poll.went(began, 1);
         assert_eq!(busy_poll.caught.get(), 350);
         for _ in 1..TRY_AFTER {
             busy_poll.pause.0.store(0, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 pub mod adapter;
 mod aside;
+mod beside;
 mod busy_poll;
 mod control;
 mod convert;

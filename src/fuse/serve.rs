@@ -116,6 +116,7 @@ impl<R: Answer> Slot<R> {
     pub(super) fn take_untold(self) -> Option<(R, Line)> {
         // Who has answered already has told of it.
         let line = take_noted();
+        super::beside::before_answer();
         let reply = match self {
             Self::Own(reply) => Some(reply),
             Self::Shared(place) => place.reply.lock().take(),

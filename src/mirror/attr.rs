@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -320,7 +321,8 @@ impl Mirror {
         rustix::fs::accessat(self.proc.dir(), name, access, AtFlags::EACCESS).or_fail("faccessat")
     }
 
-    fn xattr_path(&self, id: NodeId) -> Result<(std::sync::Arc<OwnedFd>, String)> {
+    /// A descriptor of the inode, which may be one that only names it.
+    fn xattr_fd(&self, id: NodeId) -> Result<Arc<OwnedFd>> {
         if self.is_apart() {
             return Err(match self.lets_go() {
                 true => Fail::new(Errno::OPNOTSUPP, "xattr"),
@@ -332,7 +334,11 @@ impl Mirror {
             });
         }
         let inode = self.table.get(id)?;
-        let fd = self.table.fd(&inode)?;
+        self.table.fd(&inode)
+    }
+
+    fn xattr_path(&self, id: NodeId) -> Result<(Arc<OwnedFd>, String)> {
+        let fd = self.xattr_fd(id)?;
         let path = procfd::path(fd.as_fd());
         Ok((fd, path))
     }
@@ -391,9 +397,22 @@ impl Mirror {
             }
             return Ok(value);
         }
-        let (_fd, path) = self.xattr_path(id)?;
+        self.read_xattr(id, name, size)
+    }
+
+    /// The value in the source, of at most `size` bytes. An open file is asked by its descriptor: the
+    /// way to one that only names an inode takes longer than all else here, and the kernel asks for
+    /// the capabilities of a file at each write.
+    fn read_xattr(&self, id: NodeId, name: &OsStr, size: usize) -> Result<Vec<u8>> {
+        let fd = self.xattr_fd(id)?;
         let mut value = vec![0; size];
-        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr");
+        let length = match rustix::fs::fgetxattr(&*fd, name, &mut value[..]) {
+            Err(Errno::BADF) => {
+                rustix::fs::getxattr(procfd::path(fd.as_fd()), name, &mut value[..])
+            }
+            length => length,
+        };
+        let length = length.or_fail("getxattr");
         if let Err(fail) = &length {
             self.noted_no_acl(id, name, fail);
         }
@@ -428,8 +447,12 @@ impl Mirror {
         if let Some((ids, named)) = self.named(name) {
             return Ok(self.translated(id, name, ids, named)?.len());
         }
-        let (_fd, path) = self.xattr_path(id)?;
-        let length = rustix::fs::getxattr_query(path, name).or_fail("getxattr");
+        let fd = self.xattr_fd(id)?;
+        let length = match rustix::fs::fgetxattr_query(&*fd, name) {
+            Err(Errno::BADF) => rustix::fs::getxattr_query(procfd::path(fd.as_fd()), name),
+            length => length,
+        };
+        let length = length.or_fail("getxattr");
         if let Err(fail) = &length {
             self.noted_no_acl(id, name, fail);
         }
@@ -443,14 +466,7 @@ impl Mirror {
     }
 
     fn translated(&self, id: NodeId, name: &OsStr, ids: &IdMap, named: Named) -> Result<Vec<u8>> {
-        let (_fd, path) = self.xattr_path(id)?;
-        let mut value = vec![0; MAX_XATTR];
-        let length = rustix::fs::getxattr(path, name, &mut value[..]).or_fail("getxattr");
-        if let Err(fail) = &length {
-            self.noted_no_acl(id, name, fail);
-        }
-        value.truncate(length?);
-        self.noted_acl_of(id, name, &value);
+        let value = self.read_xattr(id, name, MAX_XATTR)?;
         named.translate(ids, Way::Out, value)
     }
 

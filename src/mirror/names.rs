@@ -295,14 +295,12 @@ impl Mirror {
         if let Some(group) = group {
             rustix::fs::fchown(&file, None, Some(group)).or_fail("fchown")?;
         }
-        let seen = self.table.see(file.as_fd())?;
-        if seen.kind() != FileType::RegularFile {
-            return Err(Fail::new(Errno::STALE, "create"));
-        }
         let only_name = || self.proc.reopen(file.as_fd(), OFlags::PATH);
-        let only_name = self.table.with_room(only_name)?;
-        let inode = self.table.intern(only_name, &seen, parent.id, name)?;
-        let stat = self.entered(parent.id, name, &inode, seen.stat, || Ok(&file))?;
+        let made = self
+            .table
+            .enter_created(file.as_fd(), parent.id, name, only_name)?;
+        let (inode, stat) = made;
+        let stat = self.entered(parent.id, name, &inode, stat, || Ok(&file))?;
         self.uncache(&inode);
         let id = inode.id;
         let opened = self.enter_file(caller, inode, file, asked, &stat, None);

@@ -397,12 +397,43 @@ impl InodeTable {
         if seen.kind() == FileType::Directory {
             return Ok(None);
         }
-        let home = Home::new(parent.id, name);
+        let found = self.born(&seen, born, Home::new(parent.id, name));
+        Ok(found.map(|inode| (inode, seen.stat)))
+    }
+
+    /// Counts one lookup of a file that was just created as `name` in `parent` and is open as `file`.
+    /// Where times of birth tell inodes apart it takes no descriptor of its own: the open file lends
+    /// its. Else `only_name` opens one.
+    ///
+    /// # Errors
+    /// Those of statx(2), of `only_name` and of [`InodeTable::intern`]; ESTALE for what is no regular
+    /// file.
+    pub(super) fn enter_created(
+        &self,
+        file: BorrowedFd<'_>,
+        parent: NodeId,
+        name: &OsStr,
+        only_name: impl FnMut() -> Result<OwnedFd>,
+    ) -> Result<(Arc<Inode>, Stat)> {
+        let (seen, born) = self.see_with_birth(file, c"")?;
+        if seen.kind() != FileType::RegularFile {
+            return Err(Fail::new(Errno::STALE, "create"));
+        }
+        let home = || Home::new(parent, name);
+        if let Some(inode) = born.and_then(|born| self.born(&seen, born, home())) {
+            return Ok((inode, seen.stat));
+        }
+        let inode = self.intern(self.with_room(only_name)?, &seen, parent, name)?;
+        Ok((inode, seen.stat))
+    }
+
+    /// Counts one lookup of the inode that was born then; `None` where more has to be looked at.
+    fn born(&self, seen: &Seen, born: (i64, u32), home: Home) -> Option<Arc<Inode>> {
         loop {
             let Some(inode) = self.find(seen.key) else {
                 let entry = Entry::Born(born.0, born.1);
                 match self.insert(entry, seen.key, seen.kind(), home.clone()) {
-                    Ok(inode) => return Ok(Some((inode, seen.stat))),
+                    Ok(inode) => return Some(inode),
                     Err(_) => continue,
                 }
             };
@@ -410,11 +441,11 @@ impl InodeTable {
                 // The descriptor keeps the inode, so its number can't have been given to another.
                 Found::Open(_) => {}
                 Found::Parked(Parked::Born(s, n)) if (s, n) == born => {}
-                Found::Parked(_) | Found::Gone => return Ok(None),
+                Found::Parked(_) | Found::Gone => return None,
             }
             if self.raise(&inode) {
                 inode.moved(home);
-                return Ok(Some((inode, seen.stat)));
+                return Some(inode);
             }
         }
     }

@@ -16,6 +16,7 @@ pub mod priority;
 pub mod process;
 pub mod procfd;
 pub mod sandbox;
+pub mod sched;
 pub mod short;
 pub mod signals;
 #[cfg(test)]

@@ -1,7 +1,5 @@
 //! Work that is done when nobody else has any.
 
-use rustix::thread::gettid;
-
 use super::{Errno, Result, handle::last_error};
 
 /// `ioprio_set(2)`: no wrapper, no header.
@@ -16,12 +14,9 @@ const IOPRIO_CLASS_SHIFT: libc::c_int = 13;
 /// # Errors
 /// What the system calls said. A kernel without block devices (ENOSYS) has no disks to give way on.
 pub fn idle() -> Result<()> {
-    let priority = libc::sched_param { sched_priority: 0 };
-    let this = gettid().as_raw_nonzero().get();
-    // SAFETY: reads one structure, which lives until the call returns.
-    if unsafe { libc::sched_setscheduler(this, libc::SCHED_IDLE, &raw const priority) } != 0 {
-        return Err(last_error("sched_setscheduler"));
-    }
+    super::sched::give_way()?;
+    // 0: the calling thread. The sandbox refuses every other.
+    let this = 0;
     let class = IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT;
     // SAFETY: takes numbers, touches no memory of ours.
     match unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, this, class) } {

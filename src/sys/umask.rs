@@ -21,8 +21,10 @@ thread_local! {
 /// # Errors
 /// Those of unshare(2), at a thread's first call.
 pub fn set(mask: u32) -> Result<()> {
-    if OWN.get().is_none() {
-        unshare_fs()?;
+    match OWN.get() {
+        Some(own) if own == mask & 0o777 => return Ok(()),
+        Some(_) => {}
+        None => unshare_fs()?,
     }
     OWN.set(Some(mask & 0o777));
     rustix::process::umask(Mode::from_raw_mode(mask & 0o777));

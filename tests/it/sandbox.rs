@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// The capabilities that README's table says stay: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER,
-/// FSETID, SETGID, SETUID, LINUX_IMMUTABLE, SYS_ADMIN, MKNOD, SETFCAP (linux/capability.h).
+/// FSETID, SETGID, SETUID, LINUX_IMMUTABLE, SYS_ADMIN, SYS_NICE, MKNOD, SETFCAP (linux/capability.h).
 const KEPT: u64 = 1 << 0
     | 1 << 1
     | 1 << 2
@@ -30,6 +30,7 @@ const KEPT: u64 = 1 << 0
     | 1 << 7
     | 1 << 9
     | 1 << 21
+    | 1 << 23
     | 1 << 27
     | 1 << 31;
 

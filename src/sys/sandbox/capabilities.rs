@@ -18,6 +18,8 @@ use crate::sys::{Fail, OrFail, Result};
 /// - `LINUX_IMMUTABLE`: `chattr +i` and `+a`, for callers that may.
 /// - `SETFCAP`: `security.capability`; `SYS_ADMIN`: `trusted.*` and the other `security.*`
 ///   attributes, and FUSE passthrough. What else `SYS_ADMIN` is good for, seccomp refuses.
+/// - `SYS_NICE`: an event loop that gave way to its client takes turns again. Seccomp leaves that of
+///   it, for the thread that calls.
 pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -28,7 +30,8 @@ pub const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::LINUX_IMMUTABLE)
     .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::SYS_ADMIN);
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_NICE);
 
 /// Drops every other one from all five sets.
 ///

@@ -58,6 +58,12 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
+    // The turns and the memory of others.
+    libc::SYS_setpriority,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
     // The machine.
     libc::SYS_reboot,
     libc::SYS_swapon,
@@ -174,6 +180,18 @@ fn rules() -> std::result::Result<Rules, seccompiler::BackendError> {
         clone.push(first(has(namespace), namespace)?);
     }
     rules.insert(libc::SYS_clone, clone);
+    // Turns and processors of the thread that calls alone, and no place before all others.
+    let of_others = || first(SeccompCmpOp::Ne, 0);
+    let sooner = |policy: libc::c_int| {
+        let policy = u64::from(policy.cast_unsigned());
+        SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, policy)
+    };
+    let sooner = vec![sooner(libc::SCHED_OTHER)?, sooner(libc::SCHED_IDLE)?];
+    let policy = vec![of_others()?, SeccompRule::new(sooner)?];
+    rules.insert(libc::SYS_sched_setscheduler, policy);
+    rules.insert(libc::SYS_sched_setaffinity, vec![of_others()?]);
+    let whose = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    rules.insert(libc::SYS_ioprio_set, vec![SeccompRule::new(vec![whose])?]);
     // Unix sockets alone.
     let socket = first(SeccompCmpOp::Ne, libc::AF_UNIX)?;
     rules.insert(libc::SYS_socket, vec![socket]);

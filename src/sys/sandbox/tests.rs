@@ -13,7 +13,7 @@ use rustix::process::{Pid, WaitOptions};
 use rustix::thread::{CapabilitySet, UnshareFlags, capabilities};
 
 use super::*;
-use crate::sys::{Errno, umask};
+use crate::sys::{Errno, sched, umask};
 
 /// What the child found, each under its name.
 type Findings = BTreeMap<String, String>;
@@ -278,6 +278,10 @@ fn calls_that_a_file_server_never_makes_are_refused() {
             ("socket", libc::SYS_socket, libc::AF_INET.into()),
             ("netlink", libc::SYS_socket, libc::AF_NETLINK.into()),
             ("connect", libc::SYS_connect, -1),
+            ("setpriority", libc::SYS_setpriority, 0),
+            ("sched_setattr", libc::SYS_sched_setattr, 0),
+            ("turns of others", libc::SYS_sched_setscheduler, 1),
+            ("place of others", libc::SYS_sched_setaffinity, 1),
         ] {
             tried(name, call(number, argument));
         }
@@ -409,6 +413,13 @@ const DEEDS: &[Deed] = &[
     }),
     ("trusted attributes", CapabilitySet::SYS_ADMIN, |folder| {
         set_attribute(&theirs(folder), "trusted.x", b"v")
+    }),
+    ("take turns again", CapabilitySet::SYS_NICE, |_| {
+        sched::give_way().unwrap();
+        match sched::take_turns() {
+            Ok(()) => "ok".into(),
+            Err(fail) => number(fail.errno),
+        }
     }),
 ];
 
