@@ -151,8 +151,8 @@ impl BusyPoll {
         })
     }
 
-    /// A loop has got a request of `client`, 0 for one that nobody waits for; returns when.
-    fn came(&self, client: u32) -> u64 {
+    /// A loop has got a request, which somebody waits for if it is `awaited`; returns when.
+    fn came(&self, awaited: bool) -> u64 {
         if self.window == 0 {
             return 0;
         }
@@ -164,7 +164,7 @@ impl BusyPoll {
         // Who gives way with the answer comes back when there is the next request: now is the time
         // to see whether there are several.
         if beside::is_ready()
-            && client != 0
+            && awaited
             && let Some(device) = self.device.get()
         {
             self.backlog.add(if is_ready(device) { 1000 } else { 0 });
@@ -193,13 +193,13 @@ impl BusyPoll {
     }
 
     /// A loop is done with the request that came at `began`. It returns when that loop is to read.
-    fn went(&self, began: u64, client: u32) {
+    fn went(&self, began: u64, awaited: bool) {
         if self.window == 0 {
             return;
         }
         let now = self.is_done(began);
         if let Some(device) = self.device.get() {
-            self.wait(device, now, client);
+            self.wait(device, now, awaited);
             self.beside.come_back();
             let leads = self.leader.load(Ordering::Acquire) == self.me() && self.is_worth_it();
             let alone = self.reading.load(Ordering::Acquire) == 0;
@@ -225,17 +225,20 @@ impl BusyPoll {
         let counted = self.forgetting.swap(unique, Ordering::Relaxed) == unique;
         (!counted).then(|| Forgetting {
             waits: self,
-            since: self.came(0),
+            since: self.came(false),
         })
     }
 
-    fn wait(&self, device: &OwnedFd, now: u64, client: u32) {
+    fn wait(&self, device: &OwnedFd, now: u64, awaited: bool) {
         let more = is_ready(device);
-        if !beside::has_given_way() && client != 0 {
+        if beside::has_given_way() {
+            if more {
+                self.caught.add(1000);
+                self.beside.is_together();
+            }
+        } else if awaited {
+            // What nobody waits for is followed by the next at once.
             self.backlog.add(if more { 1000 } else { 0 });
-        } else if beside::has_given_way() && more {
-            self.caught.add(1000);
-            self.beside.is_together();
         }
         let me = self.me();
         if !self.is_worth_it() {
@@ -330,15 +333,14 @@ fn is_ready(device: &OwnedFd) -> bool {
 pub(super) struct Begun<'a> {
     waits: &'a BusyPoll,
     since: u64,
-    /// The thread that asks; 0 where that is nobody's.
-    client: u32,
+    awaited: bool,
     noted: Option<Noted>,
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.noted.take();
-        self.waits.went(self.since, self.client);
+        self.waits.went(self.since, self.awaited);
     }
 }
 
@@ -369,10 +371,11 @@ impl Shared {
         node: INodeNo,
         more: impl FnOnce(&mut Asked),
     ) -> Begun<'_> {
+        let awaited = !matches!(op, Op::Release | Op::Releasedir);
         Begun {
             waits: &self.busy_poll,
-            since: self.busy_poll.came(request.pid()),
-            client: request.pid(),
+            since: self.busy_poll.came(awaited),
+            awaited,
             noted: self.note(op, request, node, more),
         }
     }
@@ -414,7 +417,7 @@ mod tests {
     }
 
     fn serve(busy_poll: &BusyPoll) {
-        busy_poll.went(busy_poll.came(1), 1);
+        busy_poll.went(busy_poll.came(true), true);
     }
 
     #[test]
@@ -432,7 +435,7 @@ mod tests {
         // In vain, once.
         assert_eq!((reading(&busy_poll), leader(&busy_poll)), (1, NOBODY));
         assert_eq!(busy_poll.caught.get(), 875);
-        let began = busy_poll.came(1);
+        let began = busy_poll.came(true);
         let gave_up = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -443,7 +446,7 @@ mod tests {
             });
             // It may miss one that comes late, on a busy machine, and be done before anybody saw it
             // wait.
-            busy_poll.went(began, 1);
+            busy_poll.went(began, true);
             gave_up.store(true, Ordering::Release);
         });
         assert_ne!(busy_poll.caught.get(), 875);
@@ -455,8 +458,8 @@ mod tests {
         let (busy_poll, _requests) = stand(1, false);
         busy_poll.caught.0.store(400, Ordering::Relaxed);
         busy_poll.pause.0.store(0, Ordering::Relaxed);
-        let began = busy_poll.came(1);
-        busy_poll.went(began, 1);
+        let began = busy_poll.came(true);
+        busy_poll.went(began, true);
         assert_eq!(busy_poll.caught.get(), 350);
         for _ in 1..TRY_AFTER {
             busy_poll.pause.0.store(0, Ordering::Relaxed);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use fuser::{BackingId, Errno, FileHandle, FopenFlags, ReplyCreate, ReplyOpen};
 
+use super::beside::before_answer;
 use super::convert::entry_attr;
 use super::oplog::Line;
 use super::passthrough::Choice;
@@ -55,7 +56,11 @@ impl Shared {
             Choice::Kernel(backing) => {
                 reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
             }
-            Choice::Ourselves => reply.opened(handle, self.own_flags(opened, flags)),
+            Choice::Ourselves => {
+                let own = self.own_flags(opened, flags);
+                before_answer();
+                reply.opened(handle, own);
+            }
             Choice::Refused => {
                 self.refuse(id, opened);
                 reply.error(REFUSED);
@@ -99,6 +104,7 @@ impl Shared {
             }
             Choice::Ourselves => {
                 let own = self.own_flags(opened, flags);
+                before_answer();
                 reply.created(&ttl, &shown, GENERATION, handle, own);
             }
             // It was there already, by another name, or since this moment.

@@ -116,7 +116,6 @@ impl<R: Answer> Slot<R> {
     pub(super) fn take_untold(self) -> Option<(R, Line)> {
         // Who has answered already has told of it.
         let line = take_noted();
-        super::beside::before_answer();
         let reply = match self {
             Self::Own(reply) => Some(reply),
             Self::Shared(place) => place.reply.lock().take(),

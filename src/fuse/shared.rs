@@ -12,6 +12,7 @@ use fuser::{
 use parking_lot::Mutex;
 
 use super::aside::Aside;
+use super::beside::before_answer;
 use super::busy_poll::BusyPoll;
 use super::control::ControlFiles;
 use super::convert::{self, entry_attr, shown_attr};
@@ -263,6 +264,7 @@ impl Shared {
             let negative = self.mirror.trust_absence(parent);
             if !negative.is_zero() && !InodeTable::is_virtual(parent) {
                 if let Some(reply) = slot.take() {
+                    before_answer();
                     reply.entry(&negative, &negative_attr(), GENERATION);
                 }
                 return;
@@ -309,6 +311,7 @@ impl Shared {
         let mut slot = Some(slot);
         let mut send = |bytes: &[u8]| {
             if let Some(reply) = slot.take().and_then(Slot::take) {
+                before_answer();
                 reply.data(bytes);
             }
         };
@@ -318,7 +321,7 @@ impl Shared {
         }
     }
 
-    /// Answers with what was found, or why not.
+    /// Answers with what was found, or why not. `send` answers at once.
     pub(super) fn answer<R: Answer, T>(
         &self,
         slot: Slot<R>,
@@ -326,8 +329,14 @@ impl Shared {
         send: impl FnOnce(R, T),
     ) {
         match (found, slot.take()) {
-            (Ok(found), Some(reply)) => send(reply, found),
-            (Err(errno), Some(reply)) => reply.refuse(errno),
+            (Ok(found), Some(reply)) => {
+                before_answer();
+                send(reply, found);
+            }
+            (Err(errno), Some(reply)) => {
+                before_answer();
+                reply.refuse(errno);
+            }
             (_, None) => {}
         }
     }
@@ -380,6 +389,7 @@ impl Shared {
             }
             (Ok(attr), Some(reply)) => {
                 let trust = self.seen_stores(&attr, trust(&self.mirror, &attr));
+                before_answer();
                 reply.entry_with_ttls(&trust.attr, &trust.entry, &entry_attr(&attr), GENERATION);
             }
             (Err(errno), Some(reply)) => reply.error(errno),
@@ -406,13 +416,16 @@ impl Shared {
         found: Result<Attr, Errno>,
         trust: impl FnOnce(&Mirror, &Attr) -> Duration,
     ) {
-        self.answer(slot, found, |reply, attr| {
+        let found = found.map(|attr| {
             let unseen = InodeTable::is_virtual(attr.id) || self.passthrough.stores_unseen(attr.id);
             let ttl = if unseen {
                 Duration::ZERO
             } else {
                 trust(&self.mirror, &attr)
             };
+            (ttl, attr)
+        });
+        self.answer(slot, found, |reply, (ttl, attr)| {
             reply.attr(&ttl, &shown_attr(&attr));
         });
     }
