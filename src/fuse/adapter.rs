@@ -15,6 +15,7 @@ use fuser::{
     ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::beside::before_answer;
 use super::convert::{self, caller};
 use super::lock_waits::Asking;
 use super::opened::dir_flags;
@@ -564,7 +565,10 @@ impl Filesystem for Adapter {
                     // The kernel leaves the mode to us, and would run the program as it was.
                     shared.attributes_changed(ino.0);
                 }
-                shared.answer(slot, written, |reply, count| reply.written(count as u32));
+                shared.answer(slot, written, |reply, count| {
+                    before_answer();
+                    reply.written(count as u32);
+                });
             },
         );
     }

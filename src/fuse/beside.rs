@@ -43,7 +43,7 @@ thread_local! {
 #[derive(Debug)]
 pub(super) struct Beside {
     /// Threads may give way, for there is a way back, and others to look after them.
-    possible: bool,
+    possible: AtomicBool,
     /// A loop has given way and is not back.
     given: AtomicBool,
     rests_until: AtomicU64,
@@ -55,7 +55,7 @@ pub(super) struct Beside {
 impl Beside {
     pub(super) fn new(possible: bool) -> Arc<Self> {
         Arc::new(Self {
-            possible,
+            possible: AtomicBool::new(possible),
             given: AtomicBool::new(false),
             rests_until: AtomicU64::new(0),
             changed: AtomicU64::new(0),
@@ -64,7 +64,7 @@ impl Beside {
     }
 
     fn is_on(&self, now: u64) -> bool {
-        self.possible && now >= self.rests_until.load(Ordering::Relaxed)
+        self.possible.load(Ordering::Relaxed) && now >= self.rests_until.load(Ordering::Relaxed)
     }
 
     /// Whether the calling thread gives way from now on before it answers.
@@ -96,8 +96,10 @@ impl Beside {
     /// The calling thread runs in turn again, if it gave way.
     pub(super) fn come_back(&self) {
         if GIVEN.replace(false) {
-            // It was tried before whether that goes.
-            let _ = sched::take_turns();
+            // It was tried before whether that goes; limits change.
+            if sched::take_turns().is_err() {
+                self.possible.store(false, Ordering::Relaxed);
+            }
             self.given.store(false, Ordering::Release);
         }
     }
@@ -130,8 +132,9 @@ pub(super) fn has_given_way() -> bool {
 pub(super) fn before_answer() {
     READY.with_borrow(|ready| {
         let Some(beside) = ready else { return };
-        beside.given.store(true, Ordering::Release);
-        GIVEN.set(sched::give_way().is_ok());
+        let given = sched::give_way().is_ok();
+        beside.given.store(given, Ordering::Release);
+        GIVEN.set(given);
     });
 }
 

@@ -311,7 +311,6 @@ impl Shared {
         let mut slot = Some(slot);
         let mut send = |bytes: &[u8]| {
             if let Some(reply) = slot.take().and_then(Slot::take) {
-                before_answer();
                 reply.data(bytes);
             }
         };
@@ -321,7 +320,7 @@ impl Shared {
         }
     }
 
-    /// Answers with what was found, or why not. `send` answers at once.
+    /// Answers with what was found, or why not.
     pub(super) fn answer<R: Answer, T>(
         &self,
         slot: Slot<R>,
@@ -329,10 +328,7 @@ impl Shared {
         send: impl FnOnce(R, T),
     ) {
         match (found, slot.take()) {
-            (Ok(found), Some(reply)) => {
-                before_answer();
-                send(reply, found);
-            }
+            (Ok(found), Some(reply)) => send(reply, found),
             (Err(errno), Some(reply)) => {
                 before_answer();
                 reply.refuse(errno);
@@ -373,7 +369,10 @@ impl Shared {
         work: impl FnOnce() -> sys::Result<()>,
     ) {
         let done = self.measured(op, work);
-        self.answer(slot, done, |reply, ()| reply.ok());
+        self.answer(slot, done, |reply, ()| {
+            before_answer();
+            reply.ok();
+        });
     }
 
     /// The kernel must ask again for a control file every time: its id is another then.
@@ -426,6 +425,7 @@ impl Shared {
             (ttl, attr)
         });
         self.answer(slot, found, |reply, (ttl, attr)| {
+            before_answer();
             reply.attr(&ttl, &shown_attr(&attr));
         });
     }

@@ -257,6 +257,14 @@ impl Inode {
         }
     }
 
+    /// When it was born, in seconds and nanoseconds, where the table knows it by that.
+    pub(super) fn born(&self) -> Option<(i64, u32)> {
+        match &self.state.lock().place {
+            Place::Parked(Parked::Born(seconds, nanoseconds)) => Some((*seconds, *nanoseconds)),
+            _ => None,
+        }
+    }
+
     /// The descriptor that is the table's own.
     pub(super) fn own(&self) -> Option<Arc<OwnedFd>> {
         match &self.state.lock().place {

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::inode::{Found, Home, Inode, Key, NodeId, Parked};
-use super::table::InodeTable;
+use super::table::{InodeTable, Seen};
 use crate::sys::handle::FileHandle;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -106,12 +106,20 @@ impl InodeTable {
         };
         if seen.stat.st_nlink > 1 && inode.kind != FileType::Directory {
             inode.loses(&Home::new(parent, name));
-        } else if seen.stat.st_nlink == 1
-            && birth.is_some()
-            && matches!(inode.found(), Found::Parked(Parked::Born(..)))
-        {
-            // What can't be had now is not to be had at all.
-            let _ = self.fd(&inode);
+        } else if seen.stat.st_nlink == 1 && birth.is_some() && birth == inode.born() {
+            self.hold_born(&inode, dir, name, birth);
+        }
+    }
+
+    /// Also of one that is open: its file lends a descriptor only until it is closed. What can't be had
+    /// now is not to be had at all.
+    fn hold_born(&self, inode: &Inode, dir: &OwnedFd, name: &OsStr, birth: Option<(i64, u32)>) {
+        let Ok(fd) = self.with_room(|| openat_name_only(dir, name)) else {
+            return;
+        };
+        let same = |(seen, born): (Seen, _)| seen.key == inode.key && born == birth;
+        if self.see_with_birth(fd.as_fd(), c"").is_ok_and(same) {
+            self.adopt(inode, &Arc::new(fd));
         }
     }
 

@@ -191,7 +191,12 @@ fn rules() -> std::result::Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_sched_setscheduler, policy);
     rules.insert(libc::SYS_sched_setaffinity, vec![of_others()?]);
     let whose = SeccompCondition::new(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
-    rules.insert(libc::SYS_ioprio_set, vec![SeccompRule::new(vec![whose])?]);
+    // IOPRIO_WHO_PROCESS (linux/ioprio.h): neither groups nor users.
+    let of_many = first(SeccompCmpOp::Ne, 1)?;
+    rules.insert(
+        libc::SYS_ioprio_set,
+        vec![of_many, SeccompRule::new(vec![whose])?],
+    );
     // Unix sockets alone.
     let socket = first(SeccompCmpOp::Ne, libc::AF_UNIX)?;
     rules.insert(libc::SYS_socket, vec![socket]);
