@@ -40,9 +40,9 @@ const CAUGHT: u64 = 500;
 const EASY: u64 = 500_000;
 /// So many of a thousand requests may have waited when a loop was done with the last.
 const BACKLOG: u64 = 500;
-/// How often who stays away looks: the first, and each further one so much later, up to the last.
-const LOOK: Duration = Duration::from_millis(1);
-const LAST_LOOK: u32 = 4;
+/// How often who stays away looks: the first, and the others, who disturb the two at work.
+const LOOK: Duration = Duration::from_millis(2);
+const LATER_LOOK: Duration = Duration::from_millis(8);
 const AT_ONCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
@@ -304,7 +304,7 @@ impl BusyPoll {
     /// Sleeps as long as the leader does well.
     fn stay_away(&self, device: &OwnedFd) {
         let rank = self.away.fetch_add(1, Ordering::AcqRel);
-        let look = LOOK * u32::try_from(rank + 1).map_or(LAST_LOOK, |rank| rank.min(LAST_LOOK));
+        let look = if rank == 0 { LOOK } else { LATER_LOOK };
         let patience = look.as_nanos() as u64;
         loop {
             let leader = self.leader.load(Ordering::Acquire);
