@@ -40,6 +40,10 @@ const CAUGHT: u64 = 500;
 const EASY: u64 = 500_000;
 /// So many of a thousand requests may have waited when a loop was done with the last.
 const BACKLOG: u64 = 500;
+/// So many of a thousand requests may be such that nobody waits for, for the loop to go to its client's
+/// processor. The client goes on while they are served, on another processor; on one they wait until
+/// it sleeps, and it then waits for them too. Of opendir and releasedir by turns (find(1)) half are.
+const UNAWAITED: u64 = 425;
 /// How often who stays away looks: the first, and the others, who disturb the two at work.
 const LOOK: Duration = Duration::from_millis(2);
 const LATER_LOOK: Duration = Duration::from_millis(8);
@@ -97,6 +101,8 @@ pub(super) struct BusyPoll {
     work: Mean,
     /// How many of a thousand were there already when a loop was done with the last.
     backlog: Mean,
+    /// How many of a thousand nobody waited for, those to forget apart: they take next to no time.
+    unawaited: Mean,
     /// How many of a thousand times a request came to a loop that waited awake.
     caught: Mean,
     /// Requests since it was last tried.
@@ -124,6 +130,7 @@ impl BusyPoll {
             pause: Mean::new(window * LONGEST_PAUSE),
             work: Mean::new(0),
             backlog: Mean::new(0),
+            unawaited: Mean::new(0),
             caught: Mean::new(0),
             untried: AtomicU64::new(0),
             forgetting: AtomicU64::new(0),
@@ -177,6 +184,11 @@ impl BusyPoll {
         self.work.get() < EASY && self.backlog.get() < BACKLOG
     }
 
+    /// Clients sleep while most requests are served.
+    fn is_waited_for(&self) -> bool {
+        self.unawaited.get() < UNAWAITED
+    }
+
     /// That they are, and who waits awake gets them.
     fn is_worth_it(&self) -> bool {
         self.caught.get() >= CAUGHT && self.is_work_for_one()
@@ -198,13 +210,15 @@ impl BusyPoll {
             return;
         }
         let now = self.is_done(began);
+        self.unawaited.add(if awaited { 0 } else { 1000 });
         if let Some(device) = self.device.get() {
             self.wait(device, now, awaited);
             self.beside.come_back();
             let leads = self.leader.load(Ordering::Acquire) == self.me() && self.is_worth_it();
             let alone = self.reading.load(Ordering::Acquire) == 0;
             let watched = self.away.load(Ordering::Acquire) > 0;
-            self.beside.set_ready(leads && alone && watched, now);
+            let ready = leads && alone && watched && self.is_waited_for();
+            self.beside.set_ready(ready, now);
         }
         self.reading.fetch_add(1, Ordering::AcqRel);
     }
@@ -257,7 +271,9 @@ impl BusyPoll {
             // Those who still sleep in a read get the next requests, one each, and stay away then.
             true if self.reading.load(Ordering::Acquire) > 0 => {}
             true => {
-                self.beside.change_sides(now);
+                if self.is_waited_for() {
+                    self.beside.change_sides(now);
+                }
                 if !self.look_out(device, now + self.window) {
                     self.step_down(me);
                 }
@@ -513,6 +529,26 @@ mod tests {
             scope.spawn(|| serve(&busy_poll));
         });
         assert_eq!((reading(&busy_poll), leader(&busy_poll)), (2, NOBODY));
+    }
+
+    #[test]
+    fn clients_that_go_on_while_half_of_their_requests_are_served_stay_apart() {
+        let (busy_poll, requests) = stand(1, true);
+        rustix::io::write(&requests, b"x").unwrap();
+        let all_of = |pattern: &[bool]| {
+            let mut waited_for = Vec::new();
+            for awaited in pattern.repeat(20) {
+                busy_poll.went(busy_poll.came(awaited), awaited);
+                waited_for.push(busy_poll.is_waited_for());
+            }
+            let last = &waited_for[10 * pattern.len()..];
+            assert!(last.iter().all(|one| *one == last[0]), "{last:?}");
+            last[0]
+        };
+        // Opendir and releasedir; open, read and release; create, write, flush and release.
+        assert!(!all_of(&[true, false]));
+        assert!(all_of(&[true, true, false]));
+        assert!(all_of(&[true, true, true, false]));
     }
 
     /// Of one request that names many, as the FUSE library hands them out.
