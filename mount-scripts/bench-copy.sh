@@ -34,13 +34,6 @@ big=${CORFS_BENCH_BIG_MIB:-8192}
 room=$((mib * 8 + 2048))
 roomy=$((room > big * 5 / 2 + 2048 ? room : big * 5 / 2 + 2048))
 
-# A loop device on an image, past the page cache where that goes: the image's own pages would take
-# memory, and time, from what is measured. Sets device.
-attach() {
-    device=$(losetup --find --show --direct-io=on "$1" 2>/dev/null) ||
-        device=$(losetup --find --show "$1")
-}
-
 # A file system of its own on an image: place KIND MIB, then what makes it.
 place() {
     local kind=$1 size=$2 at="$folder/$1"

@@ -27,7 +27,7 @@ trap 'exit 143' TERM
 
 mib=${CORFS_BENCH_MIB:-1024}
 room=$((mib * 3 + 2048))
-install_missing mkfs.xfs=xfsprogs mkfs.ext4=e2fsprogs
+install_missing mkfs.xfs=xfsprogs mkfs.ext4=e2fsprogs losetup=util-linux
 PATH="$PATH:/usr/sbin:/sbin"
 places=()
 for kind in ext4 tmpfs xfs; do
@@ -38,7 +38,10 @@ for kind in ext4 tmpfs xfs; do
         *)
             truncate -s "${room}M" "$folder/$kind.image"
             "mkfs.$kind" -q "$folder/$kind.image" >/dev/null
-            mount -t "$kind" -o loop "$folder/$kind.image" "$at"
+            attach "$folder/$kind.image"
+            # From now on the kernel frees it when the last mount is gone.
+            mount -t "$kind" "$device" "$at" || { losetup --detach "$device"; exit 1; }
+            losetup --detach "$device"
             ;;
     esac
     mounted+=("$at")

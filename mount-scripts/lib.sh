@@ -55,3 +55,11 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
         $MISSING </dev/null
 }
+
+# A loop device on an image, past the page cache where that goes: the image's own pages would take
+# memory, and time, from what is measured. Sets device.
+attach() {
+    # shellcheck disable=SC2034 # for whoever calls
+    device=$(losetup --find --show --direct-io=on "$1" 2>/dev/null) ||
+        device=$(losetup --find --show "$1")
+}

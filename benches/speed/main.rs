@@ -45,6 +45,36 @@ pub(crate) struct Sizes {
     rounds: usize,
 }
 
+/// What came of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It is at its figure.
+    Holds,
+    /// The machine's floor is below the figure, and it is not far from the floor.
+    AtFloor,
+    Missed,
+}
+
+impl Verdict {
+    fn of(ratio: f64, least: f64, floor: f64) -> Self {
+        if ratio >= least * NO_DIFFERENCE {
+            Self::Holds
+        } else if ratio >= floor * OF_FLOOR * NO_DIFFERENCE {
+            Self::AtFloor
+        } else {
+            Self::Missed
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::AtFloor => "at floor",
+            Self::Missed => "MISSED",
+        }
+    }
+}
+
 /// Who does the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
@@ -79,13 +109,16 @@ fn main() {
         }
     }
     println!("\nWhat was to be reached");
-    let held = verdicts.iter().filter(|(held, _)| *held).count();
-    for (held, words) in &verdicts {
-        println!("  {:6} {words}", if *held { "holds" } else { "MISSED" });
+    for (verdict, words) in &verdicts {
+        println!("  {:8} {words}", verdict.name());
     }
+    let those = |which| verdicts.iter().filter(move |(verdict, _)| *verdict == which);
     println!(
-        "{held} of {} hold; under 15 % is no difference",
-        verdicts.len()
+        "of {}, {} hold by their figure, {} by the floor, {} miss; under 15 % is no difference",
+        verdicts.len(),
+        those(Verdict::Holds).count(),
+        those(Verdict::AtFloor).count(),
+        those(Verdict::Missed).count()
     );
 }
 
@@ -137,8 +170,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Prints a row; answers whether it holds, and its words.
-    fn measure(&self, row: &Row) -> (bool, String) {
+    /// Prints a row; answers what came of it, and its words.
+    fn measure(&self, row: &Row) -> (Verdict, String) {
         let all = [Who::Native, Who::Corfs, Who::Floor];
         let mut rounds = vec![Vec::new(); all.len()];
         let mut memory = 0;
@@ -151,8 +184,10 @@ impl<'a> Stage<'a> {
         }
         let [native, corfs, floor] = [0, 1, 2].map(|who| middle(&rounds[who]));
         let (ratio, floor) = (native / corfs, native / floor);
-        let least = row.least.min(floor * OF_FLOOR);
-        let holds = ratio >= least * NO_DIFFERENCE && memory <= MEMORY;
+        let verdict = match memory <= MEMORY {
+            true => Verdict::of(ratio, row.least, floor),
+            false => Verdict::Missed,
+        };
         let range = range(&rounds[0], &rounds[1]);
         let floor = match row.options {
             // The kernel does the work.
@@ -169,7 +204,7 @@ impl<'a> Stage<'a> {
             memory as f64 / 1024.0
         );
         println!("  {words}; native {:.1} ms", native * 1e3);
-        (holds, words)
+        (verdict, words)
     }
 
     /// One run: its time, and the daemon's anonymous memory in KiB after it.
