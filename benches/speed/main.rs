@@ -112,7 +112,11 @@ fn main() {
     for (verdict, words) in &verdicts {
         println!("  {:8} {words}", verdict.name());
     }
-    let those = |which| verdicts.iter().filter(move |(verdict, _)| *verdict == which);
+    let those = |which| {
+        verdicts
+            .iter()
+            .filter(move |(verdict, _)| *verdict == which)
+    };
     println!(
         "of {}, {} hold by their figure, {} by the floor, {} miss; under 15 % is no difference",
         verdicts.len(),

@@ -6,6 +6,7 @@
 mod attr;
 mod cached;
 mod caller;
+mod content;
 mod dir;
 mod entries;
 mod file;
@@ -21,6 +22,7 @@ mod offline;
 mod opening;
 mod options;
 mod outage;
+mod outdated;
 mod prefetch;
 mod probe;
 mod prune;
