@@ -53,6 +53,7 @@ pub struct Metrics {
     readied: Counter,
     faults: Counter,
     copies_started: Counter,
+    copies_running: Gauge,
     copies: Box<[Counter]>,
     copied: Counter,
     inodes: Gauge,
@@ -172,6 +173,7 @@ impl Metrics {
             readied: single(&mut r, names::WINDOWS_READIED),
             faults: single(&mut r, names::FAULTS_SURVIVED),
             copies_started: single(&mut r, names::COPIES_STARTED),
+            copies_running: single(&mut r, names::COPIES_RUNNING),
             copies: family(&mut r, names::COPIES, "end", ends, counter, None),
             copied: single(&mut r, names::COPY_BYTES),
             inodes: single(&mut r, names::INODES),
@@ -288,9 +290,14 @@ impl Metrics {
         self.faults.inc();
     }
 
-    /// A copy began.
+    /// A copy was taken, and waits for its turn.
     pub fn copy_started(&self) {
         self.copies_started.inc();
+    }
+
+    /// So many copies have their turn.
+    pub fn set_copies_running(&self, count: usize) {
+        self.copies_running.set(count as u64);
     }
 
     /// A copy that had begun is over.
@@ -596,6 +603,7 @@ mod tests {
         m.fallback(Fallback::Control, 3);
         m.written(4);
         m.copy_started();
+        m.set_copies_running(3);
         m.copy_ended(CopyEnd::Cancelled);
         m.copied(5);
         m.set_inodes(6);
@@ -635,6 +643,7 @@ mod tests {
             (names::READ_FALLBACK_BYTES, Some(("reason", "control")), 3.0),
             (names::WRITTEN_BYTES, None, 4.0),
             (names::COPIES_STARTED, None, 1.0),
+            (names::COPIES_RUNNING, None, 3.0),
             (names::COPIES, Some(("end", "cancelled")), 1.0),
             (names::COPIES, Some(("end", "done")), 0.0),
             (names::COPY_BYTES, None, 5.0),

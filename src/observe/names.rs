@@ -53,8 +53,10 @@ names! {
     WINDOWS_READIED = "corfs_windows_readied_ahead_total",
     /// Pages that could not be had (file truncated, I/O error), each survived.
     FAULTS_SURVIVED = "corfs_faults_survived_total",
-    /// Copies started.
+    /// Copies taken, each of which waits for its turn first.
     COPIES_STARTED = "corfs_copies_started_total",
+    /// Copies whose turn it is now.
+    COPIES_RUNNING = "corfs_copies_running",
     /// Copies ended, by `end`.
     COPIES = "corfs_copies_total",
     /// Bytes copied inside the source.

@@ -73,7 +73,7 @@ pub(in crate::copy) struct Registry {
     pub(super) stir: Condvar,
     /// A job has ended, or its thread.
     pub(super) over: Condvar,
-    metrics: Arc<Metrics>,
+    pub(super) metrics: Arc<Metrics>,
     /// A job whose system call does not come back for so long fails.
     pub(super) patience: Option<Duration>,
 }

@@ -203,10 +203,22 @@ fn few_run_at_once_but_another_need_not_wait_for_them() {
     let theirs = [enter(&registry, 2, false), enter(&registry, 2, false)];
     await_state(&registry, &theirs[0], State::Running);
     assert_eq!(state(&registry, theirs[1].number), State::Queued);
+    await_running(&registry, MOST_RUNNING + 1);
     for held in mine.into_iter().chain(theirs) {
         held.finish();
     }
     await_quiet(&registry);
+    await_running(&registry, 0);
+}
+
+/// Until so many are counted as those that run, whatever waits beside them.
+fn await_running(registry: &Registry, count: usize) {
+    let line = format!("\ncorfs_copies_running {count}\n");
+    let deadline = Instant::now() + PATIENCE;
+    while !registry.metrics.open_metrics().contains(&line) {
+        assert!(Instant::now() < deadline, "{count} run");
+        std::thread::sleep(LOOK);
+    }
 }
 
 #[test]

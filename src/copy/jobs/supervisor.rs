@@ -77,6 +77,8 @@ impl Registry {
             while let Some(job) = table.next() {
                 starting.push(job);
             }
+            // Whoever gives a turn back wakes us for the next.
+            self.metrics.set_copies_running(table.running.taken());
             let late = table.stopping.iter().filter(|job| overdue(job));
             late.cloned().collect()
         };
