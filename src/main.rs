@@ -49,25 +49,36 @@ fn main() -> ExitCode {
 
 /// Shows what happens on a mount, until it goes or nobody looks any more.
 fn watch(path: &Path, interval: Duration, json: bool) -> Result<(), Refusal> {
-    // What stood on the screen goes; what is no screen gets one view after the other.
-    let before = match std::io::stdout().is_terminal() {
-        true => "\x1b[H\x1b[2J",
-        false => "",
-    };
+    let title = format!("corfs on {}", path.display());
     let (mut old, mut looked) = (session::read_stats(path)?, Instant::now());
     loop {
         std::thread::sleep(interval);
-        let new = session::read_stats(path)?;
+        let new = session::read_stats_again(path)?;
         let now = Instant::now();
         print(&if json {
             table::json(&new) + "\n"
         } else {
-            let passed = now.duration_since(looked).as_secs_f64();
-            let frame = watch::frame(&old, &new, passed);
-            format!("{before}corfs on {}\n\n{frame}\n", path.display())
+            let frame = watch::frame(&old, &new, now.duration_since(looked).as_secs_f64());
+            match screen() {
+                Some(size) => frame.on_screen(&title, size),
+                None => format!("{title}\n\n{frame}\n"),
+            }
         })?;
         (old, looked) = (new, now);
     }
+}
+
+/// Lines and columns of the terminal that is printed to, as it is now; None where that is none, and
+/// views follow each other.
+fn screen() -> Option<(usize, usize)> {
+    let out = std::io::stdout();
+    if !out.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(&out).ok();
+    // One that does not know how large it is (a serial line) is taken to be as they were.
+    let size = size.filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    Some(size.map_or((24, 80), |size| (size.ws_row.into(), size.ws_col.into())))
 }
 
 /// Prints what was found, or says why there is nothing.

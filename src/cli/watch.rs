@@ -1,7 +1,6 @@
 //! The statistics of a mount as a live view: what happened between two looks.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use super::table::{Statistics, duration, size};
 use crate::observe::names;
@@ -10,8 +9,80 @@ use crate::observe::text::{Sample, parse};
 /// The series of the cache, where there is one.
 const CACHE: &str = "corfs_cache_";
 
+/// What is shown of the operations at least, before all else has its lines.
+const FEWEST_OPERATIONS: usize = 2;
+
+/// One view: its lines, by how soon they are left out where there is no room.
+#[derive(Debug, Default)]
+pub struct Frame {
+    /// The head of the table, and the operations, busiest first.
+    operations: Vec<String>,
+    /// A line each of all else.
+    summary: Vec<String>,
+    /// Of the cache, and whether it tells of anything.
+    cache: Vec<(String, bool)>,
+}
+
+impl std::fmt::Display for Frame {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let cache = self.cache.iter().map(|(line, _)| line);
+        let above = self.operations.iter().chain(&self.summary);
+        above
+            .chain(cache)
+            .try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+impl Frame {
+    /// As text that takes the place of what stands on a screen of so many lines and columns, with the
+    /// cursor below it.
+    pub fn on_screen(&self, title: &str, (lines, columns): (usize, usize)) -> String {
+        let mut out = String::from("\x1b[H");
+        for line in std::iter::once(title).chain(self.fitting(lines.saturating_sub(2))) {
+            // What stood there may have been longer. Behind a line that is full it would take its end.
+            out.push_str("\x1b[K");
+            out.push_str(&cut(line, columns));
+            out.push('\n');
+        }
+        out.push_str("\x1b[J");
+        out
+    }
+
+    /// The lines that matter most, so many.
+    fn fitting(&self, most: usize) -> Vec<&str> {
+        let all = self.operations.len() + self.summary.len() + self.cache.len();
+        let mut lines: Vec<&str> = Vec::new();
+        if most > all {
+            lines.push("");
+        }
+        let for_others = self.summary.len() + 1;
+        let operations = FEWEST_OPERATIONS.max(most.saturating_sub(for_others)) + 1;
+        lines.extend(self.operations.iter().take(operations).map(String::as_str));
+        lines.extend(self.summary.iter().map(String::as_str));
+        let zeros = most >= all;
+        let cache = self.cache.iter().filter(|(_, tells)| zeros || *tells);
+        lines.extend(cache.map(|(line, _)| line.as_str()));
+        lines.truncate(most);
+        lines
+    }
+}
+
+/// So much of a line as has room; what is not ASCII may take two columns. A name's control characters
+/// are not for the terminal.
+fn cut(line: &str, columns: usize) -> String {
+    let mut room = columns;
+    let fits = |c: &char| {
+        let width = if c.is_ascii() { 1 } else { 2 };
+        let fits = room >= width;
+        room = room.saturating_sub(width);
+        fits
+    };
+    let shown = |c: char| if c.is_control() { '?' } else { c };
+    line.chars().map(shown).take_while(fits).collect()
+}
+
 /// What is shown of the time between two texts, which is `seconds` long.
-pub fn frame(before: &str, after: &str, seconds: f64) -> String {
+pub fn frame(before: &str, after: &str, seconds: f64) -> Frame {
     let seconds = seconds.max(1e-3);
     let now = parse(after);
     let passed = difference(&parse(before), &now);
@@ -20,13 +91,15 @@ pub fn frame(before: &str, after: &str, seconds: f64) -> String {
         now: &now,
         seconds,
     };
-    let mut out = String::new();
-    view.operations(&mut out);
-    view.reads(&mut out);
-    view.windows(&mut out);
-    view.copies(&mut out);
-    view.cache(&mut out);
-    out
+    let mut frame = Frame {
+        operations: view.operations(),
+        cache: view.cache(),
+        ..Frame::default()
+    };
+    view.reads(&mut frame.summary);
+    view.windows(&mut frame.summary);
+    view.copies(&mut frame.summary);
+    frame
 }
 
 /// Counters lessened by what they were before; all else as it is now.
@@ -80,27 +153,25 @@ impl View<'_> {
         sum(self.passed, name) / self.seconds
     }
 
-    // Writing to a String cannot fail.
-    fn operations(&self, out: &mut String) {
-        let _ = writeln!(
-            out,
+    fn operations(&self) -> Vec<String> {
+        let mut lines = vec![format!(
             "{:<16} {:>10} {:>9} {:>9} {:>9}",
             "operation", "a second", "errors", "p50", "p99"
-        );
+        )];
         let statistics = Statistics::of_samples(self.passed.to_vec());
         let mut all: Vec<_> = statistics.operations.iter().collect();
         all.sort_by(|a, b| b.1.count.total_cmp(&a.1.count));
         for (name, o) in all {
             let [p50, p99] = [o.p50_seconds, o.p99_seconds].map(duration);
             let (rate, errors) = (o.count / self.seconds, o.errors / self.seconds);
-            let _ = writeln!(
-                out,
+            lines.push(format!(
                 "{name:<16} {rate:>10.0} {errors:>9.0} {p50:>9} {p99:>9}"
-            );
+            ));
         }
+        lines
     }
 
-    fn reads(&self, out: &mut String) {
+    fn reads(&self, out: &mut Vec<String>) {
         let mut parts: Vec<String> = by_label(self.passed, names::READ_BYTES)
             .map(|(mode, bytes)| format!("{mode} {}/s", size(bytes / self.seconds)))
             .collect();
@@ -117,7 +188,7 @@ impl View<'_> {
         }
     }
 
-    fn windows(&self, out: &mut String) {
+    fn windows(&self, out: &mut Vec<String>) {
         let (hits, misses) = (
             sum(self.passed, names::WINDOW_HITS),
             sum(self.passed, names::WINDOW_MISSES),
@@ -137,19 +208,25 @@ impl View<'_> {
         line(out, "memory", &[format!("{resident} resident")]);
     }
 
-    fn copies(&self, out: &mut String) {
-        let started = sum(self.now, names::COPIES_STARTED);
-        let under_way = (started - sum(self.now, names::COPIES)).max(0.0);
+    fn copies(&self, out: &mut Vec<String>) {
+        let taken = sum(self.now, names::COPIES_STARTED) - sum(self.now, names::COPIES);
+        let running = sum(self.now, names::COPIES_RUNNING);
+        let waiting = (taken - running).max(0.0);
         let moved = size(self.rate(names::COPY_BYTES));
         line(
             out,
             "copies",
-            &[format!("{under_way:.0} in progress"), format!("{moved}/s")],
+            &[
+                format!("{running:.0} in progress"),
+                format!("{waiting:.0} waiting"),
+                format!("{moved}/s"),
+            ],
         );
     }
 
     /// Whatever the cache counts: a rate of what grows, else the value.
-    fn cache(&self, out: &mut String) {
+    fn cache(&self) -> Vec<(String, bool)> {
+        let mut lines = Vec::new();
         let buckets = |name: &str| name.ends_with("_bucket") || name.ends_with("_sum");
         let of_cache = self
             .passed
@@ -175,14 +252,16 @@ impl View<'_> {
                 format!("{value:.0}")
             };
             let ending = if grows { "/s" } else { "" };
-            line(out, "cache", &[format!("{name} {shown}{ending}")]);
+            let told = format!("{:<10} {name} {shown}{ending}", "cache");
+            lines.push((told, sample.value != 0.0));
         }
+        lines
     }
 }
 
-fn line(out: &mut String, name: &str, parts: &[String]) {
+fn line(out: &mut Vec<String>, name: &str, parts: &[String]) {
     if !parts.is_empty() {
-        let _ = writeln!(out, "{name:<10} {}", parts.join(", "));
+        out.push(format!("{name:<10} {}", parts.join(", ")));
     }
 }
 
@@ -215,7 +294,8 @@ corfs_window_misses_total 20
 corfs_window_mapped_bytes 1048576
 corfs_window_budget_bytes 268435456
 corfs_copies_started_total 5
-corfs_copies_total{end="done"} 4
+corfs_copies_total{end="done"} 2
+corfs_copies_running 1
 corfs_passthrough{state="not_asked"} 1
 corfs_cache_hits_total 20
 corfs_cache_stored_bytes 2048
@@ -223,14 +303,14 @@ corfs_cache_stored_bytes 2048
 
     #[test]
     fn a_frame_tells_what_happened_since_the_last() {
-        let frame = frame(BEFORE, AFTER, 2.0);
+        let frame = frame(BEFORE, AFTER, 2.0).to_string();
         let squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
         let lines: Vec<String> = frame.lines().map(squeezed).collect();
         for expected in [
             "read 100 2 2.5 ms 4.0 ms",
             "reads mmap 2.0 MiB/s, passthrough not asked",
             "windows 75.0 % hits, 1.0 MiB mapped of 256.0 MiB",
-            "copies 1 in progress, 0 B/s",
+            "copies 1 in progress, 2 waiting, 0 B/s",
             "cache hits 10/s",
             "cache stored bytes 2.0 KiB",
         ] {
@@ -247,8 +327,50 @@ corfs_cache_stored_bytes 2048
 
     #[test]
     fn a_mount_made_anew_counts_from_nothing() {
-        let frame = frame(AFTER, BEFORE, 1.0);
+        let frame = frame(AFTER, BEFORE, 1.0).to_string();
         assert!(frame.contains("read                    100"), "{frame}");
         super::frame("", "", 0.0);
+    }
+
+    #[test]
+    fn a_screen_shows_what_it_has_room_for() {
+        let line = |text: &str| text.to_owned();
+        let frame = Frame {
+            operations: (0..9)
+                .map(|n| format!("op {n} {}", "x".repeat(90)))
+                .collect(),
+            summary: ["reads", "windows", "memory", "copies"].map(line).into(),
+            cache: vec![(line("hits 0"), false), (line("misses 1"), true)],
+        };
+        let shown = |lines, columns| {
+            let text = frame.on_screen("corfs on \x1b[31m/ö", (lines, columns));
+            let text = text.strip_prefix("\x1b[H").unwrap().to_owned();
+            let text = text.strip_suffix("\x1b[J").unwrap().replace("\x1b[K", "");
+            assert!(!text.contains('\x1b'), "{text}");
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (lines, columns) in [(1, 1), (2, 5), (4, 80), (10, 60), (14, 80), (200, 80)] {
+            let text = shown(lines, columns);
+            assert!(text.len() < lines.max(2), "{lines}: {text:?}");
+            assert!(text.iter().all(|line| line.chars().count() <= columns));
+            assert!("corfs on ?[31m/ö".starts_with(&text[0]), "{text:?}");
+        }
+        // Two lines are the title's and the cursor's.
+        let starts = |text: &[String]| {
+            let word = |line: &String| line.chars().take(4).collect::<String>();
+            text[1..].iter().map(word).collect::<Vec<_>>().join("|")
+        };
+        let small = starts(&shown(10, 60));
+        assert_eq!(small, "op 0|op 1|op 2|op 3|read|wind|memo|copi");
+        let middle = starts(&shown(16, 60));
+        assert!(
+            middle.ends_with("op 8|read|wind|memo|copi|miss"),
+            "{middle}"
+        );
+        let large = starts(&shown(40, 80));
+        assert!(
+            large.starts_with("|op 0") && large.ends_with("copi|hits|miss"),
+            "{large}"
+        );
     }
 }

@@ -353,6 +353,109 @@ fn a_log_played_back_makes_the_same_tree() {
     assert_eq!(refused.status.code(), Some(2));
 }
 
+/// A watch of a mount, on a terminal of its own of so many lines and columns (script(1)), or on none.
+struct Watch {
+    child: Child,
+    file: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Watch {
+    fn of(mount: &Mount, screen: Option<(u16, u16)>) -> Self {
+        let scratch = Scratch::new();
+        let file = scratch.path().join("views");
+        let views = File::create(&file).unwrap();
+        let watch = format!(
+            "exec '{}' stat --watch --interval 0.05 '{}'",
+            env!("CARGO_BIN_EXE_corfs"),
+            mount.path().display()
+        );
+        let mut command = match screen {
+            Some((rows, columns)) => {
+                let line = format!("stty rows {rows} cols {columns}; {watch}");
+                let mut script = Command::new("script");
+                script.args(["-qefc", &line, "/dev/null"]);
+                script
+            }
+            None => crate::support::sh(Path::new("/"), &watch),
+        };
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(views.try_clone().unwrap())
+            .stderr(views)
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            file,
+            _scratch: scratch,
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&read_file(&self.file)).into_owned()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_view_fits_the_terminal_that_it_is_on() {
+    if !require(&[Need::Fuse, Need::Tool("script")]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let watch = Watch::of(&mount, Some((10, 60)));
+    let script =
+        "mkdir -p d && echo x >d/f && mv d/f d/g && cat d/g >/dev/null && ls -l d >/dev/null &&
+        ln -s d/g d/h && readlink d/h >/dev/null && truncate -s 9 d/g && rm d/g d/h && rmdir d";
+    let whole = |text: &str| text.matches("\x1b[J").count();
+    let mut tallest = 0;
+    wait_until("a screen that is full", PATIENCE, || {
+        run(&mut crate::support::sh(mount.path(), script));
+        let text = watch.text();
+        let views: Vec<&str> = text.split("\x1b[H").skip(1).take(whole(&text)).collect();
+        for view in &views {
+            let lines: Vec<String> = view
+                .lines()
+                .map(|line| line.replace("\x1b[K", "").replace("\x1b[J", ""))
+                .filter(|line| !line.is_empty())
+                .collect();
+            assert!(lines[0].starts_with("corfs on "), "{view:?}");
+            assert!(view.matches('\n').count() < 10, "{view:?}");
+            assert!(lines.iter().all(|line| line.len() <= 60), "{view:?}");
+            assert!(view.contains("in progress"), "{view:?}");
+            tallest = tallest.max(lines.len());
+        }
+        tallest == 9
+    });
+}
+
+#[test]
+fn who_watches_is_told_that_the_mount_has_gone() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let mut watch = Watch::of(&mount, None);
+    wait_until("a view", PATIENCE, || watch.text().contains("in progress"));
+    let status = mount.finish();
+    assert!(status.success(), "{status}");
+    let child = &mut watch.child;
+    wait_until("the end", PATIENCE, || child.try_wait().unwrap().is_some());
+    let status = child.wait().unwrap();
+    let words = watch.text();
+    assert_eq!(status.code(), Some(32), "{words}");
+    assert!(words.contains("the mount is gone"), "{words}");
+}
+
 #[test]
 fn what_happens_can_be_watched() {
     if !require(&[Need::Fuse]) {

@@ -2,25 +2,72 @@
 
 use super::mountinfo::{self, Mount};
 use super::place::Place;
-use super::refusal::{Code, Refusal, said, shown};
+use super::refusal::{Refusal, said, shown};
 use std::io;
 use std::path::{Path, PathBuf};
 
 /// The text of `.corfs/stats` of the corfs mount that `path` lies in.
 pub fn read(path: &Path) -> Result<String, Refusal> {
+    look(path).map_err(|missed| missed.refusal)
+}
+
+/// As [`read`], for who has read it before.
+///
+/// # Errors
+/// Those of [`read`]; exit code 32 when the mount has gone since.
+pub fn read_again(path: &Path) -> Result<String, Refusal> {
+    look(path).map_err(|missed| match missed.gone {
+        true => Refusal::mount(format!(
+            "stat {}: the mount is gone: it was unmounted, or its daemon has ended",
+            shown(path)
+        )),
+        false => missed.refusal,
+    })
+}
+
+/// Why there is no text.
+struct Missed {
+    refusal: Refusal,
+    /// If there was one before, the mount has gone.
+    gone: bool,
+}
+
+impl Missed {
+    fn new(what: &str, error: io::Error, remedy: &str) -> Self {
+        // What lies in the mount goes with it; a daemon that has ended leaves ENOTCONN, one that ends
+        // at this moment ECONNABORTED.
+        let gone = match error.raw_os_error() {
+            Some(errno) => [
+                libc::ENOENT,
+                libc::ENOTDIR,
+                libc::ENODEV,
+                libc::ENOTCONN,
+                libc::ECONNABORTED,
+            ]
+            .contains(&errno),
+            // It has just left the list of mounts.
+            None => true,
+        };
+        let refusal = Refusal::system(format!("{what}: {}{remedy}", said(error)));
+        Self { refusal, gone }
+    }
+}
+
+fn look(path: &Path) -> Result<String, Missed> {
     let name = shown(path);
-    let failed = |error: io::Error| Refusal::system(format!("stat {name}: {}", said(error)));
+    let failed = |error| Missed::new(&format!("stat {name}"), error, "");
     let mount = Place::of_any(path)
         .and_then(|place| place.mount())
         .map_err(failed)?;
     if !mount.is_corfs() {
-        return Err(Refusal {
-            code: Code::Usage,
-            words: format!(
-                "stat {name}: not in a corfs mount but in {} on {}",
-                mount.kind.display(),
-                shown(&mount.mountpoint)
-            ),
+        let words = format!(
+            "stat {name}: not in a corfs mount but in {} on {}",
+            mount.kind.display(),
+            shown(&mount.mountpoint)
+        );
+        return Err(Missed {
+            refusal: Refusal::usage(words),
+            gone: true,
         });
     }
     let file = root(mount).map_err(failed)?.join(".corfs/stats");
@@ -30,7 +77,7 @@ pub fn read(path: &Path) -> Result<String, Refusal> {
         } else {
             ""
         };
-        Refusal::system(format!("read {}: {}{remedy}", shown(&file), said(error)))
+        Missed::new(&format!("read {}", shown(&file)), error, remedy)
     })
 }
 
