@@ -166,7 +166,11 @@ impl Filesystem for Adapter {
     // not public in fuser 0.18.
 
     fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        let _begun = self.shared.begin(Op::Getattr, req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Getattr, req, ino, |asked| {
+            if let Some(fh) = fh {
+                asked.by(fh);
+            }
+        });
         if self.shared.control.is_own(ino.0) {
             return self.shared.getattr(ino.0, None, Slot::Own(reply));
         }
@@ -196,6 +200,9 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self.shared.begin(Op::Setattr, req, ino, |asked| {
             (asked.size, asked.mode) = (size, mode);
+            if let Some(fh) = fh {
+                asked.by(fh);
+            }
         });
         let set = SetAttr {
             mode,
@@ -255,7 +262,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self.shared.begin(Op::Mknod, req, parent, |asked| {
             asked.name(name);
-            asked.mode = Some(mode);
+            asked.made(mode, umask);
         });
         let caller = caller(req, umask);
         let lent = [name.as_bytes()];
@@ -286,7 +293,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self.shared.begin(Op::Mkdir, req, parent, |asked| {
             asked.name(name);
-            asked.mode = Some(mode);
+            asked.made(mode, umask);
         });
         let caller = caller(req, umask);
         let lent = [name.as_bytes()];
@@ -474,7 +481,8 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self.shared.begin(Op::Create, req, parent, |asked| {
             asked.name(name);
-            (asked.mode, asked.flags) = (Some(mode), Some(flags as u32));
+            asked.made(mode, umask);
+            asked.flags = Some(flags as u32);
         });
         let caller = caller(req, umask);
         let lent = [name.as_bytes()];
@@ -505,9 +513,10 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let _begun = self
-            .shared
-            .begin(Op::Read, req, ino, |asked| asked.range(offset, size.into()));
+        let _begun = self.shared.begin(Op::Read, req, ino, |asked| {
+            asked.range(offset, size.into());
+            asked.by(fh);
+        });
         if self.shared.control.is_oplog(ino.0) {
             return self.shared.oplog.read(req, fh.0, size as usize, reply);
         }
@@ -541,7 +550,8 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _begun = self.shared.begin(Op::Write, req, ino, |asked| {
-            asked.range(offset, data.len() as u64)
+            asked.range(offset, data.len() as u64);
+            asked.by(fh);
         });
         if virtual_file(ino) {
             return self.shared.control.write(req, fh.0, data, reply);
@@ -565,6 +575,9 @@ impl Filesystem for Adapter {
                     // The kernel leaves the mode to us, and would run the program as it was.
                     shared.attributes_changed(ino.0);
                 }
+                if let Ok(count) = &written {
+                    shared.moved(*count as u64);
+                }
                 shared.answer(slot, written, |reply, count| {
                     before_answer();
                     reply.written(count as u32);
@@ -581,7 +594,7 @@ impl Filesystem for Adapter {
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(Op::Flush, req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Flush, req, ino, |asked| asked.by(fh));
         if virtual_file(ino) {
             return self.shared.control.flush(req, fh.0, reply);
         }
@@ -608,7 +621,9 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(Op::Release, req, ino, |_| ());
+        let _begun = self
+            .shared
+            .begin(Op::Release, req, ino, |asked| asked.by(fh));
         let flags = flags.0;
         if virtual_file(ino) {
             return self.shared.reply_empty(Op::Release, Slot::Own(reply), || {
@@ -640,7 +655,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let _begun = self.shared.begin(Op::Fsync, req, ino, |_| ());
+        let _begun = self.shared.begin(Op::Fsync, req, ino, |asked| asked.by(fh));
         if virtual_file(ino) {
             return reply.ok();
         }
@@ -1035,6 +1050,7 @@ impl Filesystem for Adapter {
     ) {
         let _begun = self.shared.begin(Op::Fallocate, req, ino, |asked| {
             asked.range(offset, length);
+            asked.by(fh);
             asked.flags = Some(mode as u32);
         });
         if virtual_file(ino) {
@@ -1082,7 +1098,9 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _begun = self.shared.begin(Op::CopyFileRange, req, ino_in, |asked| {
-            asked.range(offset_in, len)
+            asked.range(offset_in, len);
+            asked.by(fh_in);
+            asked.to(ino_out, fh_out, offset_out);
         });
         if virtual_file(ino_in) || virtual_file(ino_out) {
             return reply.error(Errno::EOPNOTSUPP);
@@ -1091,6 +1109,9 @@ impl Filesystem for Adapter {
         let work = move |shared: &Arc<Shared>, slot: Slot<ReplyWrite>| {
             let copy = || shared.mirror.copy_file_range(from, to, len);
             let copied = shared.measured(Op::CopyFileRange, copy);
+            if let Ok(count) = &copied {
+                shared.moved(*count);
+            }
             shared.answer(slot, copied, |reply, count| reply.written(count as u32));
         };
         let shared = &self.shared;

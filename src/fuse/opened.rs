@@ -50,7 +50,7 @@ impl Shared {
         }
         let opened = &opened;
         let way = self.choose_way(id, flags, opened, |fd| reply.open_backing(fd));
-        way.tell(line);
+        way.tell(line.opened(opened.handle));
         let handle = FileHandle(opened.handle);
         match way {
             Choice::Kernel(backing) => {
@@ -93,7 +93,7 @@ impl Shared {
         };
         let (attr, opened) = (&attr, &opened);
         let way = self.choose_way(attr.id, flags, opened, |fd| reply.open_backing(fd));
-        way.tell(line);
+        way.tell(line.opened(opened.handle));
         let trust = self.seen_stores(attr, self.mirror.trust_made(parent, attr));
         let ttl = trust.entry.min(trust.attr);
         let (shown, handle) = (entry_attr(attr), FileHandle(opened.handle));

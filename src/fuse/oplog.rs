@@ -1,7 +1,7 @@
 //! `.corfs/oplog`: a line for each operation, for those who read it now.
 //!
-//! While nobody does, an operation costs two relaxed loads and a look at the thread's own line. A
-//! reader that finds nothing waits without a thread: its reply is parked, and one thread, which lives
+//! While nobody does, an operation does no more for it than two relaxed loads (three where bytes are
+//! moved) and a look at the thread's own line: so the code says, it has not been measured. A reader that finds nothing waits without a thread: its reply is parked, and one thread, which lives
 //! as long as there are readers, answers it when there are lines, when it is told to stop, or at the
 //! end.
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use fuser::{Errno, INodeNo, ReplyData, Request};
+use fuser::{Errno, FileHandle, INodeNo, ReplyData, Request};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::shared::Shared;
@@ -40,6 +40,7 @@ pub(super) struct Asked {
     pid: u32,
     name: Option<OsString>,
     new_parent: Option<NodeId>,
+    to: Option<NodeId>,
     word: Option<OsString>,
     /// Where it is, as it was before: a link gives an inode another last name.
     path: Option<Vec<u8>>,
@@ -48,6 +49,9 @@ pub(super) struct Asked {
     pub(super) size: Option<u64>,
     pub(super) mode: Option<u32>,
     pub(super) flags: Option<u32>,
+    handle: Option<u64>,
+    to_handle: Option<u64>,
+    to_offset: Option<u64>,
 }
 
 impl Asked {
@@ -71,6 +75,23 @@ impl Asked {
     pub(super) fn range(&mut self, offset: u64, size: u64) {
         (self.offset, self.size) = (Some(offset), Some(size));
     }
+
+    /// It is about an open file.
+    pub(super) fn by(&mut self, handle: FileHandle) {
+        self.handle = Some(handle.0);
+    }
+
+    /// Another open file, and where in it bytes are to go.
+    pub(super) fn to(&mut self, node: INodeNo, handle: FileHandle, offset: u64) {
+        self.to = Some(node.0);
+        (self.to_handle, self.to_offset) = (Some(handle.0), Some(offset));
+    }
+
+    /// The mode of what is to be made, as the kernel makes it: the mount is told the mask apart. Where
+    /// a default ACL takes the mask's place, that stands in no log.
+    pub(super) fn made(&mut self, mode: u32, umask: u32) {
+        self.mode = Some(mode & !umask);
+    }
 }
 
 /// One operation that is noted.
@@ -86,25 +107,54 @@ struct Operation {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Line {
     of: Option<Arc<Operation>>,
-    /// What it ended with, as far as is known; 0 when it went well.
+    end: End,
+}
+
+/// What an operation ended with, as far as is known.
+#[derive(Clone, Copy, Debug, Default)]
+struct End {
+    /// 0 when it went well.
     errno: i32,
+    /// What an open gave.
+    handle: Option<u64>,
+    bytes: Option<u64>,
+}
+
+impl End {
+    const NONE: Self = Self {
+        errno: 0,
+        handle: None,
+        bytes: None,
+    };
 }
 
 impl Line {
-    const NONE: Self = Self { of: None, errno: 0 };
+    const NONE: Self = Self {
+        of: None,
+        end: End::NONE,
+    };
 
     pub(super) fn tell(self) {
         if let Some(operation) = &self.of
             && operation.oplog.is_read()
         {
-            operation.oplog.push(&operation.line(self.errno));
+            operation.oplog.push(&operation.line(self.end));
         }
+    }
+
+    /// An open file was had, which is known by that number from now on.
+    pub(super) fn opened(mut self, handle: u64) -> Self {
+        self.end.handle = Some(handle);
+        self
     }
 
     /// Tells that it ended so, whatever the work ended with.
     pub(super) fn tell_as(self, errno: Errno) {
-        let errno = errno.into();
-        Self { errno, ..self }.tell();
+        let end = End {
+            errno: errno.into(),
+            ..End::NONE
+        };
+        Self { end, ..self }.tell();
     }
 }
 
@@ -165,10 +215,14 @@ impl Shared {
             ..Asked::default()
         };
         more(&mut asked);
+        if asked.to.is_some_and(InodeTable::is_virtual) {
+            return None;
+        }
         asked.path = path(&self.mirror, node.0, asked.name.as_deref());
-        asked.other = match (asked.new_parent, &asked.word) {
-            (Some(parent), Some(name)) => path(&self.mirror, parent, Some(name)),
-            (_, word) => word.as_ref().map(|word| word.as_bytes().to_vec()),
+        asked.other = match (asked.new_parent, asked.to, &asked.word) {
+            (Some(parent), _, Some(name)) => path(&self.mirror, parent, Some(name)),
+            (_, Some(to), _) => path(&self.mirror, to, None),
+            (_, _, word) => word.as_ref().map(|word| word.as_bytes().to_vec()),
         };
         let operation = Operation {
             oplog: self.oplog.clone(),
@@ -178,7 +232,7 @@ impl Shared {
         };
         LINE.set(Line {
             of: Some(Arc::new(operation)),
-            errno: 0,
+            end: End::NONE,
         });
         Some(Noted(()))
     }
@@ -187,13 +241,21 @@ impl Shared {
     #[inline]
     pub(super) fn ended(&self, errno: i32) {
         if self.oplog.is_read() {
-            LINE.with_borrow_mut(|line| line.errno = errno);
+            LINE.with_borrow_mut(|line| line.end.errno = errno);
+        }
+    }
+
+    /// The work of this thread has moved so many bytes, and is to be answered.
+    #[inline]
+    pub(super) fn moved(&self, bytes: u64) {
+        if self.oplog.is_read() {
+            LINE.with_borrow_mut(|line| line.end.bytes = Some(bytes));
         }
     }
 }
 
 impl Operation {
-    fn line(&self, errno: i32) -> String {
+    fn line(&self, end: End) -> String {
         let (asked, took) = (&self.asked, self.began.elapsed());
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let entry = Entry {
@@ -205,20 +267,25 @@ impl Operation {
             size: asked.size,
             mode: asked.mode,
             flags: asked.flags,
-            errno,
+            errno: end.errno,
             took,
             uid: asked.uid,
             pid: asked.pid,
+            handle: asked.handle.or(end.handle),
+            bytes: end.bytes,
+            to_handle: asked.to_handle,
+            to_offset: asked.to_offset,
         };
         entry.line()
     }
 }
 
-/// Where an inode, or a name in it, was last seen, from the root of the mount.
+/// Where an inode, or a name in it, was last seen, from the root of the mount; None when it has lost
+/// its last name there, which may be another's by now.
 fn path(mirror: &Mirror, mut node: NodeId, name: Option<&OsStr>) -> Option<Vec<u8>> {
     let mut names: Vec<OsString> = name.map(OsStr::to_owned).into_iter().collect();
     while node != ROOT {
-        let (parent, name) = mirror.table().last_seen(node)?;
+        let (parent, name) = mirror.table().name_of(node)?;
         names.push(name);
         node = parent;
         if names.len() > DEEPEST {

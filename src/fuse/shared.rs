@@ -310,6 +310,7 @@ impl Shared {
     ) {
         let mut slot = Some(slot);
         let mut send = |bytes: &[u8]| {
+            self.moved(bytes.len() as u64);
             if let Some(reply) = slot.take().and_then(Slot::take) {
                 reply.data(bytes);
             }

@@ -27,6 +27,8 @@ const TOUCHED: u8 = 1;
 const USED: u8 = 2;
 /// The next lookup of it gives another id.
 const SUPERSEDED: u8 = 4;
+/// Its last name went through the mount.
+const NAMELESS: u8 = 8;
 
 /// The root of the mirror.
 pub const ROOT: NodeId = 1;
@@ -56,7 +58,8 @@ pub struct Inode {
     pub opens: AtomicU32,
     /// How often the kernel looked it up without forgetting it. Changed under the table's lock.
     pub(super) lookups: AtomicU64,
-    /// What is remembered of it, in one byte: [`TOUCHED`], [`USED`], [`SUPERSEDED`].
+    /// What is remembered of it, in one byte: [`TOUCHED`], [`USED`], [`SUPERSEDED`],
+    /// [`NAMELESS`].
     marks: AtomicU8,
     /// A leaf lock: nothing else is taken, and no system call made, under it.
     state: Mutex<State>,
@@ -466,7 +469,19 @@ impl Inode {
         }
     }
 
+    /// Its last name has gone through the mount: where it was last seen another may stand.
+    pub(super) fn lost_its_name(&self) {
+        self.mark(NAMELESS);
+    }
+
+    pub(super) fn is_nameless(&self) -> bool {
+        self.marks.load(Ordering::Relaxed) & NAMELESS != 0
+    }
+
     pub(super) fn moved(&self, home: Home) {
+        if self.is_nameless() {
+            self.take(NAMELESS);
+        }
         let mut state = self.state.lock();
         if state.home.as_ref() != Some(&home) {
             state.home = Some(home);

@@ -194,8 +194,11 @@ impl Mirror {
     fn remove(&self, parent: NodeId, name: &OsStr, flags: AtFlags) -> Result<()> {
         self.writable("unlink")?;
         let (parent, dir) = self.dir(parent)?;
-        self.table.hold(parent.id, &dir, checked(name)?);
+        let last = self.table.hold(parent.id, &dir, checked(name)?);
         rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
+        if let Some(inode) = last {
+            inode.lost_its_name();
+        }
         self.uncache_name(&parent, name);
         self.noted_change(&parent, name);
         Ok(())
@@ -227,14 +230,18 @@ impl Mirror {
             rustix::fs::renameat_with(&*from_dir, name, &*to_dir, new_name, flags)
                 .or_fail("renameat2")
         };
-        if !flags.contains(RenameFlags::EXCHANGE) {
-            self.table.hold(to.id, &to_dir, new_name);
-        }
+        let replaced = match flags.contains(RenameFlags::EXCHANGE) {
+            true => None,
+            false => self.table.hold(to.id, &to_dir, new_name),
+        };
         if flags.contains(RenameFlags::WHITEOUT) {
             // It makes a file.
             self.make_as(caller, rename)?;
         } else {
             rename()?;
+        }
+        if let Some(inode) = replaced {
+            inode.lost_its_name();
         }
         self.uncache_name(&from, name);
         self.uncache_name(&to, new_name);

@@ -96,19 +96,19 @@ impl InodeTable {
 
     /// A name is about to go through the mount: if it is the last of an inode that was only listed,
     /// nothing else would find that for who has it without having opened it (O_PATH, a bind mount).
-    /// Of several names it is not to be sought any more by that one.
-    pub(super) fn hold(&self, parent: NodeId, dir: &OwnedFd, name: &OsStr) {
-        let Ok((seen, birth)) = self.see_with_birth(dir.as_fd(), name) else {
-            return;
-        };
-        let Some(inode) = self.find(seen.key) else {
-            return;
-        };
+    /// Of several names it is not to be sought any more by that one. Returns who has no name when this
+    /// one has gone.
+    pub(super) fn hold(&self, parent: NodeId, dir: &OwnedFd, name: &OsStr) -> Option<Arc<Inode>> {
+        let (seen, birth) = self.see_with_birth(dir.as_fd(), name).ok()?;
+        let inode = self.find(seen.key)?;
         if seen.stat.st_nlink > 1 && inode.kind != FileType::Directory {
             inode.loses(&Home::new(parent, name));
-        } else if seen.stat.st_nlink == 1 && birth.is_some() && birth == inode.born() {
+            return None;
+        }
+        if seen.stat.st_nlink == 1 && birth.is_some() && birth == inode.born() {
             self.hold_born(&inode, dir, name, birth);
         }
+        Some(inode)
     }
 
     /// Also of one that is open: its file lends a descriptor only until it is closed. What can't be had

@@ -207,6 +207,12 @@ impl InodeTable {
         self.peek(id)?.last_seen()
     }
 
+    /// As [`InodeTable::last_seen`], for one that has not lost its last name through the mount.
+    pub fn name_of(&self, id: NodeId) -> Option<(NodeId, OsString)> {
+        let inode = self.peek(id)?;
+        inode.last_seen().filter(|_| !inode.is_nameless())
+    }
+
     /// How often the kernel has looked an inode up, and not yet forgotten it.
     pub fn lookups(&self, id: NodeId) -> u64 {
         let inode = self.peek(id);

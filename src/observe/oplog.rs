@@ -10,10 +10,12 @@ const MOST: usize = 1 << 20;
 
 /// What stands at the start of a log: the version of the form, and the fields of a line, between
 /// tabs. Seconds since 1970 at its start, and that it took, until its answer; an errno of 0 is none;
-/// `-` is a field that means nothing to that operation.
+/// `-` is a field that means nothing to that operation. New fields come at the end: a reader takes
+/// the first twelve for granted, and no others.
 pub const HEADER: &str = "\
 # corfs oplog 1
-# time\toperation\tpath\tother\toffset\tsize\tmode\tflags\terrno\tseconds\tuid\tpid
+# time\toperation\tpath\tother\toffset\tsize\tmode\tflags\terrno\tseconds\tuid\tpid\t\
+handle\tbytes\tto_handle\tto_offset
 ";
 
 /// What the log says at the place of lines that its reader was too slow for.
@@ -26,16 +28,17 @@ pub struct Entry {
     pub time: Duration,
     /// Which.
     pub op: Op,
-    /// On what, below the root of the mount; empty for the root. `None`: an inode without a name.
+    /// On what, below the root of the mount; empty for the root. `None`: an inode whose last name
+    /// went through the mount, and that somebody has open still.
     pub path: Option<Vec<u8>>,
-    /// The new path of a rename or a link, the target of a symbolic link, the name of an extended
-    /// attribute.
+    /// The new path of a rename or a link, the file that a range is copied to, the target of a
+    /// symbolic link, the name of an extended attribute.
     pub other: Option<Vec<u8>>,
     /// In bytes, or the position of a listing.
     pub offset: Option<u64>,
     /// Bytes that were asked for, or a new size.
     pub size: Option<u64>,
-    /// The mode of what is made, or a new one.
+    /// The mode of what is made, without what the caller's umask takes away, or a new one.
     pub mode: Option<u32>,
     /// Of an open, a rename, an allocation; the command of an ioctl; the mask of access.
     pub flags: Option<u32>,
@@ -47,6 +50,14 @@ pub struct Entry {
     pub uid: u32,
     /// The thread.
     pub pid: u32,
+    /// The number of the open file: what an open ended with, or what is worked on.
+    pub handle: Option<u64>,
+    /// How many bytes were read, written or copied.
+    pub bytes: Option<u64>,
+    /// The open file that a range is copied to, and where in it.
+    pub to_handle: Option<u64>,
+    /// Where in it.
+    pub to_offset: Option<u64>,
 }
 
 impl Entry {
@@ -67,12 +78,7 @@ impl Entry {
             Some(other) => escape(other, &mut out),
             None => out.push('-'),
         }
-        for number in [self.offset, self.size] {
-            let _ = match number {
-                Some(number) => write!(out, "\t{number}"),
-                None => write!(out, "\t-"),
-            };
-        }
+        numbers(&[self.offset, self.size], &mut out);
         let _ = match self.mode {
             Some(mode) => write!(out, "\t{mode:o}"),
             None => write!(out, "\t-"),
@@ -82,11 +88,15 @@ impl Entry {
             None => write!(out, "\t-"),
         };
         let took = seconds(self.took);
-        let _ = writeln!(out, "\t{}\t{took}\t{}\t{}", self.errno, self.uid, self.pid);
+        let _ = write!(out, "\t{}\t{took}\t{}\t{}", self.errno, self.uid, self.pid);
+        let of_files = [self.handle, self.bytes, self.to_handle, self.to_offset];
+        numbers(&of_files, &mut out);
+        out.push('\n');
         out
     }
 
-    /// Reads a line back; `None` for a comment, and for what is no line.
+    /// Reads a line back; `None` for a comment, and for what is no line. What an older log lacks at
+    /// the end is nothing, and what a newer one has there is passed over.
     pub fn parse(line: &str) -> Option<Self> {
         let fields: Vec<&str> = line.split('\t').collect();
         let [
@@ -102,9 +112,14 @@ impl Entry {
             took,
             uid,
             pid,
+            later @ ..,
         ] = fields.as_slice()
         else {
             return None;
+        };
+        let later = |at: usize| {
+            let field = later.get(at).copied().unwrap_or("-");
+            optional(field, |text| text.parse().ok())
         };
         let op = Op::ALL.iter().find(|known| known.label() == *op)?;
         Some(Self {
@@ -125,7 +140,22 @@ impl Entry {
             took: seconds(took)?,
             uid: uid.parse().ok()?,
             pid: pid.parse().ok()?,
+            handle: later(0)?,
+            bytes: later(1)?,
+            to_handle: later(2)?,
+            to_offset: later(3)?,
         })
+    }
+}
+
+/// Each as a field.
+fn numbers(all: &[Option<u64>], out: &mut String) {
+    for number in all {
+        // Writing to a String cannot fail.
+        let _ = match number {
+            Some(number) => write!(out, "\t{number}"),
+            None => write!(out, "\t-"),
+        };
     }
 }
 
@@ -245,13 +275,17 @@ mod tests {
             took: Duration::from_micros(42),
             uid: 1000,
             pid: 77,
+            handle: Some(12),
+            bytes: Some(131_000),
+            to_handle: None,
+            to_offset: None,
         }
     }
 
     #[test]
     fn a_line_has_every_field() {
-        let expected =
-            "1795846994.123456\tread\tdir/file\t-\t4096\t131072\t-\t-\t5\t0.000042\t1000\t77\n";
+        let expected = "1795846994.123456\tread\tdir/file\t-\t4096\t131072\t-\t-\t5\t0.000042\t\
+             1000\t77\t12\t131000\t-\t-\n";
         assert_eq!(entry().line(), expected);
         let create = Entry {
             op: Op::Create,
@@ -285,6 +319,9 @@ mod tests {
                 mode,
                 errno,
                 flags: mode,
+                handle: offset,
+                to_handle: offset,
+                to_offset: offset,
                 took: Duration::from_micros(micros),
                 ..entry()
             };
@@ -297,6 +334,21 @@ mod tests {
         fn any_text_is_read_or_refused(text in ".{0,80}") {
             let _ = Entry::parse(&text);
         }
+    }
+
+    #[test]
+    fn logs_that_are_older_or_newer_are_read() {
+        let line = entry().line();
+        let line = line.trim_end_matches('\n');
+        let older: Vec<&str> = line.split('\t').take(12).collect();
+        let bare = Entry {
+            handle: None,
+            bytes: None,
+            ..entry()
+        };
+        assert_eq!(Entry::parse(&older.join("\t")), Some(bare));
+        assert_eq!(Entry::parse(&format!("{line}\tmore")), Some(entry()));
+        assert_eq!(Entry::parse(&line.replace("\t12\t", "\tx\t")), None);
     }
 
     #[test]

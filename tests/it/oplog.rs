@@ -353,6 +353,51 @@ fn a_log_played_back_makes_the_same_tree() {
     assert_eq!(refused.status.code(), Some(2));
 }
 
+/// What the kernel asks as it is asked: by whom a file is open is in the log, too. As an ordinary
+/// user, whom modes stop.
+#[test]
+fn what_programs_do_with_open_files_is_played_back() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let mount = Mount::of(source.path()).start();
+    let reader = Reader::of(&mount);
+    // A range that is copied; a file that its maker alone writes, as git's objects are; modes under
+    // a mask; a file that is written when its name is another's.
+    let script = "umask 022 && head -c 300000 /dev/zero >big && cp big copy &&
+        (umask 0222 && echo object >object) && (umask 077 && mkdir own && echo x >own/file) &&
+        exec 3>gone && rm gone && echo new >gone && echo 'more than that' >&3 && exec 3>&- &&
+        exec 4>over && echo 5 >it && mv it over && echo 'more than that' >&4 && chmod 600 /dev/fd/4 &&
+        exec 4>&- && touch last";
+    run(&mut crate::support::sh(mount.path(), script));
+    reader.await_line("\trelease\tlast\t");
+    let copied = reader.await_line("\tcopy_file_range\tbig\tcopy\t");
+    assert_eq!((&*copied[13], &*copied[15]), ("300000", "0"), "{copied:?}");
+    let nameless = reader.await_line("\twrite\t-\t");
+    assert_eq!(&*nameless[5], "15", "{nameless:?}");
+
+    let target = Scratch::new();
+    crate::support::set_owner(target.path(), OTHER, OTHER);
+    let shared = Scratch::new();
+    let log = shared.file("log", reader.text().as_bytes());
+    for place in [shared.path(), target.path()] {
+        crate::support::set_mode(place, 0o755);
+    }
+    let mut replay = Command::new(crate::support::reachable_binary(&shared));
+    replay.arg("replay").arg(&log).arg(target.path());
+    let words = run(crate::support::as_user(&mut replay, OTHER, OTHER));
+    for of_files in ["create", "write", "copy_file_range", "release"] {
+        let row = words.lines().find(|line| line.starts_with(of_files));
+        let row = row.unwrap_or_else(|| panic!("{of_files}: {words}"));
+        assert!(row.trim_end().ends_with(" 0         0"), "{words}");
+    }
+    let list =
+        "find . -mindepth 1 -printf '%P %y %m %s\\n' | sed 's/^\\(own d [0-9]*\\).*/\\1/' | sort";
+    let made = |folder: &Path| run(&mut crate::support::sh(folder, list));
+    assert_eq!(made(target.path()), made(source.path()), "{words}");
+}
+
 /// A watch of a mount, on a terminal of its own of so many lines and columns (script(1)), or on none.
 struct Watch {
     child: Child,

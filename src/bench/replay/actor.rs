@@ -1,35 +1,38 @@
 //! One operation of a log, done again beneath a directory: every name is resolved by the kernel
 //! with no way out and no symbolic link followed, and only regular files and directories are opened.
+//!
+//! What the log opens stays open until the log releases it: a file that may be written by who made it
+//! alone, and one that has lost its name, are reached by nothing else.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use lru::LruCache;
 use rustix::fs::{
     Access, AtFlags, FallocateFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags,
 };
 
 use crate::observe::Op;
 use crate::observe::oplog::Entry;
-use crate::sys::procfd::ProcFd;
-use crate::sys::{Errno, Fail, OrFail, Result};
+use crate::sys::procfd::{self, ProcFd};
+use crate::sys::{Errno, Fail, OrFail, Result, umask};
 
 /// The longest read or write at once, in bytes: what the kernel asks a mount for.
 const MOST: u64 = 1 << 20;
-/// How many files stay open between operations.
+/// How many files stay open between operations: by name, and those of the log.
 const MOST_OPEN: usize = 64;
+const MOST_KEPT: NonZeroUsize = NonZeroUsize::new(512).unwrap();
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
     .union(ResolveFlags::NO_MAGICLINKS);
 const PLACE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// What an open is played back with; the rest means nothing without the program.
-const OPENING: OFlags = OFlags::ACCMODE
-    .union(OFlags::TRUNC)
-    .union(OFlags::APPEND)
-    .union(OFlags::DIRECT)
-    .union(OFlags::EXCL);
+/// What an open is played back with. Where bytes go stands in the log, so that appending would only
+/// put them elsewhere; buffers are not aligned; the rest means nothing without the program.
+const OPENING: OFlags = OFlags::ACCMODE.union(OFlags::TRUNC).union(OFlags::EXCL);
 
 /// What came of one operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,48 +50,115 @@ pub(super) struct Actor {
     proc: ProcFd,
     /// By path and whether they can be written.
     open: HashMap<(Vec<u8>, bool), OwnedFd>,
+    /// What the log has opened and not released, by the numbers in it; who was used last is kept.
+    kept: LruCache<u64, Kept>,
     room: Vec<u8>,
+    /// How many bytes the last operation moved, of those that move some.
+    moved: Option<u64>,
+}
+
+/// An open file of the log.
+#[derive(Debug)]
+struct Kept {
+    file: OwnedFd,
+    reads: bool,
+    writes: bool,
+}
+
+impl Kept {
+    fn new(file: OwnedFd, flags: OFlags) -> Self {
+        let way = flags & OFlags::ACCMODE;
+        Self {
+            file,
+            reads: way != OFlags::WRONLY,
+            writes: way != OFlags::RDONLY,
+        }
+    }
+}
+
+/// The file that an operation is about.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    handle: Option<u64>,
+    /// None for one without a name.
+    path: Option<&'a [u8]>,
+}
+
+/// What a file is needed for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// Whatever it is open for.
+    Any,
+    Reading,
+    Writing,
 }
 
 /// `None` for what can't be played back.
 type Done = Option<Result<()>>;
 
 impl Actor {
+    /// Modes of the log are to be made as they stand there: the calling thread, which is to play all
+    /// of it, has no umask from now on.
     pub(super) fn new(directory: &Path) -> Result<Self> {
+        umask::set(0)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             root: rustix::fs::open(directory, flags, Mode::empty()).or_fail("open")?,
             proc: ProcFd::open()?,
             open: HashMap::new(),
+            kept: LruCache::new(MOST_KEPT),
             room: vec![0; MOST as usize],
+            moved: None,
         })
     }
 
+    /// How many bytes the last operation moved, if it is one that does.
+    pub(super) fn moved(&self) -> Option<u64> {
+        self.moved
+    }
+
     pub(super) fn play(&mut self, entry: &Entry) -> Played {
-        let Some(path) = &entry.path else {
-            return Played::LeftOut;
+        self.moved = None;
+        let done = match self.on_a_file(entry) {
+            Some(done) => done,
+            None => entry
+                .path
+                .as_ref()
+                .and_then(|path| self.by_path(entry, path)),
         };
-        match self.done(entry, path) {
+        match done {
             None => Played::LeftOut,
             Some(Ok(())) => Played::Ended(0),
             Some(Err(fail)) => Played::Ended(fail.errno.raw_os_error()),
         }
     }
 
-    fn done(&mut self, entry: &Entry, path: &[u8]) -> Done {
+    /// What is about a file, which may have no name any more. `None` for all else.
+    fn on_a_file(&mut self, entry: &Entry) -> Option<Done> {
+        let target = Target {
+            handle: entry.handle,
+            path: entry.path.as_deref(),
+        };
+        Some(match entry.op {
+            Op::Read => self.read(target, entry),
+            Op::Write => self.write(target, entry),
+            Op::CopyFileRange => self.copy(target, entry),
+            Op::Release => self.released(target),
+            Op::Setattr => self.set(target, entry),
+            Op::Fsync | Op::Fsyncdir => self.with(target, For::Any, sync),
+            Op::Fallocate => self.allocate(target, entry),
+            Op::Getxattr | Op::Listxattr => self.xattr(target, entry),
+            Op::Getattr if self.is_kept(target) => self.with(target, For::Any, |file| {
+                rustix::fs::fstat(file).map(drop).or_fail("stat")
+            }),
+            _ => return None,
+        })
+    }
+
+    fn by_path(&mut self, entry: &Entry, path: &[u8]) -> Done {
         match entry.op {
-            Op::Read => self.read(path, entry.offset?, entry.size?),
-            Op::Write => self.write(path, entry.offset?, entry.size?),
             Op::Open | Op::Create => self.opened(entry, path),
-            Op::Release => {
-                self.forget(path);
-                Some(Ok(()))
-            }
-            Op::Setattr => self.set(path, entry),
-            Op::Fsync | Op::Fsyncdir => Some(self.file(path, false).and_then(sync)),
-            Op::Fallocate => self.allocate(path, entry),
             Op::Opendir | Op::Readdir | Op::Readdirplus => self.list(path, entry),
-            Op::Getxattr | Op::Listxattr => self.xattr(path, entry),
             Op::Statfs => Some(rustix::fs::fstatfs(&self.root).map(drop).or_fail("statfs")),
             Op::Lookup | Op::Getattr | Op::Readlink | Op::Access => self.look(path, entry),
             Op::Mknod
@@ -213,8 +283,39 @@ impl Actor {
     // -----------------------------------------------------------------------------------------
     // Files
 
+    fn is_kept(&self, target: Target<'_>) -> bool {
+        target
+            .handle
+            .is_some_and(|handle| self.kept.contains(&handle))
+    }
+
+    /// The file of an operation, for that purpose. `None` for one that has no name, and that this log
+    /// has not opened: what has its name now is another.
+    fn file(&mut self, target: Target<'_>, purpose: For) -> Option<Result<&OwnedFd>> {
+        let fits = |kept: &Kept| match purpose {
+            For::Any => true,
+            For::Reading => kept.reads,
+            For::Writing => kept.writes,
+        };
+        let handle = target.handle.unwrap_or_default();
+        if self.is_kept(target) && self.kept.get(&handle).is_some_and(fits) {
+            return self.kept.peek(&handle).map(|kept| Ok(&kept.file));
+        }
+        Some(self.file_at(target.path?, purpose == For::Writing))
+    }
+
+    /// Does something with the file of an operation.
+    fn with(
+        &mut self,
+        target: Target<'_>,
+        purpose: For,
+        work: impl FnOnce(&OwnedFd) -> Result<()>,
+    ) -> Done {
+        Some(self.file(target, purpose)?.and_then(work))
+    }
+
     /// A file that is open for reading, or also for writing; opened now unless it is.
-    fn file(&mut self, path: &[u8], write: bool) -> Result<&OwnedFd> {
+    fn file_at(&mut self, path: &[u8], write: bool) -> Result<&OwnedFd> {
         let key = (path.to_vec(), write);
         if !self.open.contains_key(&key) {
             let flags = if write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -238,100 +339,158 @@ impl Actor {
         }
     }
 
-    fn forget(&mut self, path: &[u8]) {
-        for write in [false, true] {
-            self.open.remove(&(path.to_vec(), write));
+    fn released(&mut self, target: Target<'_>) -> Done {
+        if let Some(handle) = target.handle {
+            self.kept.pop(&handle);
         }
+        if let Some(path) = target.path {
+            for write in [false, true] {
+                self.open.remove(&(path.to_vec(), write));
+            }
+        }
+        Some(Ok(()))
     }
 
     fn opened(&mut self, entry: &Entry, path: &[u8]) -> Done {
-        let asked = OFlags::from_bits_truncate(entry.flags?);
-        let flags = asked & OPENING;
-        if entry.op == Op::Open {
-            return Some(self.open_plain(path, flags - OFlags::EXCL).map(drop));
-        }
-        let mode = Mode::from_bits_truncate(entry.mode.unwrap_or(0o600));
-        let create = || {
-            let (parent, name) = self.parent(path)?;
-            let made = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(&parent, name, flags | made, mode) {
-                Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => {
-                    self.open_plain(path, flags).map(drop)
-                }
-                done => done.map(drop).or_fail("create"),
-            }
+        let flags = OFlags::from_bits_truncate(entry.flags?) & OPENING;
+        let opened = match entry.op {
+            Op::Open => self.open_plain(path, flags - OFlags::EXCL),
+            _ => self.create(entry, path, flags),
         };
-        Some(create())
-    }
-
-    fn read(&mut self, path: &[u8], offset: u64, size: u64) -> Done {
-        let mut room = std::mem::take(&mut self.room);
-        let part = &mut room[..size.min(MOST) as usize];
-        let done = self.file(path, false).and_then(|file| {
-            rustix::io::pread(file, part, offset)
-                .map(drop)
-                .or_fail("read")
-        });
-        self.room = room;
-        Some(done)
-    }
-
-    /// Zeros: the log has no bytes.
-    fn write(&mut self, path: &[u8], offset: u64, size: u64) -> Done {
-        let zeros = vec![0; size.min(MOST) as usize];
-        let file = self.file(path, true);
-        Some(file.and_then(|file| {
-            rustix::io::pwrite(file, &zeros, offset)
-                .map(drop)
-                .or_fail("write")
+        Some(opened.map(|file| {
+            if let Some(handle) = entry.handle {
+                self.kept.put(handle, Kept::new(file, flags));
+            }
         }))
     }
 
+    fn create(&self, entry: &Entry, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+        let mode = Mode::from_bits_truncate(entry.mode.unwrap_or(0o600));
+        let (parent, name) = self.parent(path)?;
+        let made = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&parent, name, flags | made, mode) {
+            Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => self.open_plain(path, flags),
+            done => done.or_fail("create"),
+        }
+    }
+
+    fn read(&mut self, target: Target<'_>, entry: &Entry) -> Done {
+        let (offset, size) = (entry.offset?, entry.size?);
+        let mut room = std::mem::take(&mut self.room);
+        let part = &mut room[..size.min(MOST) as usize];
+        let mut count = None;
+        let done = self.with(target, For::Reading, |file| {
+            count = Some(rustix::io::pread(file, part, offset).or_fail("read")? as u64);
+            Ok(())
+        });
+        (self.room, self.moved) = (room, count);
+        done
+    }
+
+    /// Zeros: the log has no bytes.
+    fn write(&mut self, target: Target<'_>, entry: &Entry) -> Done {
+        let (offset, size) = (entry.offset?, entry.size?);
+        let zeros = vec![0; size.min(MOST) as usize];
+        let mut count = None;
+        let done = self.with(target, For::Writing, |file| {
+            count = Some(rustix::io::pwrite(file, &zeros, offset).or_fail("write")? as u64);
+            Ok(())
+        });
+        self.moved = count;
+        done
+    }
+
+    /// As many bytes as went then, if the system copies fewer at once.
+    fn copy(&mut self, from: Target<'_>, entry: &Entry) -> Done {
+        let to = Target {
+            handle: entry.to_handle,
+            path: entry.other.as_deref(),
+        };
+        let (mut read_at, mut write_at) = (entry.offset?, entry.to_offset?);
+        let (size, wanted) = (entry.size?, entry.bytes.or(entry.size)?);
+        // Two of them at once: a descriptor of one's own for the time of the copy.
+        let source = match self.file(from, For::Reading)? {
+            Ok(file) => rustix::io::fcntl_dupfd_cloexec(file, 0).or_fail("open"),
+            Err(fail) => Err(fail),
+        };
+        let mut count = 0;
+        let done = self.with(to, For::Writing, |file| {
+            let source = source?;
+            loop {
+                let length = size.saturating_sub(count).min(isize::MAX as u64) as usize;
+                let (read_at, write_at) = (Some(&mut read_at), Some(&mut write_at));
+                let part = rustix::fs::copy_file_range(&source, read_at, file, write_at, length)
+                    .or_fail("copy_file_range")? as u64;
+                count += part;
+                if part == 0 || count >= wanted {
+                    return Ok(());
+                }
+            }
+        });
+        self.moved = Some(count.min(wanted));
+        done
+    }
+
     /// A new size and a new mode; owners and times stand in no log.
-    fn set(&mut self, path: &[u8], entry: &Entry) -> Done {
+    fn set(&mut self, target: Target<'_>, entry: &Entry) -> Done {
         if entry.size.is_none() && entry.mode.is_none() {
             return None;
         }
-        let set = |actor: &mut Self| {
-            if let Some(size) = entry.size {
-                let file = actor.file(path, true)?;
-                rustix::fs::ftruncate(file, size).or_fail("truncate")?;
+        if let Some(size) = entry.size {
+            let cut = |file: &OwnedFd| rustix::fs::ftruncate(file, size).or_fail("truncate");
+            if let Err(fail) = self.with(target, For::Writing, cut)? {
+                return Some(Err(fail));
             }
-            if let Some(mode) = entry.mode {
-                let file = actor.file(path, false)?;
-                rustix::fs::fchmod(file, Mode::from_bits_truncate(mode)).or_fail("chmod")?;
-            }
-            Ok(())
+        }
+        let Some(mode) = entry.mode else {
+            return Some(Ok(()));
         };
-        Some(set(self))
+        let mode = Mode::from_bits_truncate(mode);
+        match target.path {
+            Some(path) if !self.is_kept(target) => Some(self.change_mode(path, mode)),
+            _ => self.with(target, For::Any, |file| {
+                rustix::fs::fchmod(file, mode).or_fail("chmod")
+            }),
+        }
     }
 
-    fn allocate(&mut self, path: &[u8], entry: &Entry) -> Done {
+    /// Of what may not be readable for its owner, either.
+    fn change_mode(&self, path: &[u8], mode: Mode) -> Result<()> {
+        let place = self.place(path)?;
+        let stat = rustix::fs::fstat(&place).or_fail("stat")?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Symlink => Err(Fail::new(Errno::LOOP, "chmod")),
+            _ => rustix::fs::chmodat(
+                self.proc.dir(),
+                procfd::name(place.as_fd()),
+                mode,
+                AtFlags::empty(),
+            )
+            .or_fail("chmod"),
+        }
+    }
+
+    fn allocate(&mut self, target: Target<'_>, entry: &Entry) -> Done {
         let (offset, size) = (entry.offset?, entry.size?);
         let flags = FallocateFlags::from_bits_truncate(entry.flags.unwrap_or(0));
-        let file = self.file(path, true);
-        Some(
-            file.and_then(|file| {
-                rustix::fs::fallocate(file, flags, offset, size).or_fail("fallocate")
-            }),
-        )
+        self.with(target, For::Writing, |file| {
+            rustix::fs::fallocate(file, flags, offset, size).or_fail("fallocate")
+        })
     }
 
-    fn xattr(&mut self, path: &[u8], entry: &Entry) -> Done {
+    fn xattr(&mut self, target: Target<'_>, entry: &Entry) -> Done {
         let mut room = vec![0; entry.size.unwrap_or(0).min(MOST) as usize];
         let name = match entry.op {
             Op::Getxattr => Some(OsStr::from_bytes(entry.other.as_deref()?)),
             _ => None,
         };
-        let file = match self.file(path, false) {
-            Ok(file) => file,
-            Err(fail) => return Some(Err(fail)),
-        };
-        let done = match name {
-            Some(name) => rustix::fs::fgetxattr(file, name, &mut room[..]),
-            None => rustix::fs::flistxattr(file, &mut room[..]),
-        };
-        Some(done.map(drop).or_fail("xattr"))
+        self.with(target, For::Any, |file| {
+            let done = match name {
+                Some(name) => rustix::fs::fgetxattr(file, name, &mut room[..]),
+                None => rustix::fs::flistxattr(file, &mut room[..]),
+            };
+            done.map(drop).or_fail("xattr")
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `corfs replay`: a log of operations, played back against a directory.
 //!
-//! One operation after the other, as the one who calls it, by names alone: handles, locks, and who
-//! asked are not played back.
+//! One operation after the other, as the one who calls it: by the files that the log has opened, else
+//! by names. Locks, and who asked, are not played back.
 
 mod actor;
 
@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -33,11 +34,37 @@ pub struct Replay {
 struct Outcome {
     then: Vec<f64>,
     now: Vec<f64>,
-    /// Other errnos than in the log.
+    /// Other errnos than in the log, or another number of bytes.
     otherwise: u64,
     /// Of these the first: what the log says, and what came.
-    first: Option<(i32, i32)>,
+    first: Option<(End, End)>,
     left_out: u64,
+}
+
+/// What an operation ended with.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    errno: i32,
+    /// How many bytes went, where some do and it is known.
+    bytes: Option<u64>,
+}
+
+impl End {
+    fn is_as(&self, other: &Self) -> bool {
+        // An older log does not tell of bytes.
+        let bytes = self.bytes.zip(other.bytes);
+        self.errno == other.errno && (self.errno != 0 || bytes.is_none_or(|(a, b)| a == b))
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.errno, self.bytes) {
+            (0, Some(bytes)) => write!(f, "{bytes} bytes"),
+            (0, None) => f.write_str("well"),
+            (errno, _) => std::io::Error::from_raw_os_error(errno).fmt(f),
+        }
+    }
 }
 
 /// What came of all.
@@ -57,7 +84,8 @@ pub fn run(replay: &Replay) -> Result<String, Failure> {
     let directory = &replay.directory;
     let mut actor = Actor::new(directory)
         .map_err(|fail| Failure(format!("replay in {}: {fail}", directory.display())))?;
-    let mut log = open(&replay.log)?;
+    let log = open(&replay.log)?;
+    let mut log = BufReader::new(log);
     let failed = |error| Failure(format!("read {}: {error}", replay.log.display()));
     let mut account = Account::default();
     let (began, mut first) = (Instant::now(), None);
@@ -96,12 +124,15 @@ pub fn run(replay: &Replay) -> Result<String, Failure> {
     Ok(account.words())
 }
 
-fn open(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
-    if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(std::io::stdin())));
-    }
-    let file = File::open(path).map_err(|e| Failure(format!("read {}: {e}", path.display())))?;
-    Ok(Box::new(BufReader::new(file)))
+fn open(path: &Path) -> Result<File, Failure> {
+    let file = match path == Path::new("-") {
+        true => std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .map(File::from),
+        false => File::open(path),
+    };
+    file.map_err(|e| Failure(format!("read {}: {e}", path.display())))
 }
 
 impl Account {
@@ -123,9 +154,15 @@ impl Account {
             Played::Ended(errno) => {
                 outcome.then.push(entry.took.as_secs_f64());
                 outcome.now.push(took.as_secs_f64());
-                if errno != entry.errno {
+                let then = End {
+                    errno: entry.errno,
+                    bytes: entry.bytes,
+                };
+                let bytes = actor.moved();
+                let now = End { errno, bytes };
+                if !then.is_as(&now) {
                     outcome.otherwise += 1;
-                    outcome.first.get_or_insert((entry.errno, errno));
+                    outcome.first.get_or_insert((then, now));
                 }
             }
         }
@@ -147,9 +184,7 @@ impl Account {
                 o.left_out
             );
             let _ = match o.first {
-                Some((then, now)) => {
-                    writeln!(out, "  first: {} then, {} now", errno(then), errno(now))
-                }
+                Some((then, now)) => writeln!(out, "  first: {then} then, {now} now"),
                 None => writeln!(out),
             };
         }
@@ -174,13 +209,6 @@ impl Account {
 fn micros(seconds: Option<f64>) -> String {
     // Not by way of a Duration, which does not hold all that a log may say.
     seconds.map_or("-".into(), |seconds| format!("{:.1} us", seconds * 1e6))
-}
-
-fn errno(number: i32) -> String {
-    match number {
-        0 => "well".into(),
-        number => std::io::Error::from_raw_os_error(number).to_string(),
-    }
 }
 
 #[cfg(test)]

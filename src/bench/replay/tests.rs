@@ -21,6 +21,10 @@ fn entry(op: Op, path: &str) -> Entry {
         took: Duration::from_micros(10),
         uid: 0,
         pid: 0,
+        handle: None,
+        bytes: None,
+        to_handle: None,
+        to_offset: None,
     }
 }
 
@@ -98,6 +102,7 @@ fn a_life_of_files_is_played() {
 fn no_name_leads_out() {
     let ground = Ground::new();
     symlink("../outside", ground.dir().join("file")).unwrap();
+    fs::write(ground.dir().join("plain"), "plain").unwrap();
     symlink("..", ground.dir().join("up")).unwrap();
     symlink(ground.0.path(), ground.dir().join("absolute")).unwrap();
     let outside = [
@@ -117,9 +122,13 @@ fn no_name_leads_out() {
             Op::Open,
             Op::Create,
             Op::Fallocate,
+            Op::CopyFileRange,
         ] {
             let mut entry = entry(op, path);
             (entry.offset, entry.size) = (Some(0), Some(1));
+            if op == Op::CopyFileRange {
+                (entry.other, entry.to_offset) = (entry.path.replace(b"plain".to_vec()), Some(0));
+            }
             (entry.flags, entry.mode) = (
                 Some(libc::O_RDWR as u32 | libc::O_TRUNC as u32),
                 Some(0o777),
@@ -130,6 +139,15 @@ fn no_name_leads_out() {
                 "{op:?} {path}: {played:?}"
             );
         }
+    }
+    for path in outside {
+        let mut mode = entry(Op::Setattr, path);
+        mode.mode = Some(0);
+        let played = ground.play(&[mode])[0];
+        assert!(
+            matches!(played, Played::Ended(errno) if errno != 0),
+            "{path}"
+        );
     }
     for path in &outside[..4] {
         for op in [Op::Unlink, Op::Rename, Op::Link, Op::Lookup] {
@@ -188,6 +206,136 @@ fn devices_and_what_needs_a_program_are_left_out() {
         [Played::Ended(libc::EOPNOTSUPP)],
         "and does not wait"
     );
+}
+
+/// A file of the log that is open under that number.
+fn made(path: &str, handle: u64, flags: i32) -> Entry {
+    let mut made = entry(Op::Create, path);
+    (made.mode, made.flags) = (Some(0o644), Some(flags as u32));
+    made.handle = Some(handle);
+    made
+}
+
+fn written(path: Option<&str>, handle: Option<u64>, size: u64) -> Entry {
+    let mut write = entry(Op::Write, "");
+    write.path = path.map(Into::into);
+    write.handle = handle;
+    (write.offset, write.size) = (Some(0), Some(size));
+    write
+}
+
+#[test]
+fn ranges_are_copied_between_files() {
+    let ground = Ground::new();
+    fs::write(ground.dir().join("from"), "0123456789").unwrap();
+    let mut copy = entry(Op::CopyFileRange, "from");
+    copy.other = Some(b"to".to_vec());
+    (copy.offset, copy.size) = (Some(2), Some(1 << 20));
+    (copy.to_handle, copy.to_offset) = (Some(7), Some(1));
+    let played = ground.play(&[made("to", 7, libc::O_WRONLY), copy]);
+    assert_eq!(played, [Played::Ended(0); 2]);
+    assert_eq!(fs::read(ground.dir().join("to")).unwrap(), b"\x0023456789");
+}
+
+/// As git makes its objects: nobody may open them for writing once more.
+#[test]
+fn a_file_is_written_by_who_made_it_until_it_is_released() {
+    let ground = Ground::new();
+    let file = ground.dir().join("object");
+    let mut object = made("object", 3, libc::O_RDWR | libc::O_APPEND | libc::O_EXCL);
+    object.mode = Some(0o444);
+    let mut release = entry(Op::Release, "object");
+    release.handle = Some(3);
+    let mut actor = Actor::new(&ground.dir()).unwrap();
+    assert_eq!(actor.play(&object), Played::Ended(0));
+    // Whatever stands there now is not what the log had opened.
+    fs::rename(&file, ground.dir().join("elsewhere")).unwrap();
+    for _ in 0..2 {
+        let write = written(Some("object"), Some(3), 5);
+        assert_eq!(actor.play(&write), Played::Ended(0));
+    }
+    assert_eq!(actor.moved(), Some(5));
+    let elsewhere = fs::metadata(ground.dir().join("elsewhere")).unwrap();
+    assert_eq!(elsewhere.len(), 5, "by its offset, though it appends");
+    assert_eq!(actor.play(&release), Played::Ended(0));
+    let late = actor.play(&written(Some("object"), Some(3), 5));
+    assert_eq!(late, Played::Ended(libc::ENOENT));
+}
+
+#[test]
+fn modes_are_made_as_the_log_has_them() {
+    let ground = Ground::new();
+    let mut folder = entry(Op::Mkdir, "folder");
+    folder.mode = Some(0o777);
+    let mut file = made("file", 1, libc::O_WRONLY);
+    file.mode = Some(0o666);
+    assert_eq!(ground.play(&[folder, file]), [Played::Ended(0); 2]);
+    for (name, mode) in [("folder", 0o777), ("file", 0o666)] {
+        let made = fs::metadata(ground.dir().join(name)).unwrap();
+        assert_eq!(made.permissions().mode() & 0o777, mode, "{name}");
+    }
+}
+
+#[test]
+fn what_has_no_name_is_not_another_of_that_name() {
+    let ground = Ground::new();
+    let entries = [
+        made("name", 1, libc::O_RDWR),
+        entry(Op::Unlink, "name"),
+        made("name", 2, libc::O_RDWR),
+        written(None, Some(1), 9),
+        // Opened before the log began.
+        written(None, Some(77), 9),
+        written(None, None, 9),
+    ];
+    let played = ground.play(&entries);
+    assert_eq!(played[..4], [Played::Ended(0); 4]);
+    assert_eq!(played[4..], [Played::LeftOut; 2]);
+    assert_eq!(fs::metadata(ground.dir().join("name")).unwrap().len(), 0);
+}
+
+#[test]
+fn more_files_than_are_kept_open_are_reached_by_name() {
+    let ground = Ground::new();
+    let mut actor = Actor::new(&ground.dir()).unwrap();
+    let name = |number: u64| format!("{number}");
+    for number in 0..600 {
+        let made = made(&name(number), number, libc::O_RDWR);
+        assert_eq!(actor.play(&made), Played::Ended(0), "{number}");
+    }
+    for number in 0..600 {
+        let write = written(Some(&name(number)), Some(number), 3);
+        assert_eq!(actor.play(&write), Played::Ended(0), "{number}");
+        let stat = fs::metadata(ground.dir().join(name(number))).unwrap();
+        assert_eq!(stat.len(), 3);
+    }
+}
+
+#[test]
+fn another_number_of_bytes_is_told() {
+    let ground = Ground::new();
+    fs::write(ground.dir().join("short"), "123").unwrap();
+    let log = ground.0.path().join("log");
+    let mut read = entry(Op::Read, "short");
+    (read.offset, read.size) = (Some(0), Some(4096));
+    let mut lines = String::from(HEADER);
+    for bytes in [Some(3), None, Some(4096)] {
+        read.bytes = bytes;
+        lines.push_str(&read.line());
+    }
+    fs::write(&log, lines).unwrap();
+    let replay = Replay {
+        log,
+        directory: ground.dir(),
+        timed: false,
+    };
+    let words = run(&replay).unwrap();
+    assert!(
+        words.contains("first: 4096 bytes then, 3 bytes now"),
+        "{words}"
+    );
+    let row: Vec<&str> = words.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!((row[1], row[6]), ("3", "1"), "{words}");
 }
 
 #[test]
