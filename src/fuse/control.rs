@@ -14,7 +14,7 @@ use fuser::{FopenFlags, ReplyEmpty, ReplyWrite, Request};
 use parking_lot::Mutex;
 
 use super::convert;
-use super::oplog::OpLog;
+use super::oplog::{OpLog, take_noted};
 use crate::copy::{ControlHandle, Jobs, Writer};
 use crate::mirror::{self, Attr, Caller, Inode, InodeTable, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
@@ -166,9 +166,19 @@ impl ControlFiles {
         Ok(!real)
     }
 
+    /// As [`ControlFiles::covers`], for what this thread works on: of what a control file is asked no
+    /// log is told.
+    fn is_ours(&self, parent: NodeId, name: &OsStr) -> Result<bool> {
+        let ours = self.covers(parent, name)?;
+        if ours {
+            drop(take_noted());
+        }
+        Ok(ours)
+    }
+
     /// Refuses to make `name` in `parent` where a virtual file stands: EEXIST.
     pub(super) fn refuse_new(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        match self.covers(parent, name)? {
+        match self.is_ours(parent, name)? {
             _ if parent == self.folder => Err(Fail::new(Errno::PERM, "create in .corfs")),
             true => Err(Fail::new(Errno::EXIST, "create over a control file")),
             false => Ok(()),
@@ -177,7 +187,7 @@ impl ControlFiles {
 
     /// Refuses to remove or rename a virtual file: EPERM.
     pub(super) fn refuse_change(&self, parent: NodeId, name: &OsStr) -> Result<()> {
-        if self.covers(parent, name)? {
+        if self.is_ours(parent, name)? {
             return Err(Fail::new(Errno::PERM, "change a control file"));
         }
         Ok(())
@@ -195,7 +205,7 @@ impl ControlFiles {
             };
             return self.getattr(id).map(Some);
         }
-        if !self.covers(parent, name)? {
+        if !self.is_ours(parent, name)? {
             return Ok(None);
         }
         if parent == ROOT && name == FOLDER {

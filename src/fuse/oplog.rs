@@ -209,6 +209,7 @@ impl Shared {
         if !self.oplog.is_read() || InodeTable::is_virtual(node.0) {
             return None;
         }
+        // Of a name of a control file nobody knows yet that it is one: `ControlFiles::is_ours`.
         let mut asked = Asked {
             uid: request.uid(),
             pid: request.pid(),

@@ -2,7 +2,7 @@
 //! back.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -396,6 +396,36 @@ fn what_programs_do_with_open_files_is_played_back() {
         "find . -mindepth 1 -printf '%P %y %m %s\\n' | sed 's/^\\(own d [0-9]*\\).*/\\1/' | sort";
     let made = |folder: &Path| run(&mut crate::support::sh(folder, list));
     assert_eq!(made(target.path()), made(source.path()), "{words}");
+}
+
+#[test]
+fn control_files_are_told_of_by_no_line() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    for options in ["control=hidden", "control=hidden,source_timeout=20"] {
+        let source = Scratch::new();
+        fs::create_dir(source.path().join("own")).unwrap();
+        let mount = Mount::of(source.path()).opt(options).start();
+        let at = |name: &str| mount.path().join(name);
+        let reader = Reader::of(&mount);
+        fs::metadata(at(".copy")).unwrap();
+        fs::metadata(at("own/.copy")).unwrap();
+        let done = File::options().write(true).open(at(".copy"));
+        done.unwrap().write_all(b"cancel 77\n").unwrap_err();
+        mount.stats();
+        File::create_new(at("own/.copy")).unwrap_err();
+        fs::remove_file(at(".copy")).unwrap_err();
+        fs::rename(at("own"), at(".corfs")).unwrap_err();
+        write_file(&at("last"), b"");
+        reader.await_line("\trelease\tlast\t");
+        let told = [reader.all("\t.co"), reader.all("/.co")].concat();
+        assert_eq!(told, Vec::<Vec<String>>::new(), "{options}");
+        // One of the source's own is a file like all others.
+        write_file(&source.path().join("own/.copy"), b"content");
+        fs::metadata(at("own/.copy")).unwrap();
+        reader.await_line("\tlookup\town/.copy\t");
+    }
 }
 
 /// A watch of a mount, on a terminal of its own of so many lines and columns (script(1)), or on none.
