@@ -428,6 +428,35 @@ fn control_files_are_told_of_by_no_line() {
     }
 }
 
+/// Each line of it would be another operation, and another line.
+#[test]
+fn a_log_is_not_played_back_while_it_tells_of_that() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let source = Scratch::new();
+    fs::create_dir(source.path().join("dir")).unwrap();
+    let mount = Mount::of(source.path()).start();
+    let log = mount.path().join(".corfs/oplog");
+    let replay = |name: &Path, input: Stdio| {
+        let mut replay = Command::new("timeout");
+        replay.arg("30").arg(env!("CARGO_BIN_EXE_corfs"));
+        replay.arg("replay").arg(name).arg(mount.path().join("dir"));
+        replay.stdin(input).output().expect("timeout")
+    };
+    let by_name = replay(&log, Stdio::null());
+    let as_input = replay(Path::new("-"), File::open(&log).unwrap().into());
+    for refused in [by_name, as_input] {
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+        let words = String::from_utf8_lossy(&refused.stderr);
+        assert!(words.contains("its own replay"), "{words}");
+    }
+    // One that was saved there has an end.
+    write_file(&mount.path().join("saved"), b"# corfs oplog 1\n");
+    let saved = replay(&mount.path().join("saved"), Stdio::null());
+    assert!(saved.status.success(), "{saved:?}");
+}
+
 /// A watch of a mount, on a terminal of its own of so many lines and columns (script(1)), or on none.
 struct Watch {
     child: Child,

@@ -112,6 +112,11 @@ impl Actor {
         })
     }
 
+    /// The directory.
+    pub(super) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// How many bytes the last operation moved, if it is one that does.
     pub(super) fn moved(&self) -> Option<u64> {
         self.moved

@@ -9,13 +9,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::Failure;
 use super::statistics::median;
 use crate::observe::oplog::{Entry, HEADER, LOST};
+use crate::sys::procfd;
 use actor::{Actor, Played};
 
 /// What to play back, and where.
@@ -78,13 +79,22 @@ struct Account {
 /// Plays it back, and returns words for standard output.
 ///
 /// # Errors
-/// When the log can't be read or is none, or the directory can't be opened. What an operation of
+/// When the log can't be read or is none, or the directory can't be opened, or what is done there
+/// would be told in that very log. What an operation of
 /// the log ends with is told in the words, and is no error.
 pub fn run(replay: &Replay) -> Result<String, Failure> {
     let directory = &replay.directory;
     let mut actor = Actor::new(directory)
         .map_err(|fail| Failure(format!("replay in {}: {fail}", directory.display())))?;
     let log = open(&replay.log)?;
+    if is_told_of(&log, actor.root()) {
+        return Err(Failure(format!(
+            "replay {} in {}: this log would tell of its own replay, without end; save it to a file \
+             first, or name a directory outside of that mount",
+            replay.log.display(),
+            directory.display()
+        )));
+    }
     let mut log = BufReader::new(log);
     let failed = |error| Failure(format!("read {}: {error}", replay.log.display()));
     let mut account = Account::default();
@@ -133,6 +143,17 @@ fn open(path: &Path) -> Result<File, Failure> {
         false => File::open(path),
     };
     file.map_err(|e| Failure(format!("read {}: {e}", path.display())))
+}
+
+/// Whether it is the log itself (a saved one tells of nothing new) of the mount that the directory is
+/// on.
+fn is_told_of(log: &File, directory: &OwnedFd) -> bool {
+    let device = |stat: rustix::io::Result<rustix::fs::Stat>| stat.map(|stat| stat.st_dev).ok();
+    let is_fuse = rustix::fs::fstatfs(log).is_ok_and(|stat| stat.f_type == libc::FUSE_SUPER_MAGIC);
+    let name = std::fs::read_link(procfd::path(log.as_fd()));
+    is_fuse
+        && name.is_ok_and(|name| name.ends_with(".corfs/oplog"))
+        && device(rustix::fs::fstat(log)) == device(rustix::fs::fstat(directory))
 }
 
 impl Account {
