@@ -1,9 +1,9 @@
 //! `.corfs/oplog`: a line for each operation, for those who read it now.
 //!
-//! While nobody does, an operation does no more for it than two relaxed loads (three where bytes are
-//! moved) and a look at the thread's own line: so the code says, it has not been measured. A reader that finds nothing waits without a thread: its reply is parked, and one thread, which lives
-//! as long as there are readers, answers it when there are lines, when it is told to stop, or at the
-//! end.
+//! While nobody does, an operation does no more for it than two relaxed loads, three where bytes are
+//! moved, and a look at the thread's own line: so the code says, it has not been measured. A reader
+//! that finds nothing waits without a thread: its reply is parked, and one thread, which lives as long
+//! as there are readers, answers it when there are lines, when it is told to stop, or at the end.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
