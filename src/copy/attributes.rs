@@ -128,7 +128,7 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// The owner first, whose change takes capabilities (`security.capability`) and bits away; the
     /// mode after what needs the right to write.
-    fn keep(&self, opened: &Stat) -> Result<()> {
+    fn keep(mut self, opened: &Stat) -> Result<()> {
         let owned = self.owner()?;
         if self.preserve.mode || self.preserve.xattr {
             self.xattrs()?;
@@ -191,7 +191,7 @@ impl Keeper<'_> {
         kept(self.destination.set_mode(mode), "fchmodat")
     }
 
-    fn xattrs(&self) -> Result<()> {
+    fn xattrs(&mut self) -> Result<()> {
         let mut few = [0; FEW];
         let mut many = Vec::new();
         let names = match self.source.list(&mut few) {
@@ -204,30 +204,47 @@ impl Keeper<'_> {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS) => &[],
             Err(errno) => return Err(errno).or_fail("listxattr"),
         };
-        let mut has = (false, false);
-        for name in names.split_inclusive(|&byte| byte == 0) {
-            // The kernel ends each with a NUL.
-            let Ok(name) = CStr::from_bytes_with_nul(name) else {
-                continue;
-            };
-            has.0 |= name == ACCESS_ACL;
-            has.1 |= name == DEFAULT_ACL;
-            if self.is_wanted(name) {
-                self.xattr(name)?;
+        // The kernel ends each with a NUL.
+        let preserve = self.preserve;
+        let named = names.split_inclusive(|&byte| byte == 0);
+        let named = || named.clone().flat_map(CStr::from_bytes_with_nul);
+        // What else begins with `system.` is the file system's own business.
+        let is_wanted = |name: &&CStr| preserve.xattr && !name.to_bytes().starts_with(b"system.");
+        for name in named().filter(is_wanted) {
+            if name.to_bytes().starts_with(b"user.") {
+                self.let_owner_write();
             }
+            self.xattr(name)?;
         }
-        if self.preserve.mode && self.inherits {
-            self.drop_inherited(has)?;
+        if preserve.mode {
+            // After those: with an ACL the file gets its mode.
+            named()
+                .filter(|name| is_acl(name))
+                .try_for_each(|name| self.xattr(name))?;
+            if self.inherits {
+                let has = |acl| named().any(|name| name == acl);
+                self.drop_inherited((has(ACCESS_ACL), has(DEFAULT_ACL)))?;
+            }
         }
         Ok(())
     }
 
-    /// ACL belong to the mode. Other names of `system.` are the file system's own business.
-    fn is_wanted(&self, name: &CStr) -> bool {
-        if name == ACCESS_ACL || name == DEFAULT_ACL {
-            return self.preserve.mode;
+    /// Extended attributes of users are set by who may write by the mode, whatever a descriptor
+    /// allows (xattr(7)): to a new file its owner may, until its mode follows.
+    fn let_owner_write(&mut self) {
+        let is_file = FileType::from_raw_mode(self.own.st_mode) == FileType::RegularFile;
+        if !is_file || !self.is_new || self.own.st_mode & 0o200 != 0 {
+            return;
         }
-        self.preserve.xattr && !name.to_bytes().starts_with(b"system.")
+        let mode = self.own.st_mode | 0o200;
+        // Who may not is told so by what follows.
+        if self
+            .destination
+            .set_mode(Mode::from_raw_mode(mode & 0o7777))
+            .is_ok()
+        {
+            self.own.st_mode = mode;
+        }
     }
 
     fn xattr(&self, name: &CStr) -> Result<()> {
@@ -245,10 +262,9 @@ impl Keeper<'_> {
             Err(Errno::NODATA) => return Ok(()),
             Err(errno) => Err(errno),
         };
-        let is_acl = name == ACCESS_ACL || name == DEFAULT_ACL;
         match set {
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM | Errno::ACCESS)
-                if is_acl || !self.must_keep_xattrs() =>
+                if is_acl(name) || !self.must_keep_xattrs() =>
             {
                 Ok(())
             }
@@ -277,6 +293,11 @@ impl Keeper<'_> {
         }
         Ok(())
     }
+}
+
+/// ACL belong to the mode.
+fn is_acl(name: &CStr) -> bool {
+    name == ACCESS_ACL || name == DEFAULT_ACL
 }
 
 fn gone(answer: rustix::io::Result<()>) -> Result<()> {

@@ -159,6 +159,49 @@ fn xattrs_that_must_be_kept_and_cannot_are_an_error() {
 }
 
 #[test]
+fn who_is_not_root_keeps_the_extended_attributes_of_what_is_read_only() {
+    if !require(&[Need::Root, Need::Tool("setfacl")]) {
+        return;
+    }
+    let scratch = Scratch::new();
+    let from = scratch.dir("from");
+    let value = content(5, 0, 300);
+    // Many in a new directory have their names at once; one alone, and a large one, at last.
+    fs::create_dir(from.join("many")).unwrap();
+    let mut files: Vec<_> = (0..10).map(|number| format!("many/f{number}")).collect();
+    files.extend(["one".to_owned(), "large".to_owned()]);
+    for name in &files {
+        let path = from.join(name);
+        let size = if name == "large" { 200_000 } else { 10 };
+        write_file(&path, &content(6, 0, size));
+        set_mode(&path, 0o444);
+        // Named before the other: it is not to be set before it, for it takes the right to write.
+        run(Command::new("setfacl").args(["-m", "u:1234:r"]).arg(&path));
+        lsetxattr(&path, "user.key", &value, XattrFlags::empty()).expect("user.key");
+    }
+    set_owner(&scratch.dir("to"), USER, USER);
+    let only = CopyOptions {
+        preserve: Preserve {
+            xattr: true,
+            ..Preserve::NONE
+        },
+        ..archive()
+    };
+    for (options, to) in [(archive(), "to/all"), (only, "to/only")] {
+        let done = user(USER).run_as(|| copy(scratch.path(), &options, &["from"], to));
+        done.expect("run_as").well();
+        for name in &files {
+            let path = scratch.path().join(to).join(name);
+            let mut found = vec![0; 4096];
+            let length = lgetxattr(&path, "user.key", &mut found[..])
+                .unwrap_or_else(|errno| panic!("{}: {errno}", path.display()));
+            assert_eq!(found[..length], value[..], "{to}/{name}");
+            assert_eq!(mode_and_owner(&path), (0o444, USER, USER), "{to}/{name}");
+        }
+    }
+}
+
+#[test]
 fn who_may_not_make_a_device_gets_the_rest() {
     if !require(&[Need::Root]) {
         return;
