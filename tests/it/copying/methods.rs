@@ -140,6 +140,21 @@ fn sharing_that_must_be_and_cannot_is_refused() {
     });
 }
 
+#[test]
+fn in_place_of_an_empty_source_whose_extents_are_shared_nothing_is_left() {
+    on_each(&SHARING, |kind, disk| {
+        fs::write(disk.join("f"), "").unwrap();
+        let mount = Mount::of(disk).start();
+        for old in [&b"old"[..], &content(3, 0, 300_000)] {
+            fs::write(disk.join("t"), old).unwrap();
+            let before = fs::metadata(disk.join("t")).unwrap().ino();
+            copy(&mount, "--inplace --reflink=always f t").unwrap();
+            let after = fs::metadata(disk.join("t")).unwrap();
+            assert_eq!((after.ino(), after.len()), (before, 0), "{kind}");
+        }
+    });
+}
+
 /// Data and holes in turn; some of the data are zeros. The bytes.
 fn sparse_file(path: &Path, dice: &mut Dice) -> Vec<u8> {
     let file = File::create(path).unwrap();

@@ -121,7 +121,11 @@ impl<'a> Pass<'a> {
         }
         let shared = if shares(options) { self.share()? } else { 0 };
         if shared == self.size {
-            return Ok(());
+            // Of an empty file nothing is shared, and what stands in its copy's place stays.
+            return match self.size {
+                0 => ftruncate(self.destination, 0).or_fail("ftruncate"),
+                _ => Ok(()),
+            };
         }
         let direct = Direct::new(self.source, self.destination, options.direct);
         let moved = self.rest(shared, &direct);
