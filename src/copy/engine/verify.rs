@@ -44,15 +44,13 @@ pub(super) fn verify(
         true => Reader::past_the_cache(source)?,
         false => Reader::cached(source)?,
     };
-    compare(&original, &stored, progress)
+    let size = u64::try_from(before.st_size).unwrap_or(0);
+    compare((&original, size), &stored, progress)
 }
 
-fn compare(original: &Reader, stored: &Reader, progress: &Progress) -> Result<()> {
-    let size = |reader: &Reader| -> Result<u64> {
-        let stat = fstat(&reader.file).or_fail("fstat")?;
-        Ok(u64::try_from(stat.st_size).unwrap_or(0))
-    };
-    let end = size(stored)?;
+fn compare((original, size): (&Reader, u64), stored: &Reader, progress: &Progress) -> Result<()> {
+    let own = fstat(&stored.file).or_fail("fstat")?;
+    let end = u64::try_from(own.st_size).unwrap_or(0);
     let (mut ours, mut theirs) = (Aligned::default(), Aligned::default());
     let mut at = 0;
     while let Some(next) = next_data(original, stored, at, end)? {
@@ -66,6 +64,9 @@ fn compare(original: &Reader, stored: &Reader, progress: &Progress) -> Result<()
             return Err(failed(at + same as u64));
         }
         at += BLOCK as u64;
+    }
+    if end > size || end < size && original.goes_on_from(end, &mut ours)? {
+        return Err(failed(end.min(size)));
     }
     Ok(())
 }
@@ -139,6 +140,12 @@ impl Reader {
     /// Some take the flag and refuse the read.
     fn reads_direct(&self) -> bool {
         !matches!(self.read(0, &mut Aligned::default()), Err(fail) if fail.errno == Errno::INVAL)
+    }
+
+    /// Whether there is a byte at `at`: some files say that they have more than they have.
+    fn goes_on_from(&self, at: u64, buffer: &mut Aligned) -> Result<bool> {
+        let into = at % BLOCK as u64;
+        Ok(self.read(at - into, buffer)?.len() as u64 > into)
     }
 
     /// A block, or less at the end of the file.

@@ -77,6 +77,39 @@ fn a_copy_that_is_too_long_is_wrong() {
 }
 
 #[test]
+fn a_copy_that_is_too_short_is_wrong_and_one_that_ends_in_a_hole_too_many() {
+    let bytes = vec![1; 3 << 20];
+    let source = file(3 << 20, &[(0, &bytes)]);
+    for end in [0, 1, 5000, 1 << 20, (3 << 20) - 1] {
+        let copy = file(end, &[(0, &bytes[..end as usize])]);
+        for direct in [false, true] {
+            let words = Some(format!("verify failed at byte {end}"));
+            assert_eq!(checked(&source, &copy, direct), words);
+        }
+    }
+    // What is missing, or too much, may be a hole.
+    let sparse = file(9 << 20, &[(0, &bytes)]);
+    let words = Some(format!("verify failed at byte {}", 3 << 20));
+    assert_eq!(checked(&sparse, &source, false), words);
+    assert_eq!(checked(&source, &sparse, false), words);
+}
+
+#[test]
+fn what_says_to_have_more_than_it_has_ends_where_its_copy_does() {
+    let path = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let Ok(bytes) = std::fs::read(path) else {
+        return crate::sys::testing::skip(&format!("no {path}"));
+    };
+    let source = File::open(path).unwrap();
+    assert!(source.metadata().unwrap().len() > bytes.len() as u64);
+    let copy = file(bytes.len() as u64, &[(0, &bytes)]);
+    assert_eq!(checked(&source, &copy, false), None);
+    copy.set_len(3).unwrap();
+    let words = Some("verify failed at byte 3".into());
+    assert_eq!(checked(&source, &copy, false), words);
+}
+
+#[test]
 fn what_has_no_size_is_held_against_what_was_written() {
     let source = File::open("/proc/uptime").unwrap();
     assert_eq!(checked(&source, &file(3, &[(0, b"1.0")]), false), None);
