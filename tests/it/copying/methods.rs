@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::support::{
     Dice, Mount, Need, Scratch, assert_content, assert_same_bytes, content, read_file, require,
-    soak, write_content,
+    soak, wait_until, write_content,
 };
 
 use super::disks::*;
@@ -152,6 +152,31 @@ fn in_place_of_an_empty_source_whose_extents_are_shared_nothing_is_left() {
             let after = fs::metadata(disk.join("t")).unwrap();
             assert_eq!((after.ino(), after.len()), (before, 0), "{kind}");
         }
+    });
+}
+
+#[test]
+fn a_source_that_is_cut_off_while_its_extents_are_shared_is_copied_as_it_is_then() {
+    on_each(&SHARING, |kind, disk| {
+        let file = File::create(disk.join("f")).unwrap();
+        file.write_all_at(&content(3, 0, MIB as usize), 0).unwrap();
+        // A call for each GiB: there are many of them still to come.
+        file.set_len(1 << 50).unwrap();
+        let mount = Mount::of(disk).start();
+        let jobs = || fs::read_to_string(mount.path().join(".corfs/jobs.json")).unwrap();
+        let copied = std::thread::scope(|scope| {
+            let copying = scope.spawn(|| copy(&mount, "--reflink=always f t"));
+            wait_until("extents are shared", Duration::from_secs(30), || {
+                jobs().contains("\"reflink\"") || copying.is_finished()
+            });
+            assert!(!copying.is_finished(), "it was over too soon on {kind}");
+            file.set_len(MIB).unwrap();
+            copying.join().unwrap()
+        });
+        assert_eq!(copied.as_deref(), Ok("reflink"), "{kind}");
+        let bytes = read_file(&disk.join("t"));
+        assert_eq!(bytes.len() as u64, MIB, "{kind}");
+        assert_content(3, 0, &bytes);
     });
 }
 

@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use rustix::fs::{copy_file_range, fstat, fstatfs, ftruncate, ioctl_ficlone};
 
-use super::Pass;
 use super::course::{Course, Outcome};
+use super::{Pass, lost};
 use crate::copy::options::{Method, Reflink};
 use crate::sys::{Errno, Fail, OrFail, Result, clone};
 
@@ -86,6 +86,8 @@ impl Pass<'_> {
             match shared {
                 Ok(()) => {}
                 Err(Errno::INTR) => continue,
+                // It is shorter by now: a change of the source, and no refusal.
+                Err(Errno::INVAL) if self.source_is_shorter()? => return Err(lost(at)),
                 // The source's last block is refused where the destination goes on behind it.
                 Err(Errno::INVAL) if self.is_longer()? => {
                     ftruncate(self.destination, self.size).or_fail("ftruncate")?;
@@ -108,6 +110,12 @@ impl Pass<'_> {
         let own = fstat(self.destination).or_fail("fstat")?;
         let size = u64::try_from(own.st_size).unwrap_or(0);
         Ok(self.order.options.inplace && size > self.size)
+    }
+
+    /// Whether the source has been cut off since the pass began.
+    fn source_is_shorter(&self) -> Result<bool> {
+        let stat = fstat(self.source).or_fail("fstat")?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0) < self.size)
     }
 
     /// Counts what is shared as done. No byte moved: it does not count towards a limit.
