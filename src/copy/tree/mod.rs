@@ -160,9 +160,9 @@ impl Job<'_> {
         done?;
         progress.set_totals_known();
         let outcome = self.outcome();
-        // Whatever failed, the rest is to stay.
-        let synced = match progress.is_cancelled() {
-            true => Ok(()),
+        // Whatever failed, the rest is to stay. Cancelled late, it may all be there, and not on disk.
+        let synced = match progress.is_cancelled() && !self.unsynced.is_empty() {
+            true => progress.check(),
             false => progress.at_length(|| self.unsynced.sync()),
         };
         outcome.and(synced)

@@ -24,7 +24,7 @@ type Outcome = std::result::Result<(), Errno>;
 /// A folder that is a mount's root, whose `.copy` stands at its top.
 struct World {
     folder: tempfile::TempDir,
-    progress: Progress,
+    progress: Arc<Progress>,
     published: StdMutex<Vec<OsString>>,
     /// What somebody else does as soon as the first name is published.
     once_published: StdMutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -42,7 +42,7 @@ impl World {
     fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
-            progress: Progress::default(),
+            progress: Arc::default(),
             published: StdMutex::default(),
             once_published: StdMutex::default(),
         }
@@ -511,6 +511,22 @@ fn a_cancelled_tree_says_so_and_nothing_else() {
     world.progress.cancel();
     assert_eq!(world.copy(&archive(), &["src"], "to"), Err(Errno::INTR));
     assert!(world.failures().is_empty());
+}
+
+#[test]
+fn what_is_cancelled_before_its_name_is_on_disk_is_not_called_done() {
+    for (sync, outcome) in [(true, Err(Errno::INTR)), (false, Ok(()))] {
+        let world = World::new();
+        world.file("f", "text");
+        let progress = Arc::clone(&world.progress);
+        *world.once_published.lock().unwrap() = Some(Box::new(move || progress.cancel()));
+        let options = CopyOptions {
+            sync,
+            ..CopyOptions::default()
+        };
+        assert_eq!(world.copy(&options, &["f"], "to"), outcome, "sync: {sync}");
+        assert_eq!(world.read("to"), "text");
+    }
 }
 
 #[test]

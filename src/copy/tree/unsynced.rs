@@ -39,6 +39,11 @@ impl Unsynced {
         if are_many { self.sync() } else { Ok(()) }
     }
 
+    /// Whether all names are on disk.
+    pub(super) fn is_empty(&self) -> bool {
+        self.directories.lock().is_empty()
+    }
+
     /// Has all names on disk.
     ///
     /// # Errors

@@ -79,7 +79,7 @@ fn what_stays_is_not_to_be_waited_for() {
 #[test]
 fn the_total_of_one_file_is_known_as_it_begins() {
     let mut world = World::new();
-    world.progress = Progress::new(NonZeroU64::new(1 << 20));
+    world.progress = Progress::new(NonZeroU64::new(1 << 20)).into();
     fs::write(world.at("src"), vec![1; 2 << 20]).unwrap();
     let options = CopyOptions {
         chunk: 64 << 10,
