@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{CWD, FileType, Mode, Stat, fstat, openat};
 
@@ -135,13 +135,37 @@ pub fn copy_all(
     done
 }
 
-/// Names that sources of this line have become, by directory, and which sources.
-type Taken = HashMap<((u64, u64), OsString), (u64, u64)>;
+/// What the sources of one line have come to so far. Directories by device and inode.
+#[derive(Default)]
+struct Line {
+    /// Names that sources have become, and which sources.
+    taken: HashMap<((u64, u64), OsString), (u64, u64)>,
+    /// Where they went. Who remembers one of them is to hold it once, and not once for each source.
+    directories: HashMap<(u64, u64), Weak<OwnedFd>>,
+}
+
+impl Line {
+    /// The descriptor that is held of a directory already, or else this one.
+    fn held(&mut self, directory: OwnedFd) -> Result<Arc<OwnedFd>> {
+        let id = id(&fstat(&directory).or_fail("fstat")?);
+        if let Some(held) = self.directories.get(&id).and_then(Weak::upgrade) {
+            return Ok(held);
+        }
+        let directory = Arc::new(directory);
+        self.directories.insert(id, Arc::downgrade(&directory));
+        Ok(directory)
+    }
+
+    fn named(&mut self, target: Target) -> Result<Goal> {
+        let directory = self.held(target.directory)?;
+        Ok(Goal::Name(directory, target.name, target.existing))
+    }
+}
 
 /// Where one source goes.
 enum Goal {
     /// Into this directory, which is its copy.
-    Into(OwnedFd),
+    Into(Arc<OwnedFd>),
     /// To a name in a directory.
     Name(Arc<OwnedFd>, OsString, Option<Stat>),
 }
@@ -174,14 +198,14 @@ impl Job<'_> {
         if let [source] = sources {
             progress.add_files_total(1);
             progress.set_one_file(true);
-            return self.one(source, destination, &mut Taken::new(), &mut small);
+            return self.one(source, destination, &mut Line::default(), &mut small);
         }
         self.need_directory(sources, destination)?;
-        let mut taken = Taken::new();
+        let mut line = Line::default();
         for source in sources {
             progress.check()?;
             progress.add_files_total(1);
-            if let Err(fail) = self.one(source, destination, &mut taken, &mut small) {
+            if let Err(fail) = self.one(source, destination, &mut line, &mut small) {
                 self.failed(None, bytes(source), fail);
             }
         }
@@ -206,7 +230,7 @@ impl Job<'_> {
         &self,
         source: &[u8],
         destination: &[u8],
-        taken: &mut Taken,
+        line: &mut Line,
         small: &mut Small,
     ) -> Result<()> {
         let recursive = self.order.options.recursive;
@@ -223,11 +247,11 @@ impl Job<'_> {
             }
             FileType::Directory => {
                 self.order.progress.set_one_file(false);
-                return self.tree(source, found, destination);
+                return self.tree(source, found, destination, line);
             }
             _ => {}
         }
-        let Goal::Name(directory, name, existing) = self.goal(&found, destination)? else {
+        let Goal::Name(directory, name, existing) = self.goal(&found, destination, line)? else {
             return Err(
                 Fail::new(Errno::ISDIR, "open").because("a directory stands at the destination")
             );
@@ -239,11 +263,11 @@ impl Job<'_> {
             holder: Place::Directory(&directory),
         };
         self.refuse_own_target(&found.stat, source, existing.as_ref())?;
-        if !self.is_second(&found.stat, spot, taken)? {
+        if !self.is_second(&found.stat, spot, line)? {
             let placed = self.found(found.file, &found.stat, spot, small)?;
             if placed {
                 let place = (id(&fstat(spot.directory).or_fail("fstat")?), name.clone());
-                taken.insert(place, id(&found.stat));
+                line.taken.insert(place, id(&found.stat));
             }
         }
         self.order.progress.file_done();
@@ -256,9 +280,9 @@ impl Job<'_> {
     ///
     /// # Errors
     /// EEXIST.
-    fn is_second(&self, source: &Stat, spot: Spot<'_>, taken: &Taken) -> Result<bool> {
+    fn is_second(&self, source: &Stat, spot: Spot<'_>, line: &Line) -> Result<bool> {
         let directory = id(&fstat(spot.directory).or_fail("fstat")?);
-        let before = taken.get(&(directory, spot.name.to_owned()));
+        let before = line.taken.get(&(directory, spot.name.to_owned()));
         let numbered = self.order.options.backup == Backup::Numbered;
         let Some(before) = before.filter(|_| spot.existing.is_some() && !numbered) else {
             return Ok(false);
@@ -274,7 +298,7 @@ impl Job<'_> {
     }
 
     /// Where `found` goes, as cp has it.
-    fn goal(&self, found: &Found, destination: &[u8]) -> Result<Goal> {
+    fn goal(&self, found: &Found, destination: &[u8], line: &mut Line) -> Result<Goal> {
         let options = self.order.options;
         let is_directory = file_type(&found.stat) == FileType::Directory;
         // cp writes through a link, but replaces it by another link, and renames it for a backup.
@@ -284,37 +308,32 @@ impl Job<'_> {
         match self.names.destination(destination, follow)? {
             Destination::Directory(directory) if inside && !follow => {
                 let existing = look(directory.as_fd(), &found.name)?;
-                Ok(Goal::Name(
-                    Arc::new(directory),
-                    found.name.clone(),
-                    existing,
-                ))
+                let directory = line.held(directory)?;
+                Ok(Goal::Name(directory, found.name.clone(), existing))
             }
             Destination::Directory(_) if inside => {
                 let name = join(destination, found.name.as_encoded_bytes());
                 match self.names.destination(&name, follow)? {
-                    Destination::Directory(directory) => Ok(Goal::Into(directory)),
-                    Destination::Name { target, .. } => Ok(named(*target)),
+                    Destination::Directory(directory) => Ok(Goal::Into(line.held(directory)?)),
+                    Destination::Name { target, .. } => line.named(*target),
                 }
             }
-            Destination::Directory(directory) => Ok(Goal::Into(directory)),
-            Destination::Name { target, .. } if is_directory => Ok(named(*target)),
+            Destination::Directory(directory) => Ok(Goal::Into(line.held(directory)?)),
+            Destination::Name { target, .. } if is_directory => line.named(*target),
             Destination::Name {
                 target,
                 only_directory: false,
-            } => Ok(named(*target)),
+            } => line.named(*target),
             Destination::Name { .. } => {
                 Err(Fail::new(Errno::NOENT, "open").because("a directory that is not there"))
             }
         }
     }
 
-    fn tree(&self, source: &[u8], found: Found, destination: &[u8]) -> Result<()> {
-        let goal = self.goal(&found, destination)?;
-        let holder = match &goal {
-            Goal::Into(directory) => directory.as_fd(),
-            Goal::Name(directory, ..) => directory.as_fd(),
-        };
+    fn tree(&self, source: &[u8], found: Found, destination: &[u8], line: &mut Line) -> Result<()> {
+        let goal = self.goal(&found, destination, line)?;
+        let (Goal::Into(holder) | Goal::Name(holder, ..)) = &goal;
+        let holder = holder.as_fd();
         refuse_into_itself(&found.stat, holder)?;
         let flags = LIST - rustix::fs::OFlags::NOFOLLOW;
         let listed = openat(CWD, proc_name(found.file.as_fd()), flags, Mode::empty())
@@ -325,7 +344,7 @@ impl Job<'_> {
         let top = match goal {
             Goal::Into(directory) => {
                 let copy = openat(&directory, c".", PLACE, Mode::empty()).or_fail("open")?;
-                let base = base(&Arc::new(directory), OsStr::new(""));
+                let base = base(&directory, OsStr::new(""));
                 self.open((listed, stat), copy, false, |stat, copy, made| {
                     Folder::new(None, source, base, stat, copy, made)
                 })?
@@ -359,10 +378,6 @@ impl Job<'_> {
 fn workers(order: &Order<'_>) -> usize {
     let auto = || std::thread::available_parallelism().map_or(1, |n| n.get().min(WORKERS));
     order.options.workers.map_or_else(auto, |n| n.get().into())
-}
-
-fn named(target: Target) -> Goal {
-    Goal::Name(Arc::new(target.directory), target.name, target.existing)
 }
 
 fn bytes(name: &[u8]) -> &OsStr {

@@ -281,6 +281,33 @@ fn a_killed_copy_leaves_no_part_of_a_file_under_its_name() {
 }
 
 #[test]
+fn files_with_names_elsewhere_take_no_descriptor_each() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    for folder in ["from", "elsewhere", "to"] {
+        source.dir(folder);
+    }
+    let mut line = "-a".to_owned();
+    for number in 0..600 {
+        let file = source.file(&format!("from/f{number}"), b"text");
+        let other = source.path().join(format!("elsewhere/f{number}"));
+        fs::hard_link(file, other).unwrap();
+        line += &format!(" from/f{number}");
+    }
+    let mount = Mount::of(source.path()).start();
+    let limit = rustix::process::Rlimit {
+        current: Some(256),
+        maximum: Some(256),
+    };
+    let daemon = rustix::process::Pid::from_raw(i32::try_from(mount.server()).unwrap());
+    rustix::process::prlimit(daemon, rustix::process::Resource::Nofile, limit).unwrap();
+    tell(mount.path(), &format!("{line} to")).unwrap();
+    assert_eq!(names(&source.path().join("to")).len(), 600);
+}
+
+#[test]
 fn a_large_tree_takes_no_more_memory_than_a_small_one() {
     let disk = match require(&[Need::Filesystem("xfs")]) {
         true => Loop::new("xfs", 1 << 30),
