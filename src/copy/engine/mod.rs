@@ -15,6 +15,7 @@ pub(super) mod small;
 mod verify;
 mod whole;
 
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::FileType;
@@ -23,6 +24,7 @@ use rustix::io::pwrite;
 use super::leftovers;
 use super::options::CopyOptions;
 use super::progress::Progress;
+use super::publish::Temporary;
 use super::resolve::{Source, Target, file_type, same_file};
 use crate::observe::Metrics;
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -40,13 +42,61 @@ pub struct Order<'a> {
     pub metrics: &'a Metrics,
 }
 
-/// Copies `source` to where `target` says: data and what is to be preserved; holes stay holes.
+/// What a copy has come to when all its bytes are there.
+pub(super) enum Prepared {
+    /// It was written into what stands there, and is done.
+    InPlace,
+    /// It is to be given its name.
+    Apart(Complete),
+}
+
+/// A copy that is complete, and has not got its name yet.
+///
+/// Ends by [`Complete::publish`] or [`Complete::discard`].
+pub(super) struct Complete {
+    temporary: Temporary,
+    /// It goes with the part that it is about.
+    journal: Option<OsString>,
+    /// An interrupted copy to the same name may be there.
+    parts: bool,
+}
+
+impl Complete {
+    /// Puts it in its place; false when what has come to stand there is to stay. Then, and on an
+    /// error, nothing has changed and nothing is left.
+    pub(super) fn publish(self, target: &Target) -> Result<bool> {
+        let directory = target.directory.as_fd();
+        let published = self.temporary.publish(target);
+        if let Some(journal) = &self.journal {
+            leftovers::unlink(directory, journal);
+        }
+        if self.parts && published.is_ok() {
+            abandon(directory, &target.name);
+        }
+        published
+    }
+
+    /// Gives it up; nothing of it is left in the directory.
+    pub(super) fn discard(self, directory: BorrowedFd<'_>) {
+        self.temporary.discard(directory);
+        if let Some(journal) = &self.journal {
+            leftovers::unlink(directory, journal);
+        }
+    }
+}
+
+/// Removes what an interrupted copy to a name has left, now that another one stands there.
+pub(super) fn abandon(directory: BorrowedFd<'_>, name: &OsStr) {
+    leftovers::abandon(directory, &resume::part_name(name));
+}
+
+/// Copies `source` for where `target` says: data and what is to be preserved; holes stay holes. The
+/// copy gets its name by [`Complete::publish`].
 ///
 /// Whole or absent: on any error, or when cancelled, what stood there stands unchanged and nothing
-/// is left behind. With `inplace`, a file that stands there is written into instead: then it may be
-/// left as a mixture. What came to stand there meanwhile may be to stay (`Target::newcomer`): then
-/// the answer is false, and nothing is copied. With `resume`, what a large copy has is left behind under a hidden name when
-/// it is interrupted, and the next one goes on from it.
+/// is left behind. With `inplace`, a file that stands there and needs no backup is written into
+/// instead: then it may be left as a mixture. With `resume`, what a large copy has is left behind
+/// under a hidden name when it is interrupted, and the next one goes on from it.
 ///
 /// First, once a job and directory, what dead copies have left there is removed.
 ///
@@ -61,7 +111,7 @@ pub struct Order<'a> {
 /// clock's grain escapes), and when another resumed copy to that name is under way; EIO for a page
 /// of the source that can't be had, and for a copy that is read back wrong (`verify`); else the
 /// kernel's own, ENOSPC before the work begins where the file system can reserve space.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
+pub(super) fn prepare(source: &Source, target: &Target, order: &Order<'_>) -> Result<Prepared> {
     let existing = target.existing.as_ref();
     if existing.is_some_and(|stat| same_file(stat, &source.stat)) {
         return Err(course::same());
@@ -75,17 +125,33 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
     let parts = leftovers::visit(target.directory.as_fd(), order.progress)?;
     // A link that stands there is replaced, not followed.
     let is_file = |stat| file_type(stat) == FileType::RegularFile;
-    if options.inplace && existing.is_some_and(is_file) {
-        return inplace::copy(source, target, order).map(|()| true);
+    // One that is kept as a backup is not written into.
+    let inplace = options.inplace && !target.newcomer.needs_backup;
+    if inplace && existing.is_some_and(is_file) {
+        inplace::copy(source, target, order)?;
+        if parts {
+            abandon(target.directory.as_fd(), &target.name);
+        }
+        return Ok(Prepared::InPlace);
     }
-    if options.resume && resume::is_worth_it(&source.stat) {
-        return resume::copy(source, target, order);
+    let complete = match options.resume && resume::is_worth_it(&source.stat) {
+        true => resume::copy(source, target, order)?,
+        false => Complete {
+            temporary: whole::copy(source, target, order)?,
+            journal: None,
+            parts,
+        },
+    };
+    Ok(Prepared::Apart(complete))
+}
+
+/// Prepares and publishes.
+#[cfg(test)]
+fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
+    match prepare(source, target, order)? {
+        Prepared::InPlace => Ok(true),
+        Prepared::Apart(copy) => copy.publish(target),
     }
-    let placed = whole::copy(source, target, order)?;
-    if parts {
-        resume::abandon(target);
-    }
-    Ok(placed)
 }
 
 /// Writes all bytes at `at`, whatever interrupts.

@@ -20,9 +20,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::course::{Ground, fill};
 use super::journal::{self, Identity, MOST_RECORDS, Record};
-use super::{Order, whole};
+use super::{Complete, Order, whole};
 use crate::copy::extents::cut;
-use crate::copy::leftovers::{self, PART, journal_of, unlink};
+use crate::copy::leftovers::{PART, journal_of, unlink};
 use crate::copy::options::Method;
 use crate::copy::progress::Progress;
 use crate::copy::publish::Temporary;
@@ -50,10 +50,14 @@ pub(super) fn is_worth_it(source: &Stat) -> bool {
 }
 
 /// Copies, from where an interrupted copy of the same source to the same name has come to.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
+pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<Complete> {
     let directory = target.directory.as_fd();
-    let Some(part) = Part::open(target, order.progress)? else {
-        return whole::copy(source, target, order);
+    let Some(part) = Part::open(target, order)? else {
+        return Ok(Complete {
+            temporary: whole::copy(source, target, order)?,
+            journal: None,
+            parts: false,
+        });
     };
     let (name, journal) = (part.name.clone(), journal_of(&part.name));
     if let Err(fail) = fill(source, &part, order) {
@@ -64,18 +68,15 @@ pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Resul
         }
         return Err(fail);
     }
-    let published = Temporary::adopt(part.file, name).publish(target);
-    unlink(directory, &journal);
-    published
-}
-
-/// Removes what an interrupted copy to a name has left, now that another one stands there.
-pub(super) fn abandon(target: &Target) {
-    leftovers::abandon(target.directory.as_fd(), &part_name(&target.name));
+    Ok(Complete {
+        temporary: Temporary::adopt(part.file, name),
+        journal: Some(journal),
+        parts: false,
+    })
 }
 
 /// One name for each destination, whatever its length.
-fn part_name(destination: &OsStr) -> OsString {
+pub(super) fn part_name(destination: &OsStr) -> OsString {
     format!("{PART}{:032x}", xxh3_128(destination.as_bytes())).into()
 }
 
@@ -108,7 +109,8 @@ impl<'a> Part<'a> {
     ///
     /// # Errors
     /// EBUSY when another copy is at it.
-    fn open(target: &Target, progress: &'a Progress) -> Result<Option<Self>> {
+    fn open(target: &Target, order: &Order<'a>) -> Result<Option<Self>> {
+        let progress = order.progress;
         let directory = target.directory.as_fd();
         let name = part_name(&target.name);
         loop {

@@ -27,14 +27,13 @@ impl Ground for Fresh<'_> {
     }
 }
 
-/// On any error nothing has changed and nothing is left; nor (false) where what came meanwhile is to
-/// stay.
-pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<bool> {
+/// On any error nothing has changed and nothing is left.
+pub(super) fn copy(source: &Source, target: &Target, order: &Order<'_>) -> Result<Temporary> {
     let directory = target.directory.as_fd();
     let temporary = Temporary::create(directory)?;
     if let Err(fail) = fill(source, &Fresh(&temporary), order) {
         temporary.discard(directory);
         return Err(fail);
     }
-    temporary.publish(target)
+    Ok(temporary)
 }

@@ -6,22 +6,24 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{
-    AtFlags, Mode, OFlags, RawDir, RenameFlags, Stat, fstat, linkat, openat, renameat,
+    AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, Stat, fstat, linkat, openat, renameat,
     renameat_with, statat, unlinkat,
 };
 
-use crate::copy::leftovers::hidden_name;
+use crate::copy::leftovers::{self, hidden_name};
 use crate::copy::options::Backup;
-use crate::copy::resolve::same_file;
+use crate::copy::resolve::{file_type, same_file};
 use crate::sys::creds::acting_uid;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
-/// A backup that was made, and how it is taken back when the copy fails.
+/// A backup that was made, until it is known whether the copy is.
 #[derive(Debug)]
 pub(super) struct Made {
     name: OsString,
     /// The old file still stands under its own name, too.
     linked: bool,
+    /// The hidden name of what was the backup before.
+    former: Option<OsString>,
 }
 
 impl Made {
@@ -35,56 +37,154 @@ impl Made {
         self.linked
     }
 
-    /// The copy was not made: the old file gets its own name back, and that alone.
+    /// The copy was made: what was the backup before goes.
+    pub(super) fn settle(&self, directory: BorrowedFd<'_>) {
+        if let Some(former) = &self.former {
+            leftovers::unlink(directory, former);
+        }
+    }
+
+    /// The copy was not made: the old file gets its own name back, and that alone, and what was the
+    /// backup before is that again.
     pub(super) fn take_back(&self, directory: BorrowedFd<'_>, name: &OsStr) {
-        let done = if self.linked {
-            unlinkat(directory, &self.name, AtFlags::empty())
-        } else {
-            give_back(directory, &self.name, name)
+        let given = match (self.linked, &self.former) {
+            (false, _) => give_back(directory, &self.name, name),
+            (true, None) => unlinkat(directory, &self.name, AtFlags::empty()),
+            (true, Some(_)) => Ok(()),
         };
-        if let Err(errno) = done {
+        let restored = given.and_then(|()| match &self.former {
+            Some(former) => renameat(directory, former, directory, &self.name),
+            None => Ok(()),
+        });
+        if let Err(errno) = restored {
             log::warn!("a backup stays, {}: {errno}", self.name.display());
         }
+        // Over another name of the same file a rename does nothing (rename(2)).
+        self.settle(directory);
     }
 }
 
-/// Keeps `name` as `backup` says. It stays under its own name, too, where there are hard links and
-/// `may_link` (the copy replaces that name, and doesn't write into the file): so it never vanishes.
+/// Refuses, before any work, what [`make`] would refuse after it.
 ///
 /// # Errors
-/// EINVAL when the backup would take the place of what is copied; those of linkat(2) and renameat(2).
+/// EINVAL when the backup would take the place of what is copied.
+pub(super) fn check(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    backup: &Backup,
+    source: &Stat,
+) -> Result<()> {
+    // A number is nobody's yet.
+    let (Backup::Simple(suffix) | Backup::Existing(suffix)) = backup else {
+        return Ok(());
+    };
+    let is_source = |kept: &OsStr| {
+        let stands = statat(directory, kept, AtFlags::SYMLINK_NOFOLLOW);
+        stands.is_ok_and(|stands| same_file(&stands, source))
+    };
+    let simple = with_suffix(name, suffix);
+    if is_source(&simple) && name_of(directory, name, backup)? == Some(simple) {
+        return Err(takes_the_source());
+    }
+    Ok(())
+}
+
+/// Keeps `name` as `backup` says. It stays under its own name, too, where there are hard links: so it
+/// never vanishes. What was the backup before has a hidden name until the end of this one. Nothing
+/// is kept of what is not there any more.
+///
+/// # Errors
+/// As [`check`]; those of linkat(2) and renameat(2).
 pub(super) fn make(
     directory: BorrowedFd<'_>,
     name: &OsStr,
     backup: &Backup,
     source: &Stat,
-    may_link: bool,
 ) -> Result<Option<Made>> {
-    let kept = match backup {
-        Backup::None => return Ok(None),
-        Backup::Simple(suffix) => with_suffix(name, suffix),
-        Backup::Numbered => numbered(name, highest(directory, name)? + 1),
-        Backup::Existing(suffix) => match highest(directory, name)? {
+    let Some(kept) = name_of(directory, name, backup)? else {
+        return Ok(None);
+    };
+    let second = match may_unlink(directory, name) {
+        Ok(true) => link(directory, name),
+        Ok(false) => Ok(None),
+        Err(fail) => Err(fail),
+    };
+    match second {
+        Ok(second) => keep(directory, name, kept, second, source).map(Some),
+        Err(fail) if fail.errno == Errno::NOENT => Ok(None),
+        Err(fail) => Err(fail),
+    }
+}
+
+/// By a second name that the file has already, or by its only one.
+fn keep(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    kept: OsString,
+    second: Option<OsString>,
+    source: &Stat,
+) -> Result<Made> {
+    let from = second.as_deref().unwrap_or(name);
+    let moved = move_to(directory, from, &kept, second.is_some(), source);
+    if let Some(second) = &second
+        && !matches!(&moved, Ok(Some(former)) if former == second)
+    {
+        // Over another name of the same file a rename does nothing (rename(2)).
+        leftovers::unlink(directory, second);
+    }
+    Ok(Made {
+        former: moved?,
+        linked: second.is_some(),
+        name: kept,
+    })
+}
+
+/// Renames to the name of the backup. Answers the hidden name of what stood there: its own, if it is
+/// hidden, where two names can be exchanged.
+fn move_to(
+    directory: BorrowedFd<'_>,
+    from: &OsStr,
+    kept: &OsStr,
+    is_hidden: bool,
+    source: &Stat,
+) -> Result<Option<OsString>> {
+    let stands = statat(directory, kept, AtFlags::SYMLINK_NOFOLLOW).ok();
+    if stands.is_some_and(|stands| same_file(&stands, source)) {
+        return Err(takes_the_source());
+    }
+    let mut former = None;
+    // A directory stays where it is, and the backup is refused.
+    if stands.is_some_and(|stands| file_type(&stands) != FileType::Directory) {
+        let exchange = RenameFlags::EXCHANGE;
+        if is_hidden && renameat_with(directory, from, directory, kept, exchange).is_ok() {
+            return Ok(Some(from.to_owned()));
+        }
+        let hidden = hidden_name();
+        let aside = renameat(directory, kept, directory, &hidden);
+        former = aside.is_ok().then_some(hidden);
+    }
+    let moved = renameat(directory, from, directory, kept).or_fail("renameat");
+    if let (Err(_), Some(former)) = (&moved, &former) {
+        let _ = renameat(directory, former, directory, kept);
+    }
+    moved.map(|()| former)
+}
+
+fn takes_the_source() -> Fail {
+    Fail::new(Errno::INVAL, "copy").because("the backup would take the place of the source")
+}
+
+/// The name of a backup that is made now; `None` when none is.
+fn name_of(directory: BorrowedFd<'_>, name: &OsStr, backup: &Backup) -> Result<Option<OsString>> {
+    Ok(match backup {
+        Backup::None => None,
+        Backup::Simple(suffix) => Some(with_suffix(name, suffix)),
+        Backup::Numbered => Some(numbered(name, highest(directory, name)? + 1)),
+        Backup::Existing(suffix) => Some(match highest(directory, name)? {
             0 => with_suffix(name, suffix),
             most => numbered(name, most + 1),
-        },
-    };
-    let taken = statat(directory, &kept, AtFlags::SYMLINK_NOFOLLOW);
-    if taken.is_ok_and(|taken| same_file(&taken, source)) {
-        return Err(Fail::new(Errno::INVAL, "copy")
-            .because("the backup would take the place of the source"));
-    }
-    if may_link && may_unlink(directory, name)? && link(directory, name, &kept)? {
-        return Ok(Some(Made {
-            name: kept,
-            linked: true,
-        }));
-    }
-    renameat(directory, name, directory, &kept).or_fail("renameat")?;
-    Ok(Some(Made {
-        name: kept,
-        linked: false,
-    }))
+        }),
+    })
 }
 
 /// Gives the old file its name back, unless another has it by now.
@@ -112,21 +212,15 @@ fn may_unlink(directory: BorrowedFd<'_>, name: &OsStr) -> Result<bool> {
     Ok(stat.st_uid == acting_uid())
 }
 
-/// False where this file can't have two names.
-fn link(directory: BorrowedFd<'_>, name: &OsStr, kept: &OsStr) -> Result<bool> {
+/// Gives a file a second name, a hidden one; `None` where it can't have two.
+fn link(directory: BorrowedFd<'_>, name: &OsStr) -> Result<Option<OsString>> {
     let hidden = hidden_name();
     match linkat(directory, name, directory, &hidden, AtFlags::empty()) {
-        Ok(()) => {}
+        Ok(()) => Ok(Some(hidden)),
         // Not on this file system; not this file (`fs.protected_hardlinks`); too many links.
-        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::EXIST | Errno::XDEV) => {
-            return Ok(false);
-        }
-        Err(errno) => return Err(errno).or_fail("linkat"),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::EXIST | Errno::XDEV) => Ok(None),
+        Err(errno) => Err(errno).or_fail("linkat"),
     }
-    let renamed = renameat(directory, &hidden, directory, kept).or_fail("renameat");
-    // Over another name of the same file a rename does nothing (rename(2)).
-    let _ = unlinkat(directory, &hidden, AtFlags::empty());
-    renamed.map(|()| true)
 }
 
 fn with_suffix(name: &OsStr, suffix: &OsStr) -> OsString {
@@ -168,6 +262,20 @@ mod tests {
 
     use super::*;
 
+    fn made(
+        directory: &fs::File,
+        backup: &Backup,
+        source: &Stat,
+        links: bool,
+    ) -> Result<Option<Made>> {
+        let (directory, name) = (directory.as_fd(), OsStr::new("f"));
+        if links {
+            return make(directory, name, backup, source);
+        }
+        let kept = name_of(directory, name, backup)?.unwrap();
+        keep(directory, name, kept, None, source).map(Some)
+    }
+
     #[test]
     fn backups_have_the_names_that_cp_gives_them() {
         let folder = tempfile::tempdir().unwrap();
@@ -176,10 +284,9 @@ mod tests {
         let own = fstat(&directory).unwrap();
         let keep = |backup| {
             fs::write(file("f"), "old").unwrap();
-            make(directory.as_fd(), OsStr::new("f"), &backup, &own, true)
-                .unwrap()
-                .unwrap()
-                .name
+            let made = made(&directory, &backup, &own, true).unwrap().unwrap();
+            made.settle(directory.as_fd());
+            made.name
         };
         assert_eq!(keep(Backup::Existing("~".into())), "f~");
         assert_eq!(keep(Backup::Simple(".bak".into())), "f.bak");
@@ -188,6 +295,13 @@ mod tests {
         fs::write(file("f.~x~"), "").unwrap();
         assert_eq!(keep(Backup::Numbered), "f.~10~");
         assert_eq!(keep(Backup::Existing("~".into())), "f.~11~");
+        // Of nothing is none.
+        fs::remove_file(file("f")).unwrap();
+        assert!(
+            made(&directory, &Backup::Numbered, &own, true)
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]
@@ -199,43 +313,85 @@ mod tests {
         fs::write(file("f~"), "source").unwrap();
         let source = statat(&directory, "f~", AtFlags::empty()).unwrap();
         let backup = Backup::Simple("~".into());
-        for may_link in [true, false] {
-            let refused = make(directory.as_fd(), "f".as_ref(), &backup, &source, may_link);
+        let early = |backup| check(directory.as_fd(), "f".as_ref(), &backup, &source);
+        assert_eq!(early(backup.clone()).unwrap_err().errno, Errno::INVAL);
+        assert!(early(Backup::Existing("~".into())).is_err());
+        assert!(early(Backup::Simple(".old".into())).is_ok());
+        for links in [true, false] {
+            let refused = made(&directory, &backup, &source, links);
             assert_eq!(refused.unwrap_err().errno, Errno::INVAL);
             assert_eq!(fs::read(file("f~")).unwrap(), b"source");
+            assert_eq!(fs::read(file("f")).unwrap(), b"new");
         }
+        // It would be numbered.
+        fs::write(file("f.~1~"), "").unwrap();
+        assert!(early(Backup::Existing("~".into())).is_ok());
         let other = fstat(&directory).unwrap();
-        let made = make(directory.as_fd(), "f".as_ref(), &backup, &other, false).unwrap();
+        let made = made(&directory, &backup, &other, false).unwrap();
         fs::write(file("f"), "another").unwrap();
         made.unwrap().take_back(directory.as_fd(), "f".as_ref());
         assert_eq!(fs::read(file("f")).unwrap(), b"another");
         assert_eq!(fs::read(file("f~")).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 
     #[test]
-    fn the_old_file_never_vanishes_and_comes_back() {
-        for may_link in [true, false] {
+    fn the_old_file_never_vanishes_and_what_was_the_backup_comes_back() {
+        for (links, before, again) in [
+            (true, None, false),
+            (true, Some("older"), false),
+            (true, Some("older"), true),
+            (false, None, false),
+            (false, Some("older"), false),
+        ] {
             let folder = tempfile::tempdir().unwrap();
             let file = |name: &str| folder.path().join(name);
             let directory = fs::File::open(folder.path()).unwrap();
             let own = fstat(&directory).unwrap();
             fs::write(file("f"), "old").unwrap();
-            // A second time over itself, too.
-            for _ in 0..2 {
-                let backup = Backup::Simple("~".into());
-                let made = make(directory.as_fd(), OsStr::new("f"), &backup, &own, may_link);
-                let made = made.unwrap().unwrap();
-                assert_eq!(made.still_stands(), may_link);
-                assert_eq!(file("f").exists(), may_link);
-                assert_eq!(fs::read(file("f~")).unwrap(), b"old");
-                if !may_link {
-                    made.take_back(directory.as_fd(), OsStr::new("f"));
-                    assert!(!file("f~").exists());
-                }
-                assert_eq!(fs::read(file("f")).unwrap(), b"old");
+            if again {
+                // As a kill may have left it.
+                fs::hard_link(file("f"), file("f~")).unwrap();
+            } else if let Some(text) = before {
+                fs::write(file("f~"), text).unwrap();
             }
-            let names = fs::read_dir(folder.path()).unwrap().count();
-            assert_eq!(names, 1 + usize::from(may_link), "nothing hidden is left");
+            let backup = Backup::Simple("~".into());
+            let make = || made(&directory, &backup, &own, links).unwrap().unwrap();
+            let backed_up = make();
+            assert_eq!(backed_up.still_stands(), links);
+            assert_eq!(file("f").exists(), links);
+            assert_eq!(fs::read(file("f~")).unwrap(), b"old");
+            backed_up.take_back(directory.as_fd(), OsStr::new("f"));
+            assert_eq!(fs::read(file("f")).unwrap(), b"old");
+            let text = before.map(|text| if again { "old" } else { text }.to_owned());
+            assert_eq!(fs::read_to_string(file("f~")).ok(), text);
+            let count = || fs::read_dir(folder.path()).unwrap().count();
+            assert_eq!(
+                count(),
+                1 + usize::from(before.is_some()),
+                "{links} {before:?}"
+            );
+            let backed_up = make();
+            backed_up.settle(directory.as_fd());
+            assert_eq!(fs::read(file("f~")).unwrap(), b"old");
+            assert_eq!(count(), 1 + usize::from(links), "{links} {before:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_no_backup_and_stays() {
+        for links in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = |name: &str| folder.path().join(name);
+            let directory = fs::File::open(folder.path()).unwrap();
+            let own = fstat(&directory).unwrap();
+            fs::write(file("f"), "old").unwrap();
+            fs::create_dir(file("f~")).unwrap();
+            let refused = made(&directory, &Backup::Simple("~".into()), &own, links);
+            assert_eq!(refused.unwrap_err().errno, Errno::ISDIR);
+            assert!(file("f~").is_dir());
+            assert_eq!(fs::read(file("f")).unwrap(), b"old");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         }
     }
 }

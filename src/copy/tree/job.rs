@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fstat, linkat, mknodat, openat, readlinkat, renameat,
-    statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, fstat, linkat, mknodat, openat, readlinkat,
+    renameat, renameat_with, statat, symlinkat, unlinkat,
 };
 
 use super::exclude::Exclude;
@@ -20,7 +20,7 @@ use super::pool::{Batch, Entry};
 use super::unsynced::Unsynced;
 use super::{Names, backup};
 use crate::copy::engine::small::{self, Small};
-use crate::copy::engine::{self, Order};
+use crate::copy::engine::{self, Order, Prepared};
 use crate::copy::leftovers::{self, hidden_name};
 use crate::copy::resolve::{Newcomer, Source, Target, file_type, modified, same_file};
 use crate::copy::{attributes, options::Backup};
@@ -61,6 +61,10 @@ pub(super) struct Spot<'a> {
     pub(super) existing: Option<&'a Stat>,
     pub(super) holder: Place<'a>,
 }
+
+/// Keeps what stands at a spot, right before it is replaced, as it is to be kept. Answers what stands
+/// there then.
+type Keep<'a> = &'a mut dyn FnMut() -> Result<Option<Stat>>;
 
 /// The directory of a spot, as hard links remember it.
 #[derive(Clone, Copy)]
@@ -235,40 +239,77 @@ impl<'a> Job<'a> {
     }
 
     fn bytes(&self, source: &Source, spot: Spot<'_>, small: &mut Small) -> Result<bool> {
-        self.tidy(spot)?;
+        let parts = self.tidy(spot)?;
         if spot.existing.is_none() && self.small {
             let gives_acl = spot.holder.gives_acl();
             if small.copy(source, spot.directory, spot.name, self.order, gives_acl)? {
+                if parts {
+                    engine::abandon(spot.directory, spot.name);
+                }
                 self.names.published(spot.directory, spot.name);
                 return Ok(true);
             }
         }
-        self.place(spot, &source.stat, |existing| {
-            let directory = rustix::io::fcntl_dupfd_cloexec(spot.directory, 3).or_fail("dup")?;
-            let target = Target {
-                directory,
-                name: spot.name.to_owned(),
-                existing,
-                newcomer: self.newcomer(&source.stat),
-            };
-            let standing = existing.as_ref().map(file_type);
-            if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
-                target.check_writable()?;
-            }
-            let order = match spot.holder {
-                Place::Folder(_) => self.within,
-                Place::Directory(_) => self.order,
-            };
-            engine::copy(source, &target, order)
-        })
+        self.place(spot, &source.stat, |keep| self.engine(source, spot, keep))
     }
 
-    /// Removes what dead copies have left where this one goes; in a new directory is none.
-    fn tidy(&self, spot: Spot<'_>) -> Result<()> {
-        match spot.holder {
-            Place::Folder(folder) if folder.made => Ok(()),
-            _ => leftovers::visit(spot.directory, self.order.progress).map(drop),
+    /// By the engine, which takes files of any size.
+    fn engine(&self, source: &Source, spot: Spot<'_>, keep: Keep<'_>) -> Result<bool> {
+        let directory = rustix::io::fcntl_dupfd_cloexec(spot.directory, 3).or_fail("dup")?;
+        let mut target = Target {
+            directory,
+            name: spot.name.to_owned(),
+            existing: spot.existing.copied(),
+            newcomer: self.newcomer(&source.stat),
+        };
+        let standing = spot.existing.map(file_type);
+        if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
+            target.check_writable()?;
         }
+        let order = match spot.holder {
+            Place::Folder(_) => self.within,
+            Place::Directory(_) => self.order,
+        };
+        let copy = match engine::prepare(source, &target, order)? {
+            Prepared::InPlace => return Ok(true),
+            Prepared::Apart(copy) => copy,
+        };
+        match self.make_way(&mut target, keep) {
+            Ok(true) => copy.publish(&target),
+            other => {
+                copy.discard(spot.directory);
+                other
+            }
+        }
+    }
+
+    /// Only now, with the copy complete, is what stands there kept: until then nothing changes.
+    /// False when that has come meanwhile and is to stay.
+    fn make_way(&self, target: &mut Target, keep: Keep<'_>) -> Result<bool> {
+        if self.keeps_backups() && !target.check_standing()? {
+            return Ok(false);
+        }
+        target.existing = keep()?;
+        Ok(true)
+    }
+
+    /// Removes what dead copies have left where this one goes; in a new directory is none. True
+    /// when interrupted ones are there.
+    fn tidy(&self, spot: Spot<'_>) -> Result<bool> {
+        match spot.holder {
+            Place::Folder(folder) if folder.made => Ok(false),
+            _ => leftovers::visit(spot.directory, self.order.progress),
+        }
+    }
+
+    /// Puts something at a name, and removes what an interrupted copy to that has left.
+    fn instead_of_parts(&self, spot: Spot<'_>, put: impl FnOnce() -> Result<bool>) -> Result<bool> {
+        let parts = self.tidy(spot)?;
+        let placed = put()?;
+        if parts {
+            engine::abandon(spot.directory, spot.name);
+        }
+        Ok(placed)
     }
 
     /// What becomes of what somebody else puts where this source goes, meanwhile.
@@ -356,11 +397,11 @@ impl<'a> Job<'a> {
         (source, spot): (&Stat, Spot<'_>),
         copy: impl FnOnce() -> Result<bool>,
     ) -> Result<bool> {
-        let linked = self.place(spot, source, |existing| {
-            self.replace(spot, source, existing.is_some(), |name| {
-                linkat(holder, &first.name, spot.directory, name, AtFlags::empty())
-                    .or_fail("linkat")
-            })
+        let put = |name: &OsStr| {
+            linkat(holder, &first.name, spot.directory, name, AtFlags::empty()).or_fail("linkat")
+        };
+        let linked = self.instead_of_parts(spot, || {
+            self.place(spot, source, |keep| self.replace(spot, source, keep, put))
         });
         // It has another name more.
         self.names.changed(first.id, false);
@@ -380,10 +421,10 @@ impl<'a> Job<'a> {
         &self,
         spot: Spot<'_>,
         source: &Stat,
-        stands: bool,
+        keep: Keep<'_>,
         put: impl Fn(&OsStr) -> Result<()>,
     ) -> Result<bool> {
-        if !stands {
+        if spot.existing.is_none() {
             match put(spot.name) {
                 // Somebody was faster.
                 Err(fail) if fail.errno == Errno::EXIST => {}
@@ -402,8 +443,10 @@ impl<'a> Job<'a> {
                 other => break other.map(|()| hidden)?,
             }
         };
-        let renamed =
-            renameat(spot.directory, &hidden, spot.directory, spot.name).or_fail("renameat");
+        let renamed = keep().and_then(|stands| {
+            let is_free = spot.existing.is_some() && stands.is_none();
+            rename(spot, &hidden, is_free).or_fail("renameat")
+        });
         // Over another name of the same file a rename does nothing (rename(2)).
         let _ = unlinkat(spot.directory, &hidden, AtFlags::empty());
         renamed.map(|()| true)
@@ -414,12 +457,10 @@ impl<'a> Job<'a> {
         if self.stays(stat, spot)? {
             return Ok(false);
         }
-        self.tidy(spot)?;
-        self.once(stat, spot, || {
-            self.place(spot, stat, |existing| {
-                self.replace(spot, stat, existing.is_some(), |name| {
-                    self.make(source, stat, spot.directory, name)
-                })
+        let make = |name: &OsStr| self.make(source, stat, spot.directory, name);
+        self.instead_of_parts(spot, || {
+            self.once(stat, spot, || {
+                self.place(spot, stat, |keep| self.replace(spot, stat, keep, make))
             })
         })
     }
@@ -475,7 +516,7 @@ impl<'a> Job<'a> {
         &self,
         spot: Spot<'_>,
         source: &Stat,
-        put: impl FnOnce(Option<Stat>) -> Result<bool>,
+        put: impl FnOnce(Keep<'_>) -> Result<bool>,
     ) -> Result<bool> {
         let placed = self.put(spot, source, put)?;
         match spot.holder {
@@ -488,27 +529,31 @@ impl<'a> Job<'a> {
         Ok(placed)
     }
 
-    /// Keeps a backup of what stands there while `put` replaces it, and tells who is to know.
+    /// Has `put` replace what stands there, which it has kept before; takes the backup back when it
+    /// fails, and tells who is to know.
     fn put(
         &self,
         spot: Spot<'_>,
         source: &Stat,
-        put: impl FnOnce(Option<Stat>) -> Result<bool>,
+        put: impl FnOnce(Keep<'_>) -> Result<bool>,
     ) -> Result<bool> {
         let options = self.order.options;
         let Some(existing) = spot.existing else {
-            let placed = put(None)?;
+            let placed = put(&mut || Ok(None))?;
             self.names.published(spot.directory, spot.name);
             return Ok(placed);
         };
-        let may_link = !options.inplace;
-        let backup = &options.backup;
-        let made = backup::make(spot.directory, spot.name, backup, source, may_link)?;
-        let stands = made.as_ref().is_none_or(backup::Made::still_stands);
-        let put = put(stands.then_some(*existing));
+        backup::check(spot.directory, spot.name, &options.backup, source)?;
+        let mut made = None;
+        let put = put(&mut || {
+            made = backup::make(spot.directory, spot.name, &options.backup, source)?;
+            let stands = made.as_ref().is_none_or(backup::Made::still_stands);
+            Ok(stands.then_some(*existing))
+        });
         if let Some(made) = &made {
-            if !matches!(put, Ok(true)) {
-                made.take_back(spot.directory, spot.name);
+            match put {
+                Ok(true) => made.settle(spot.directory),
+                Ok(false) | Err(_) => made.take_back(spot.directory, spot.name),
             }
             self.names.published(spot.directory, made.name());
         }
@@ -517,6 +562,19 @@ impl<'a> Job<'a> {
         self.names.changed(id(existing), options.inplace);
         put
     }
+}
+
+/// Gives what has a hidden name its own. Where it `is_free` it is not to be another's by now.
+fn rename(spot: Spot<'_>, hidden: &OsStr, is_free: bool) -> rustix::io::Result<()> {
+    let (directory, name) = (spot.directory, spot.name);
+    if is_free {
+        match renameat_with(directory, hidden, directory, name, RenameFlags::NOREPLACE) {
+            // Not on this file system.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            other => return other,
+        }
+    }
+    renameat(directory, hidden, directory, name)
 }
 
 /// What stands at a name; nothing is no error.

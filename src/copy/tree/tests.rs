@@ -530,6 +530,41 @@ fn what_is_cancelled_before_its_name_is_on_disk_is_not_called_done() {
 }
 
 #[test]
+fn what_an_interrupted_copy_left_goes_whatever_takes_its_name() {
+    let inplace = CopyOptions {
+        inplace: true,
+        ..CopyOptions::default()
+    };
+    for (options, sources, stands) in [
+        (CopyOptions::default(), &["f"][..], false),
+        (CopyOptions::default(), &["f"], true),
+        (inplace, &["f"], true),
+        (archive(), &["link"], false),
+        (archive(), &["fifo"], true),
+        (archive(), &["one", "two"], false),
+        (archive(), &["one", "two"], true),
+    ] {
+        let world = World::new();
+        world.dir("to");
+        world.file("f", "text");
+        world.file("one", "text");
+        fs::hard_link(world.at("one"), world.at("two")).unwrap();
+        symlink("f", world.at("link")).unwrap();
+        mknodat(CWD, world.at("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let name = *sources.last().unwrap();
+        if stands {
+            world.file(&format!("to/{name}"), "old");
+        }
+        let hash = xxhash_rust::xxh3::xxh3_128(name.as_bytes());
+        for end in ["", ".journal"] {
+            world.file(&format!("to/.corfs-part-{hash:032x}{end}"), "");
+        }
+        assert_eq!(world.copy(&options, sources, "to"), Ok(()), "{name}");
+        assert_eq!(world.names("to"), sources, "{name}, {stands}");
+    }
+}
+
+#[test]
 fn directories_get_their_modes_and_times_last() {
     let world = World::new();
     world.dir("src/a/b");

@@ -23,7 +23,7 @@ fn free(path: &Path) -> u64 {
 }
 
 /// Fills the file system until `left` bytes are free.
-fn fill(path: &Path, left: u64) {
+pub(super) fn fill(path: &Path, left: u64) {
     let filler = File::create(path.join("filler")).unwrap();
     // What a file system keeps for its own lists can't be had.
     let mut kept = 0;

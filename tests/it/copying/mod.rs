@@ -2,6 +2,7 @@
 //! library, as a mount makes them, without a mount.
 
 mod attributes;
+mod backups;
 mod changing;
 mod crash;
 mod disks;
