@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, Stat, fallocate, fchmod,
-    flock, fstat, ftruncate, openat, statat, unlinkat,
+    Advice, AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, Stat, fadvise,
+    fallocate, fchmod, flock, fstat, ftruncate, openat, statat, unlinkat,
 };
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
@@ -85,6 +85,8 @@ struct Part<'a> {
     name: OsString,
     journal: OwnedFd,
     progress: &'a Progress,
+    /// It is to leave nothing in the page cache.
+    direct: bool,
     /// Hash of the destination's name.
     of_name: u128,
     /// All bytes have been written: an error of reading is one of reading the copy.
@@ -141,6 +143,7 @@ impl<'a> Part<'a> {
                 name,
                 journal,
                 progress,
+                direct: order.options.direct,
                 of_name: xxh3_128(target.name.as_bytes()),
                 complete: AtomicBool::new(false),
                 ledger: Mutex::default(),
@@ -177,6 +180,10 @@ impl<'a> Part<'a> {
             let sound = range.start < range.end && range.end <= size;
             if sound && self.hash(&range, true)? == Some(hash) {
                 insert(&mut found, range);
+            }
+            // All of it, for the kernel reads ahead of us. That it can't be advised is no error.
+            if self.direct {
+                let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
             }
         }
         Ok(found)

@@ -229,6 +229,39 @@ fn two_do_not_share_a_part() {
 }
 
 #[test]
+fn what_is_checked_past_the_page_cache_does_not_stay_in_it() {
+    for direct in [false, true] {
+        let world = World::interrupted();
+        let options = CopyOptions {
+            resume: true,
+            direct,
+            ..CopyOptions::default()
+        };
+        let order = Order {
+            options: &options,
+            progress: &Progress::new(None),
+            metrics: &Metrics::new(),
+        };
+        let root = open(
+            world.path(),
+            OFlags::PATH | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
+        .unwrap();
+        let (source, target) = ends((&root, "from"), (&root, "to")).unwrap();
+        let part = Part::open(&target, &order).unwrap().unwrap();
+        rustix::fs::fsync(&part.file).unwrap();
+        fadvise(&part.file, 0, None, Advice::DontNeed).unwrap();
+        let cached = || crate::sys::pages::cached(part.file.as_fd(), 0, SIZE);
+        if cached() != Some(0) {
+            return crate::sys::testing::skip("nothing is known of a cache, or all stays in it");
+        }
+        assert!(!part.begin(&source.stat).unwrap().is_empty());
+        assert_eq!(cached() == Some(0), direct, "{:?} pages", cached());
+    }
+}
+
+#[test]
 fn small_files_are_just_copied() {
     let world = World::new();
     fs::write(world.path().join("from"), "small").unwrap();
