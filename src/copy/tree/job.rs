@@ -18,11 +18,11 @@ use super::folder::{Folder, Open, id, shown};
 use super::links::{Copied, Holder, Links, Turn};
 use super::pool::{Batch, Entry};
 use super::unsynced::Unsynced;
-use super::{Names, backup};
+use super::{Names, backup, times};
 use crate::copy::engine::small::{self, Small};
 use crate::copy::engine::{self, Order, Prepared};
 use crate::copy::leftovers::{self, hidden_name};
-use crate::copy::resolve::{Newcomer, Source, Target, file_type, modified, same_file};
+use crate::copy::resolve::{Newcomer, Source, Target, file_type, same_file};
 use crate::copy::{attributes, options::Backup};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
@@ -260,7 +260,7 @@ impl<'a> Job<'a> {
             directory,
             name: spot.name.to_owned(),
             existing: spot.existing.copied(),
-            newcomer: self.newcomer(&source.stat),
+            newcomer: self.newcomer(&source.stat, spot),
         };
         let standing = spot.existing.map(file_type);
         if standing == Some(FileType::RegularFile) && !self.keeps_backups() {
@@ -313,11 +313,11 @@ impl<'a> Job<'a> {
     }
 
     /// What becomes of what somebody else puts where this source goes, meanwhile.
-    fn newcomer(&self, source: &Stat) -> Newcomer {
+    fn newcomer(&self, source: &Stat, spot: Spot<'_>) -> Newcomer {
         let options = self.order.options;
         let stays_from = match (options.no_clobber, options.update) {
             (true, _) => Some((i64::MIN, 0)),
-            (false, true) => Some(modified(source)),
+            (false, true) => Some(times::modified_as_kept(source, spot.directory)),
             (false, false) => None,
         };
         Newcomer {
@@ -340,7 +340,8 @@ impl<'a> Job<'a> {
             return Ok(false);
         };
         let options = self.order.options;
-        if options.no_clobber || options.update && modified(existing) >= modified(source) {
+        let is_new_enough = || times::is_no_older(existing, source, spot.directory);
+        if options.no_clobber || options.update && is_new_enough() {
             return Ok(true);
         }
         let refused =
@@ -431,7 +432,7 @@ impl<'a> Job<'a> {
                 other => return other.map(|()| true),
             }
             if let Some(found) = look(spot.directory, spot.name)?
-                && !self.newcomer(source).gives_way(&found)?
+                && !self.newcomer(source, spot).gives_way(&found)?
             {
                 return Ok(false);
             }
