@@ -10,13 +10,16 @@ use crate::support::{Dice, FaultySource, Mount, Need, On, Scratch, require, soak
 
 const SIZE: u64 = 16 << 20;
 
-/// Starts a copy, kills the server after `delay`, and waits until the mount is gone.
-fn killed(mut mount: Mount, line: &str, delay: Duration) {
+/// Starts a copy, kills the server after `delay`, and waits until the mount is gone. Whether the kill
+/// fell into the copy: bytes had been moved, and it was not answered.
+fn killed(mut mount: Mount, line: &str, delay: Duration) -> bool {
     let copy = telling(mount.path(), line);
     std::thread::sleep(delay);
+    let had_begun = moved(&mount) > 0;
     mount.signal_server(Signal::KILL);
-    let _ = copy.join().unwrap();
+    let answer = copy.join().unwrap();
     assert!(mount.wait(PATIENCE).is_some(), "the guardian stays");
+    had_begun && answer.is_err()
 }
 
 /// What stands under the name is what stood there, or the whole copy.
@@ -51,15 +54,21 @@ fn a_killed_daemon_leaves_the_old_or_the_new_and_what_it_leaves_hidden_goes() {
     };
     fs::remove_file(at.join("to")).unwrap();
     let mut dice = Dice::new(4);
-    for round in 0..soak(200) {
+    let mut within = 0;
+    for round in 0..soak(200).max(4) {
         let old = round % 2 == 1;
         if old {
             source.file("to", b"old");
         }
-        let delay = whole.mul_f64(dice.below(1200) as f64 / 1000.0);
-        let options = ["", "--method=map-map ", "--sync "][round as usize % 3];
-        killed(Mount::of(at).start(), &format!("{options}f to"), delay);
+        let mut delay = whole.mul_f64(dice.below(1200) as f64 / 1000.0);
+        let options = ["", "--method=map-map ", "--sync ", "--limit=16M "][round as usize % 4];
+        if options.contains("limit") {
+            // So slow that it has begun, and is far from done.
+            delay += whole / 2;
+        }
+        let met = killed(Mount::of(at).start(), &format!("{options}f to"), delay);
         assert_whole_or_absent(&at.join("to"), old);
+        within += u64::from(met);
         let _ = fs::remove_file(at.join("to"));
         // Where the file system has files without a name, a kill finds one with a name only
         // between its link and its rename.
@@ -69,6 +78,8 @@ fn a_killed_daemon_leaves_the_old_or_the_new_and_what_it_leaves_hidden_goes() {
             assert_eq!(names(at), ["f", "small"], "round {round}");
         }
     }
+    println!("{within} kills fell into a copy");
+    assert!(within > 0, "no kill fell into a copy");
 }
 
 #[test]
