@@ -6,7 +6,10 @@ use rustix::process::Signal;
 
 use super::full::fill;
 use super::*;
-use crate::support::{FaultySource, Mount, Need, On, Scratch, Tmpfs, require, write_content};
+use crate::support::{
+    FaultySource, Mount, Need, On, Scratch, Tmpfs, USER, apart, require, set_mode, set_owner,
+    write_content,
+};
 
 const SIZE: u64 = 8 << 20;
 const KINDS: [&str; 3] = ["--backup=simple", "--backup=numbered", "--backup"];
@@ -79,6 +82,36 @@ fn a_killed_copy_leaves_the_file_and_its_backups_as_they_were() {
         assert!(mount.wait(PATIENCE).is_some());
         assert_as_before(at, kind);
     }
+}
+
+#[test]
+fn a_file_that_may_have_no_second_name_stands_there_until_the_copy_is_complete() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = Scratch::new();
+    let at = source.path();
+    furnish(at);
+    set_mode(at, 0o755);
+    set_owner(at, USER, USER);
+    set_mode(&at.join("f"), 0o644);
+    // Nobody but its owner may give it names (fs.protected_hardlinks).
+    set_mode(&at.join("to"), 0o200);
+    let mount = Mount::of(at).opt("allow_other").start();
+    let told = |words: &str| {
+        let (dir, line) = (mount.path().to_owned(), format!("{words} f to"));
+        std::thread::spawn(move || apart(Some((USER, USER)), || tell(&dir, &line)))
+    };
+    let copy = told("--backup=simple --limit=4M");
+    wait_until("bytes are moved", PATIENCE, || moved(&mount) > 0);
+    assert_as_before(at, "under way");
+    tell(mount.path(), "--cancel all").unwrap();
+    assert_eq!(copy.join().unwrap(), Err(Errno::CANCELED));
+    assert_as_before(at, "cancelled");
+    told("--backup=simple").join().unwrap().unwrap();
+    assert_file(&at.join("to"), 1, SIZE);
+    assert_eq!(read_file(&at.join("to~")), b"old");
+    assert_eq!(names(at), ["f", "to", "to.~1~", "to~"]);
 }
 
 #[test]
