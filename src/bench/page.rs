@@ -30,7 +30,7 @@ const MEMORY: [Kind; 2] = [
 /// # Errors
 /// When a plot can't be drawn.
 pub(super) fn page(run: &Run) -> Result<String, Failure> {
-    let title = format!("corfs bench {}", run.experiment);
+    let title = escaped(&format!("corfs bench {}", run.experiment));
     let mut out = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<meta name=\"viewport\" \
          content=\"width=device-width\">\n<title>{title}</title>\n<style>{STYLE}</style></head>\n\
@@ -253,8 +253,8 @@ fn commands(run: &Run) -> String {
     }
     let _ = writeln!(
         out,
-        "</dl>\n<p>Plots: medians, with a line from the least to the most. Under \
-        15 % is no difference. Sizes: {} is 1,048,576 bytes.</p>",
+        "</dl>\n<p>Plots: medians, with a line from the least to the most. No \
+        difference: all of the interval is within 15 %. Sizes: {} is 1,048,576 bytes.</p>",
         size(1 << 20)
     );
     out
@@ -304,6 +304,16 @@ mod tests {
         for part in ["<script", "src=", "href=", "@import", "url("] {
             assert!(!text.contains(part), "{part} is there");
         }
+    }
+
+    /// A file of a run may come from anybody.
+    #[test]
+    fn a_name_of_an_experiment_is_text() {
+        let mut run = run(vec![series("work", "native", true, &[0.1; 5])]);
+        run.experiment = "<script>&".into();
+        let text = page(&run).unwrap();
+        assert_eq!(text.matches("corfs bench &lt;script&gt;&amp;<").count(), 2);
+        assert!(!text.contains("<script"), "{text}");
     }
 
     #[test]

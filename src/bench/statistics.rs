@@ -36,7 +36,7 @@ pub(crate) struct Ratio {
 pub(crate) enum Verdict {
     Faster,
     Slower,
-    /// They differ by less than 15 %, as far as one can tell.
+    /// They differ by less than 15 %: all of the interval does.
     Same,
     /// The rounds differ more than the two do.
     Unclear,
@@ -124,9 +124,7 @@ impl Ratio {
             _ if self.rounds < ENOUGH => Verdict::Few,
             value if differs && value > 1.0 && self.low > 1.0 => Verdict::Faster,
             value if differs && value < 1.0 && self.high < 1.0 => Verdict::Slower,
-            _ if alike => Verdict::Same,
-            // The interval leaves no room for 15 % on the other side of 1, nor for more than 1.
-            _ if !differs && (self.low > 1.0 || self.high < 1.0) => Verdict::Same,
+            _ if alike && !differs => Verdict::Same,
             _ => Verdict::Unclear,
         }
     }
@@ -279,6 +277,10 @@ mod tests {
         assert_eq!(verdict(0.7, 0.5, 0.9), Verdict::Slower);
         assert_eq!(verdict(0.7, 0.5, 1.1), Verdict::Unclear);
         assert_eq!(verdict(1.0, 0.6, 1.5), Verdict::Unclear);
+        // Whoever lies on one side of 1 may still be far from it.
+        assert_eq!(verdict(0.88, 0.64, 0.99), Verdict::Unclear);
+        assert_eq!(verdict(1.1, 1.03, 2.68), Verdict::Unclear);
+        assert_eq!(verdict(0.85, 0.67, 0.93), Verdict::Unclear);
         assert_eq!(ratio(9.0, 9.0, 9.0, 1).verdict(), Verdict::Few);
     }
 
@@ -296,6 +298,17 @@ mod tests {
         assert_eq!(noise[0], "w: too noisy to tell noisy from native");
         assert!(noise[1].contains("--rounds 15"), "{}", noise[1]);
         assert!(warned(vec![native, clear]).is_empty());
+    }
+
+    /// Also where all of the interval lies below 1.
+    #[test]
+    fn an_interval_that_leaves_room_for_a_difference_is_warned_of() {
+        let native = series("w", "native", true, &[1.0; 5]);
+        let wide = series("w", "wide", false, &[1.12, 1.5, 1.05, 1.12, 1.5]);
+        let ratio = paired(&wide, &native).unwrap();
+        assert!(ratio.value > 0.85 && ratio.high < 1.0 && ratio.low < 0.85);
+        let said = warnings(&run(vec![native, wide]));
+        assert_eq!(said[0], "w: too noisy to tell wide from native");
     }
 
     /// However many were planned.
