@@ -174,7 +174,7 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
     if !asked.no_look {
         look(asked, &mut live, &mut run);
     }
-    let mut progress = Progress::new(&run, asked.files_out.clone(), stop);
+    let mut progress = Progress::new(&run, !asked.no_look, asked.files_out.clone(), stop);
     conduct::conduct(&mut run, &mut live, &mut progress);
     progress.end();
     drop(live);

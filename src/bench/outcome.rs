@@ -1,6 +1,7 @@
 //! What was measured: the file of a run, as JSON (all of it) and as CSV (a line a sample).
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -248,9 +249,19 @@ fn quoted(field: &str) -> String {
 /// Writes a file whole or not at all, so that one who stops us keeps the round before.
 pub(crate) fn save(path: &Path, text: &str) -> Result<(), Failure> {
     let beside = beside(path);
-    fs::write(&beside, text)
+    write_new(&beside, text)
         .and_then(|()| fs::rename(&beside, path))
         .map_err(|error| unwritten(path, &error))
+}
+
+/// Writes a file that was not there, whole; nothing is left of one that can't be written.
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::create_new(path)?;
+    let written = file.write_all(text.as_bytes());
+    if written.is_err() {
+        let _ = fs::remove_file(path);
+    }
+    written
 }
 
 /// Whether [`save`] can be believed to work; what stands there stays as it is.
@@ -260,14 +271,15 @@ pub(crate) fn can_save(path: &Path) -> Result<(), Failure> {
         return Err(unwritten(path, &"it is no regular file"));
     }
     let beside = beside(path);
-    fs::write(&beside, "")
+    write_new(&beside, "")
         .and_then(|()| fs::remove_file(&beside))
         .map_err(|error| unwritten(path, &error))
 }
 
+/// A name of this process's alone: what stands beside a run may be somebody's.
 fn beside(path: &Path) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
+    beside.push(format!(".{}.part", std::process::id()));
     beside.into()
 }
 
@@ -347,9 +359,15 @@ mod tests {
         let path = folder.path().join("run.json");
         can_save(&path).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        fs::write(&path, "old").unwrap();
+        let part = folder.path().join("run.json.part");
+        for path in [&path, &part] {
+            fs::write(path, "old").unwrap();
+        }
         can_save(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
+        save(&path, "new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read(&part).unwrap(), b"old", "it is another's");
         let refused = |path: &Path| can_save(path).unwrap_err().0;
         assert!(refused(Path::new("/nonexistent/run.json")).contains("No such file"));
         assert!(refused(folder.path()).contains("no regular file"));

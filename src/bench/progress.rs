@@ -9,7 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::Failure;
 use super::conduct::Observer;
-use super::outcome::{Run, can_save, save};
+use super::outcome::{Run, Series, can_save, save};
 use super::page::page;
 use crate::sys::signals::is_ignored;
 
@@ -28,9 +28,18 @@ impl Files {
     /// Whether all of them can be written, while nothing is lost yet if not.
     pub(super) fn can_save(&self) -> Result<(), Failure> {
         let all = [&self.json, &self.csv, &self.html];
-        all.into_iter()
-            .flatten()
-            .try_for_each(|path| can_save(path))
+        let all: Vec<&PathBuf> = all.into_iter().flatten().collect();
+        for (at, path) in all.iter().enumerate() {
+            if all[..at].contains(path) {
+                return Err(Failure(format!(
+                    "{}: two of --json, --csv and --html would overwrite each other; give each a \
+                     file of its own",
+                    path.display()
+                )));
+            }
+            can_save(path)?;
+        }
+        Ok(())
     }
 
     /// Writes what is for programs, and returns why which of it could not be written.
@@ -57,6 +66,10 @@ fn failures<const N: usize>(tried: [Option<Result<(), Failure>>; N]) -> Vec<Fail
 /// Shows a line on a terminal, saves after each round, and stops on a signal.
 pub(super) struct Progress {
     bar: ProgressBar,
+    /// How often each series is to come, if it does not fail.
+    turns: u64,
+    /// How often each has come.
+    came: Vec<u64>,
     files: Files,
     stop: Stop,
 }
@@ -98,14 +111,31 @@ impl Stop {
 }
 
 impl Progress {
-    pub(super) fn new(run: &Run, files: Files, stop: Stop) -> Self {
-        let turns = (run.warmups + run.rounds + 1) * run.series.len();
-        let bar = ProgressBar::new(turns as u64);
+    /// `looks`: each comes once more at the end, for memory and calls.
+    pub(super) fn new(run: &Run, looks: bool, files: Files, stop: Stop) -> Self {
+        let turns = (run.warmups + run.rounds) as u64 + u64::from(looks);
+        let came = vec![0; run.series.len()];
+        let bar = ProgressBar::new(turns * came.len() as u64);
         let form = "{bar:24} {percent:>3} %, {eta} left  {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(form) {
             bar.set_style(style);
         }
-        Self { bar, files, stop }
+        Self {
+            bar,
+            turns,
+            came,
+            files,
+            stop,
+        }
+    }
+
+    /// Who has failed comes no more: what it would have done is neither done nor left.
+    fn all(&self, run: &Run) -> u64 {
+        let of = |(series, came): (&Series, &u64)| match series.failed {
+            Some(_) => *came,
+            None => self.turns.max(*came),
+        };
+        run.series.iter().zip(&self.came).map(of).sum()
     }
 
     pub(super) fn end(&self) {
@@ -116,7 +146,10 @@ impl Progress {
 impl Observer for Progress {
     fn begins(&mut self, run: &Run, what: &str, at: usize) {
         let about = &run.series[at].about;
-        self.bar.inc(1);
+        // It is done when the next begins.
+        self.bar.set_position(self.came.iter().sum());
+        self.came[at] += 1;
+        self.bar.set_length(self.all(run));
         self.bar
             .set_message(format!("{what}: {}, {}", about.work, about.subject));
     }
@@ -137,6 +170,41 @@ mod tests {
 
     use super::super::outcome::testing::{run, series};
     use super::*;
+
+    #[test]
+    fn one_file_is_not_for_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let files = Files {
+            json: Some(path.clone()),
+            html: Some(path),
+            ..Files::default()
+        };
+        let refused = files.can_save().unwrap_err().0;
+        assert!(refused.contains("overwrite each other"), "{refused}");
+    }
+
+    /// Where the line stands, and where it is to end.
+    #[test]
+    fn the_line_counts_what_is_done_and_leaves_out_who_has_failed() {
+        let all = ["a", "b"].map(|who| series("work", who, who == "a", &[]));
+        let mut run = run(all.to_vec());
+        (run.warmups, run.rounds) = (1, 3);
+        let mut progress = Progress::new(&run, true, Files::default(), Stop::default());
+        let stands =
+            |progress: &Progress| (progress.bar.position(), progress.bar.length().unwrap());
+        progress.begins(&run, "warm-up", 1);
+        assert_eq!(stands(&progress), (0, 10));
+        assert_eq!(progress.bar.message(), "warm-up: work, b");
+        progress.begins(&run, "warm-up", 0);
+        assert_eq!(stands(&progress), (1, 10));
+        // b has four turns left that nobody waits for.
+        run.series[1].failed = Some("gone".into());
+        for done in 2..6 {
+            progress.begins(&run, "round", 0);
+            assert_eq!(stands(&progress), (done, 6));
+        }
+    }
 
     #[test]
     fn a_file_that_can_not_be_written_keeps_no_other_from_being_written() {
