@@ -66,10 +66,10 @@ measure fault --size "${mib}M"
 # Benchmarks
 
 Made by `mount-scripts/benchmarks.sh`; do not edit. Each section is what `corfs bench draw` prints of
-one run, with machine, file system, seed and what the numbers say, also where corfs loses. Ratios are
-those to the first of each work, with a 95 % bootstrap interval; under 15 % is no difference. How
-caches and memory are prepared stands in [the README](../README.md#measuring) and, in full, on the
-pages with plots that the script leaves in `target/benchmarks`.
+one run, with machine, file system, seed, how caches and memory were prepared, and what the numbers
+say, also where corfs loses. Ratios are those to the first of each work, with a 95 % bootstrap interval;
+where all of it is within 15 % there is no difference, and where it is wide nothing is told. The script
+leaves pages with plots in `target/benchmarks`; [the README](../README.md#measuring) says more.
 HEAD
     for name in copy read meta fault; do
         printf '\n## corfs bench %s\n\n```text\n' "$name"

@@ -10,6 +10,9 @@ use super::statistics::{self, Ratio, Verdict, median, paired, summary};
 /// How many places the longest bar takes.
 const BAR: f64 = 20.0;
 
+/// How long a line of text is at most.
+const WIDTH: usize = 100;
+
 /// All of it.
 pub(super) fn table(run: &Run) -> String {
     let mut out = String::new();
@@ -21,6 +24,7 @@ pub(super) fn table(run: &Run) -> String {
         "{} x {}, {}; {}",
         machine.processors, machine.processor, machine.kernel, machine.file_system
     );
+    out.push_str(&wrapped(&format!("Caches and memory: {}", run.state)));
     for work in run.works() {
         out.push('\n');
         out.push_str(&of_work(run, work));
@@ -53,6 +57,26 @@ pub(super) fn table(run: &Run) -> String {
         let _ = writeln!(out, "warning: {line}");
     }
     out
+}
+
+/// In lines that fit into a terminal.
+fn wrapped(text: &str) -> String {
+    let mut out = String::new();
+    let mut length = 0;
+    for word in text.split_whitespace() {
+        let more = word.chars().count();
+        if length > 0 && length + 1 + more > WIDTH {
+            out.push('\n');
+            length = 0;
+        }
+        if length > 0 {
+            out.push(' ');
+            length += 1;
+        }
+        out.push_str(word);
+        length += more;
+    }
+    out + "\n"
 }
 
 /// How it was measured, in short.
@@ -254,6 +278,18 @@ mod tests {
         assert!(text.contains("90.9..111"), "{text}");
         assert!(text.contains("seed 7"), "{text}");
         assert!(!text.contains("NOT COMPLETE"), "{text}");
+    }
+
+    #[test]
+    fn a_table_says_what_was_done_to_caches() {
+        let mut run = run(vec![series("work", "native", true, &[0.01])]);
+        run.state = "read before and after ".repeat(20);
+        let text = table(&run);
+        assert!(text.contains("\nCaches and memory: read before and after read"));
+        let words = text.replace('\n', " ");
+        assert_eq!(words.matches("read before and after").count(), 20, "{text}");
+        let mut long = text.lines().filter(|line| line.contains("read before"));
+        assert!(long.all(|line| line.chars().count() <= WIDTH), "{text}");
     }
 
     #[test]
