@@ -1,10 +1,10 @@
 //! What the numbers say to the questions of the mmap tradition (APUE 3rd ed., 14.8): when does
 //! mmap win over read and write, and what does it cost?
 
-use super::experiments::{COLD, shown};
+use super::experiments::{COLD, WHOLE, shown};
 use super::outcome::{Run, Sample, Series};
 use super::plot::number;
-use super::statistics::{Verdict, median, paired};
+use super::statistics::{Ratio, Verdict, median, paired};
 
 const MIB: f64 = 1048576.0;
 
@@ -92,13 +92,11 @@ fn wins_from(run: &Run, method: &str) -> Option<String> {
         })
         .collect();
     let (largest, last) = ratios.last()?;
-    if last.verdict() == Verdict::Few {
+    if matches!(last.verdict(), Verdict::Few | Verdict::Unclear) {
         return Some(format!(
-            "Whether {method} wins over read and write is not to be told from {} rounds ({:.2} times \
-             as fast at {}).",
-            last.rounds,
-            last.value,
-            shown(*largest)
+            "{method} at the largest size measured, {}, is {}.",
+            shown(*largest),
+            against(last, "read and write")
         ));
     }
     // The longest run of wins that reaches the largest size.
@@ -118,16 +116,18 @@ fn wins_from(run: &Run, method: &str) -> Option<String> {
         None => {
             let best = ratios
                 .iter()
-                .max_by(|a, b| a.1.value.total_cmp(&b.1.value))?;
+                .filter(|(_, ratio)| ratio.verdict() == Verdict::Faster)
+                .max_by(|a, b| a.1.value.total_cmp(&b.1.value));
+            let best = best.map_or("it clearly does at none".into(), |(size, ratio)| {
+                format!("its best is {:.2} at {}", ratio.value, shown(*size))
+            });
             format!(
                 "{method} does not win over read and write at the largest size measured, {} ({:.2} \
-                 [{:.2}..{:.2}] times as fast); its best is {:.2} at {}.",
+                 [{:.2}..{:.2}] times as fast); {best}.",
                 shown(*largest),
                 last.value,
                 last.low,
                 last.high,
-                best.1.value,
-                shown(best.0)
             )
         }
     })
@@ -163,14 +163,22 @@ fn chunks(run: &Run) -> Vec<String> {
         let worst = chunks
             .iter()
             .min_by(|a, b| rate(a.1).total_cmp(&rate(b.1)))?;
-        (chunks.len() > 1).then(|| {
-            format!(
-                "By chunk, {method} was fastest with {} ({} MiB/s) and slowest with {} ({} MiB/s).",
-                shown(best.0 as u64),
+        if chunks.len() < 2 {
+            return None;
+        }
+        let ratio = paired(best.1, worst.1)?;
+        let [fast, slow] = [best, worst].map(|(chunk, _)| shown(*chunk as u64));
+        Some(match ratio.verdict() {
+            Verdict::Faster => format!(
+                "By chunk, {method} was fastest with {fast} ({} MiB/s) and slowest with {slow} ({} \
+                 MiB/s).",
                 number(rate(best.1) / MIB),
-                shown(worst.0 as u64),
                 number(rate(worst.1) / MIB)
-            )
+            ),
+            _ => format!(
+                "By chunk, {method} with {fast}, its best, is {}, its worst.",
+                against(&ratio, &slow)
+            ),
         })
     };
     ["map-write", "map-map"]
@@ -294,28 +302,50 @@ fn small<'a>(run: &'a Run, who: &str, price_of: &'static str) -> Option<Faulting
     })
 }
 
-/// Which window is best, and from where on mapping beats reading.
+/// How a ratio is told: a difference only where its verdict is one.
+fn against(ratio: &Ratio, than: &str) -> String {
+    let Ratio {
+        value, low, high, ..
+    } = ratio;
+    match ratio.verdict() {
+        Verdict::Faster | Verdict::Slower => format!("{value:.2} times as fast as {than}"),
+        Verdict::Same => format!("within 15 % of {than}"),
+        Verdict::Unclear => {
+            format!("not to be told from {than} ({value:.2} [{low:.2}..{high:.2}] times as fast)")
+        }
+        Verdict::Few => format!(
+            "not to be told from {than} in {} rounds ({value:.2} times as fast)",
+            ratio.rounds
+        ),
+    }
+}
+
+/// Each way to have every page once, in its best window, against the best of the best.
 fn windows(run: &Run) -> Vec<String> {
-    let populated = line(run, "window", "map, populate");
-    let Some(best) = populated
-        .iter()
-        .max_by(|a, b| rate(a.1).total_cmp(&rate(b.1)))
-    else {
+    let ways = ["map, populate", "map, touch", "pread", WHOLE];
+    let best_of = |way: &&'static str| {
+        let of = line(run, "window", way).into_iter();
+        let best = of.max_by(|a, b| rate(a.1).total_cmp(&rate(b.1)))?;
+        Some((format!("{way} with {}", shown(best.0 as u64)), best.1))
+    };
+    let mut all: Vec<(String, &Series)> = ways.iter().filter_map(best_of).collect();
+    all.sort_by(|a, b| rate(b.1).total_cmp(&rate(a.1)));
+    let Some(((first, best), others)) = all.split_first() else {
         return Vec::new();
     };
-    let against = run
-        .baseline(&best.1.about.work)
-        .and_then(|b| paired(best.1, b));
-    let against = against.map_or(String::new(), |ratio| {
-        format!(
-            ", {:.2} times as fast as pread of as many bytes",
-            ratio.value
-        )
-    });
+    let told = |(who, series): &(String, &Series)| {
+        let ratio = paired(series, best)?;
+        Some(format!("{who} is {}", against(&ratio, "that")))
+    };
+    let told: Vec<String> = others.iter().filter_map(told).collect();
+    let beside = match told.is_empty() {
+        true => String::new(),
+        false => format!("; {}", told.join("; ")),
+    };
     vec![format!(
-        "Populated windows of {} are the fastest of those measured ({} MiB/s{against}).",
-        shown(best.0 as u64),
-        number(rate(best.1) / MIB)
+        "Every page once, each way in its best window: {first} has the best median ({} \
+         MiB/s){beside}.",
+        number(rate(best) / MIB)
     )]
 }
 
@@ -325,18 +355,20 @@ fn reuse(run: &Run) -> Vec<String> {
     let Some(baseline) = run.baseline(small) else {
         return Vec::new();
     };
-    let times = |subject: &str| {
-        let series = run.find(small, subject)?;
-        paired(series, baseline).map(|ratio| ratio.value)
+    let told = |who: &&str| {
+        let ratio = paired(run.find(small, who)?, baseline)?;
+        Some(format!("{who} is {}", against(&ratio, "pread")))
     };
-    let (Some(reused), Some(each)) = (times("one mapping, populated"), times("a mapping each"))
-    else {
-        return Vec::new();
-    };
-    vec![format!(
-        "Small reads from a mapping that is kept are {reused:.2} times as fast as pread, from a \
-         mapping made for each {each:.2} times."
-    )]
+    let ways = [
+        "one mapping, populated",
+        "one mapping, touched",
+        "a mapping each",
+    ];
+    let told: Vec<String> = ways.iter().filter_map(told).collect();
+    match told.is_empty() {
+        true => Vec::new(),
+        false => vec![format!("Small reads, {small}: {}.", told.join("; "))],
+    }
 }
 
 #[cfg(test)]
@@ -409,7 +441,107 @@ mod tests {
         let mut run = run(all);
         run.experiment = "copy".into();
         let said = answers(&run)[0].clone();
-        assert!(said.contains("not to be told from 2 rounds"), "{said}");
+        assert!(said.contains("in 2 rounds"), "{said}");
+    }
+
+    fn noisy(mut series: Series, factors: [f64; 5]) -> Series {
+        for (sample, factor) in series.samples.iter_mut().zip(factors) {
+            sample.seconds *= factor;
+        }
+        series
+    }
+
+    #[test]
+    fn nobody_wins_where_it_is_too_noisy() {
+        let mut run = run(vec![
+            at("size", 65536.0, "read-write", 1.0),
+            noisy(
+                at("size", 65536.0, "map-write", 0.8),
+                [1.0, 1.0, 1.0, 3.0, 3.0],
+            ),
+        ]);
+        run.experiment = "copy".into();
+        let said = answers(&run)[0].clone();
+        assert!(
+            said.starts_with("map-write at the largest size measured, 64 KiB, is not to be told")
+                && said.contains("from read and write (1.24 ["),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_chunk_is_the_wrong_one_only_where_it_is_clearly_slower() {
+        let said = |slow: f64, factors| {
+            let fast = at("chunk", 65536.0, "map-map", 1.0);
+            let mut slow = noisy(at("chunk", 1048576.0, "map-map", slow), factors);
+            slow.about.amount = 65536.0;
+            let mut run = run(vec![fast, slow]);
+            run.experiment = "copy".into();
+            chunks(&run)[0].clone()
+        };
+        assert_eq!(
+            said(2.0, [1.0; 5]),
+            "By chunk, map-map was fastest with 64 KiB (0.06 MiB/s) and slowest with 1 MiB \
+             (0.03 MiB/s)."
+        );
+        assert!(said(1.05, [1.0; 5]).contains("64 KiB, its best, is within 15 % of 1 MiB"));
+        let unclear = said(1.3, [0.5, 0.5, 1.0, 1.0, 1.0]);
+        assert!(
+            unclear.contains("is not to be told from 1 MiB"),
+            "{unclear}"
+        );
+    }
+
+    #[test]
+    fn all_ways_to_have_a_page_are_looked_at() {
+        let of = |value: f64, who: &str, seconds: f64| {
+            let mut one = at("window", value, who, seconds);
+            one.about.amount = 1048576.0;
+            one
+        };
+        let all = |touch: f64, whole: f64| {
+            let mut run = run(vec![
+                of(65536.0, "pread", 1.02),
+                of(65536.0, "map, populate", 4.0),
+                of(4194304.0, "map, populate", 2.0),
+                of(4194304.0, "map, touch", touch),
+                of(4194304.0, WHOLE, whole),
+            ]);
+            run.experiment = "fault".into();
+            windows(&run)
+        };
+        assert_eq!(
+            all(1.0, 5.0),
+            [format!(
+                "Every page once, each way in its best window: map, touch with 4 MiB has the best \
+                 median (1.00 MiB/s); pread with 64 KiB is within 15 % of that; map, populate with \
+                 4 MiB is 0.50 times as fast as that; {WHOLE} with 4 MiB is 0.20 times as fast as \
+                 that."
+            )]
+        );
+        assert!(all(9.0, 0.1)[0].contains(&format!("{WHOLE} with 4 MiB has the best median")));
+    }
+
+    #[test]
+    fn small_reads_differ_only_by_the_verdict() {
+        let mut run = run(vec![
+            small_reads("pread", 1.0, 0),
+            small_reads("one mapping, populated", 0.5, 0),
+            small_reads("one mapping, touched", 1.05, 0),
+            noisy(
+                small_reads("a mapping each", 1.3, 0),
+                [0.5, 0.5, 1.0, 1.0, 2.0],
+            ),
+        ]);
+        run.series[0].about.baseline = true;
+        let said = reuse(&run)[0].clone();
+        for part in [
+            "populated is 2.00 times as fast as pread",
+            "touched is within 15 % of pread",
+            "a mapping each is not to be told from pread (0.77 [",
+        ] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
     }
 
     fn with_faults(mut series: Series, minor: u64) -> Series {

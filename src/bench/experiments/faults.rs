@@ -11,6 +11,8 @@ const REQUESTS: u64 = 20_000;
 
 /// The sweep over windows.
 const WINDOWS: &str = "every page once, by window";
+/// Who reads a window at a time, where the others move it in small pieces.
+pub(in crate::bench) const WHOLE: &str = "pread, a window each";
 /// The work of small reads.
 pub(in crate::bench) const SMALL: &str = "4 KiB anywhere";
 
@@ -21,6 +23,7 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Result<(), Failure> {
     for window in windows.into_iter().filter(|&window| window <= size) {
         let whos = [
             ("pread", Touching::Pread),
+            (WHOLE, Touching::PreadWhole),
             ("map, populate", Touching::Populate),
             ("map, touch", Touching::Touch),
         ];

@@ -5,7 +5,7 @@ mod faults;
 mod metadata;
 mod reads;
 
-pub(super) use faults::SMALL;
+pub(super) use faults::{SMALL, WHOLE};
 
 use std::fs;
 use std::io::Write;

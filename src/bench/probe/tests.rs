@@ -118,6 +118,7 @@ fn mappings_are_touched() {
         Touching::Populate,
         Touching::Touch,
         Touching::Pread,
+        Touching::PreadWhole,
         Touching::Reuse,
         Touching::ReuseUntouched,
         Touching::MapEach,
