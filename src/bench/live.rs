@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
+use super::child::{self, Trouble, Wait};
 use super::conduct::Runner;
 use super::outcome::{Memory, Sample};
 use super::place::{self, Place, Stage, below};
-use super::probe::Probe;
+use super::probe::{Chore, Probe};
+use super::progress::Stop;
 
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(1);
@@ -53,11 +55,22 @@ pub(super) struct Task {
     pub(super) probe: Box<dyn Fn(&Path) -> Probe>,
 }
 
+impl Task {
+    /// What is mounted is mounted anew before: the work is to find it so, or has a folder that was
+    /// made beneath it, which some file systems would not see.
+    fn is_mounted_anew(&self) -> bool {
+        self.state.is_fresh() || self.folder.is_some()
+    }
+}
+
 /// Those who are measured, and their works. What is mounted goes before what it shows.
 pub(super) struct Live {
     places: Vec<Place>,
     home: Stage,
     tasks: Vec<Task>,
+    /// How long a work may take, with what is done before it.
+    limit: Duration,
+    stop: Stop,
     folders: u64,
     looks_at_memory: bool,
     /// System calls of a process that does nothing; `None` when none are counted.
@@ -65,11 +78,19 @@ pub(super) struct Live {
 }
 
 impl Live {
-    pub(super) fn new(home: Stage, places: Vec<Place>, tasks: Vec<Task>) -> Self {
+    pub(super) fn new(
+        home: Stage,
+        places: Vec<Place>,
+        tasks: Vec<Task>,
+        limit: Duration,
+        stop: &Stop,
+    ) -> Self {
         Self {
             places,
             home,
             tasks,
+            limit,
+            stop: stop.clone(),
             folders: 0,
             looks_at_memory: false,
             idle_calls: None,
@@ -83,90 +104,134 @@ impl Live {
 
     /// Has system calls counted, too; else why they can't be.
     pub(super) fn count_calls(&mut self) -> Result<(), String> {
-        self.idle_calls = Some(self.traced(&Probe::Nothing)?);
+        let counted = self.traced(&Probe::Nothing, &self.wait());
+        self.idle_calls = Some(counted.map_err(Trouble::words)?);
         Ok(())
     }
 
+    fn wait(&self) -> Wait {
+        Wait::within(self.limit, &self.stop)
+    }
+
     /// Puts caches and memory into the state that the task wants, and makes its folder.
-    fn prepare(&mut self, at: usize) -> Result<Option<Folder>, String> {
+    fn prepare(&mut self, at: usize, wait: &Wait) -> Result<Option<Folder>, Trouble> {
         let task = &self.tasks[at];
         let place = &mut self.places[task.place];
-        place.is_there()?;
+        place.is_there().map_err(Trouble::Failed)?;
         let folder = match task.folder {
             Some(files) => {
                 self.folders += 1;
-                Some(Folder::new(place, self.folders, files)?)
+                Some(Folder::new(place, self.folders, files).map_err(Trouble::Failed)?)
             }
             None => None,
         };
-        if task.state.is_fresh() {
-            place.remount()?;
+        if task.is_mounted_anew() {
+            place.remount().map_err(Trouble::Failed)?;
         }
-        ready_pages(place, task);
+        ready_pages(place, task, wait)?;
         place::ready_memory(task.fills);
-        if task.state == State::Cold {
-            place::drop_caches();
-            // The program itself is not to be read from the disk while it is measured.
-            finish(start(&Probe::Nothing)?)?;
-        }
         Ok(folder)
+    }
+
+    /// Has the kernel drop its caches, but for the programs of the work: they are not to be read
+    /// from the disk while it is measured.
+    fn cool(&self, probe: &Probe, wait: &Wait) -> Result<(), Trouble> {
+        child::ask(&Probe::Chore(Chore::DropCaches), wait)?;
+        let small = self.home.source().with_file_name("small");
+        fs::write(&small, "x").map_err(|error| Trouble::Failed(format!("make a file: {error}")))?;
+        child::ask(&Probe::Nothing, wait)?;
+        match probe.small_scale(&small) {
+            Some(probe) => child::ask(&probe, wait).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Runs the task once, with `run` for its probe.
     fn once<T>(
         &mut self,
         at: usize,
-        run: impl FnOnce(&Self, &Probe) -> Result<T, String>,
+        run: impl FnOnce(&Self, &Probe, &Wait) -> Result<T, Trouble>,
     ) -> Result<T, String> {
-        let folder = self.prepare(at)?;
+        let tried = self.tried(at, &self.wait(), run);
+        tried.map_err(|trouble| {
+            let place = self.tasks[at].place;
+            self.places[place].doubt(&trouble);
+            trouble.words()
+        })
+    }
+
+    fn tried<T>(
+        &mut self,
+        at: usize,
+        wait: &Wait,
+        run: impl FnOnce(&Self, &Probe, &Wait) -> Result<T, Trouble>,
+    ) -> Result<T, Trouble> {
+        let folder = self.prepare(at, wait)?;
         let task = &self.tasks[at];
         let none = Path::new("");
         let seen = folder.as_ref().map_or(none, |folder| folder.seen.as_path());
         let probe = (task.probe)(seen);
+        if task.state == State::Cold {
+            self.cool(&probe, wait)?;
+        }
         if matches!(task.state, State::Again | State::Later) {
-            finish(start(&probe)?)?;
+            child::ask(&probe, wait)?;
         }
         if task.state == State::Later {
             std::thread::sleep(LATER);
         }
-        run(self, &probe)
+        run(self, &probe, wait)
     }
 
     /// Under strace, which counts.
-    fn traced(&self, probe: &Probe) -> Result<u64, String> {
+    fn traced(&self, probe: &Probe, wait: &Wait) -> Result<u64, Trouble> {
+        let failed = |error: std::io::Error| Trouble::Failed(format!("strace: {error}"));
         let report = self.home.source().with_file_name("strace");
         let mut command = Command::new("strace");
         command
             .args(["-f", "-q", "-c", "-U", "calls,name", "-o"])
             .arg(&report);
         command.arg("--");
-        let traced = spawn(command, probe).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => "strace is not installed".to_owned(),
-            _ => format!("strace: {error}"),
+        let traced = child::spawn(command, probe).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Trouble::Failed("strace is not installed".into()),
+            _ => failed(error),
         })?;
-        finish(traced)?;
-        let text = fs::read_to_string(&report).map_err(|error| format!("strace: {error}"))?;
-        total(&text).ok_or_else(|| "strace has another form of report".to_owned())
+        child::output(traced, wait)?;
+        let text = fs::read_to_string(&report).map_err(failed)?;
+        let odd = || Trouble::Failed("strace has another form of report".into());
+        total(&text).ok_or_else(odd)
     }
 }
 
 impl Runner for Live {
     fn measure(&mut self, at: usize) -> Result<Sample, String> {
-        self.once(at, |_, probe| finish(start(probe)?))
+        let found = self.once(at, |_, probe, wait| {
+            let found = sample(&child::ask(probe, wait)?)?;
+            Ok((found, probe.opens_files()))
+        });
+        let (found, opens_files) = found?;
+        if opens_files {
+            let place = &mut self.places[self.tasks[at].place];
+            if let Err(trouble) = place.has_passed_through() {
+                place.doubt(&trouble);
+                return Err(trouble.words());
+            }
+        }
+        Ok(found)
     }
 
     fn memory(&mut self, at: usize) -> Option<Memory> {
         if !self.looks_at_memory {
             return None;
         }
-        let found = self.once(at, |live, probe| {
-            let child = start(probe)?;
+        let found = self.once(at, |live, probe, wait| {
+            let child = child::start(probe)?;
             let place = &live.places[live.tasks[at].place];
             let (whose, pid) = match place.server() {
                 Some(server) => ("the daemon", server),
                 None => ("the process", child.id()),
             };
-            watch(child, pid, whose)
+            watch(child, pid, whose, wait)
         });
         // What has ended before it was looked at once has shown nothing.
         found
@@ -176,27 +241,27 @@ impl Runner for Live {
 
     fn calls(&mut self, at: usize) -> Option<u64> {
         let idle = self.idle_calls?;
-        let counted = self.once(at, |live, probe| live.traced(probe));
+        let counted = self.once(at, |live, probe, wait| live.traced(probe, wait));
         Some(counted.ok()?.saturating_sub(idle))
     }
 }
 
 /// Has the pages of what the task reads where its state wants them.
-fn ready_pages(place: &Place, task: &Task) {
+fn ready_pages(place: &Place, task: &Task, wait: &Wait) -> Result<(), Trouble> {
     place::write_out(place.source());
+    // A new mount holds no pages, and who goes through it to drop them has it know all names.
+    if !place.is_plain() && !task.is_mounted_anew() && !task.reads.is_empty() {
+        let all = task.reads.iter().map(|name| place.root().join(name));
+        child::ask(&Probe::Chore(Chore::Drop(all.collect())), wait)?;
+    }
     for name in &task.reads {
-        // A new mount holds no pages, and who goes through it to drop them has it know all names.
-        if !place.is_plain() && !task.state.is_fresh() {
-            below(&place.root().join(name), &mut |path| {
-                place::drop_pages(path)
-            });
-        }
         below(&place.source().join(name), &mut |path| ready(task, path));
     }
     if !task.reads.is_empty() {
         // What is read from there instead.
         below(&place.cache(), &mut |path| ready(task, path));
     }
+    Ok(())
 }
 
 /// Has the pages of one file in the page cache, or not.
@@ -246,57 +311,30 @@ impl Drop for Folder {
     }
 }
 
-fn start(probe: &Probe) -> Result<Child, String> {
-    let program = std::env::current_exe().map_err(|error| format!("find corfs: {error}"))?;
-    spawn(Command::new(program), probe).map_err(|error| format!("start corfs: {error}"))
-}
-
-/// Starts a probe; `command` is corfs, or what runs it.
-fn spawn(mut command: Command, probe: &Probe) -> std::io::Result<Child> {
-    let program = std::env::current_exe()?;
-    if command.get_program() != program.as_os_str() {
-        command.arg(&program);
-    }
-    let json = serde_json::to_string(probe)?;
-    command
-        .args(["bench", "probe", &json])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-}
-
-/// Waits for a probe and reads what it found.
-fn finish(child: Child) -> Result<Sample, String> {
-    let output = child
-        .wait_with_output()
-        .map_err(|error| format!("wait for the work: {error}"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim().trim_start_matches("corfs: ");
-        return Err(if said.is_empty() {
-            format!("the work ended with {}", output.status)
-        } else {
-            said.to_owned()
-        });
-    }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("the work said: {error}"))
+/// What a probe found.
+fn sample(said: &[u8]) -> Result<Sample, Trouble> {
+    let odd = |error| Trouble::Failed(format!("the work said: {error}"));
+    serde_json::from_slice(said).map_err(odd)
 }
 
 /// The most memory that a process, with its children, has while the work is done.
-fn watch(mut child: Child, pid: u32, whose: &str) -> Result<Memory, String> {
+fn watch(mut child: Child, pid: u32, whose: &str, wait: &Wait) -> Result<Memory, Trouble> {
     let mut most = Memory {
         whose: whose.into(),
         ..Memory::default()
     };
     loop {
-        let ended = child.try_wait().map_err(|error| error.to_string())?;
+        let failed = |error: std::io::Error| Trouble::Failed(error.to_string());
+        let ended = child.try_wait().map_err(failed)?;
         let (anonymous, file) = resident(pid);
         most.anonymous = most.anonymous.max(anonymous);
         most.file = most.file.max(file);
         match ended {
             Some(status) if status.success() => return Ok(most),
-            Some(status) => return Err(status.to_string()),
+            Some(status) => return Err(Trouble::Failed(status.to_string())),
+            None if wait.over().is_some() => {
+                return Err(child::give_up(child, wait.over().unwrap_or_default()));
+            }
             None => std::thread::sleep(LOOK),
         }
     }

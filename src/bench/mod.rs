@@ -2,10 +2,11 @@
 //! operation log back.
 //!
 //! `experiments` plan works, `conduct` has everyone do them in rounds, `live` does them for real, a
-//! process each (`probe`); `outcome` is what was found, `statistics` what it means, `answers` what
+//! process each (`probe`), which `child` waits for; `outcome` is what was found, `statistics` what it means, `answers` what
 //! it says in words, `table`, `page`, `plot` and `compare` how it looks.
 
 mod answers;
+mod child;
 mod compare;
 mod conduct;
 mod experiments;
@@ -22,7 +23,7 @@ mod statistics;
 mod table;
 
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::sys::process;
 use live::Live;
@@ -98,6 +99,8 @@ pub struct Measure {
     pub only: Vec<String>,
     /// No runs of their own to sample memory and count system calls.
     pub no_look: bool,
+    /// How long a work may take before it is given up.
+    pub limit: Duration,
     /// Where to put what was found.
     pub files_out: Files,
     /// The words of the command line.
@@ -132,8 +135,8 @@ pub enum Request {
         /// The newer one.
         after: PathBuf,
     },
-    /// Do one piece of work, for the process that measures.
-    Probe(String),
+    /// Do one piece of work, for the process that measures: standard input says which.
+    Probe,
 }
 
 /// Why something could not be measured, in words for people.
@@ -157,7 +160,11 @@ pub fn run(request: &Request) -> Result<String, Failure> {
         Request::Compare { before, after } => {
             Ok(compare::compare(&Run::read(before)?, &Run::read(after)?))
         }
-        Request::Probe(json) => probe::run(json).map_err(Failure),
+        Request::Probe => {
+            let json = std::io::read_to_string(std::io::stdin());
+            let json = json.map_err(|error| Failure(format!("read what to do: {error}")))?;
+            probe::run(&json).map_err(Failure)
+        }
     }
 }
 
@@ -197,7 +204,7 @@ fn report(files: &Files, run: &Run) -> Result<String, Failure> {
     Err(Failure(format!("{wrong}; this was measured:\n{table}")))
 }
 
-/// Mounts everybody, makes the files, and plans the works.
+/// Makes the files, plans the works, and mounts everybody.
 fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
     let (_, directory) = (asked.directories.first()).ok_or(Failure("no directory".into()))?;
     let home = Stage::new(directory)?;
@@ -206,17 +213,18 @@ fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
     let mut places = Vec::new();
     let subjects = experiments::subjects(asked, privileged);
     for (number, subject) in subjects.into_iter().enumerate() {
-        let place = Place::new(subject, &home, number, stop)?;
+        places.push(Place::new(subject, &home, number, asked.limit, stop)?);
+    }
+    // A file system may keep what it has listed: the files are there before it is.
+    let plan = experiments::plan(asked, &places, stop)?;
+    for place in &mut places {
+        place.mount();
         stop.check()?;
+        place.fill_cache()?;
         if let Err(why) = place.is_there() {
             // The tables tell it too, but they come at the end.
             eprintln!("corfs: {} is left out: {why}", place.subject.name);
         }
-        places.push(place);
-    }
-    let plan = experiments::plan(asked, &places, stop)?;
-    for place in &mut places {
-        place.fill_cache()?;
     }
     let run = Run {
         version: VERSION,
@@ -228,11 +236,25 @@ fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
         warmups: asked.warmups,
         seed: asked.seed.unwrap_or_else(now),
         state: state_in_words(asked),
-        notes: Vec::new(),
+        notes: notes(asked),
         complete: false,
         series: plan.series,
     };
-    Ok((Live::new(home, places, plan.tasks), run))
+    let live = Live::new(home, places, plan.tasks, asked.limit, stop);
+    Ok((live, run))
+}
+
+/// What the names of works do not say.
+fn notes(asked: &Measure) -> Vec<String> {
+    match asked.experiment {
+        Experiment::Copy => vec![
+            "cp: with --reflink=never, so that it reads and writes; cp by default: without, so that \
+             it may share extents or have the file system copy (copy_file_range), in a mount too; \
+             .copy: a line with --reflink=never."
+                .into(),
+        ],
+        _ => Vec::new(),
+    }
 }
 
 /// What is looked at beside the time.
@@ -260,7 +282,8 @@ fn now() -> u64 {
 fn state_in_words(asked: &Measure) -> String {
     let cold = if asked.cold {
         " Works called cold: everything mounted is mounted anew first (mapped pages survive a drop \
-         of caches), and the kernel drops all its caches."
+         of caches), and the kernel drops all its caches; corfs, cp and sh, which do the works, have \
+         run once since then."
     } else {
         ""
     };
@@ -268,13 +291,15 @@ fn state_in_words(asked: &Measure) -> String {
         "Before each run dirty pages are written out, the source's files are read once, so that \
          they are in the page cache, the pages that a mount holds of them are dropped \
          (POSIX_FADV_DONTNEED), and as much memory as the run fills is touched and freed. Works \
-         called \"fresh mount\" or small files: mounted anew just before. A mount whose cache lies \
+         called \"fresh mount\" or small files, and those that get a folder of their own (copies, \
+         create, rename, unlink): mounted anew just before. A mount whose cache lies \
          in the folder of the bench has read all files before the first round, so that they are in \
          it, and what it keeps there is in the page cache too. O_DIRECT in the directory itself, \
          and in passthrough, goes to the disk (not on tmpfs); through other mounts it goes past \
          the mount's page cache to the source's. \"Again\": the same work was done just before, on \
-         the same mount.{cold} Each run is a process of its own; its start is not in the time. \
-         Memory is sampled in a run of its own."
+         the same mount.{cold} Each run is a process of its own, whose start is not in the time; \
+         but that of cp is, and that of the sh which writes a line to .copy: they are programs that \
+         this process starts. Memory is sampled in a run of its own."
     )
 }
 

@@ -1,7 +1,9 @@
 //! Where a work is done: a directory, a corfs mount, a peer's mount; each cleaned up when it goes.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -12,11 +14,20 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use super::Failure;
+use super::child::{self, Trouble, Wait};
+use super::probe::{Chore, Probe};
 use super::progress::Stop;
+use crate::copy::language::quote;
+use crate::observe::text;
 use crate::sys::mountinfo;
 
-/// How long a mount may take to come, and its daemon to go.
+/// How long a mount may take to come and to answer, and its daemon to go.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long its daemon may take to go when somebody wants us to stop, or does not answer.
+const HURRY: Duration = Duration::from_secs(10);
+/// How the names of the folders of a bench and of its mountpoints begin.
+pub(super) const STAGE: &str = "corfs-bench-";
+pub(super) const MOUNT: &str = "/mnt-";
 
 /// What stands in the options of a mount for a folder that is its cache.
 pub(super) const CACHE: &str = "{CACHE}";
@@ -53,9 +64,16 @@ impl Stage {
         let directory = directory
             .canonicalize()
             .map_err(|e| Failure(format!("{}: {e}", directory.display())))?;
+        if directory.to_str().is_none() {
+            return Err(Failure(format!(
+                "--dir {}: the name is not UTF-8, as those in the file of a run must be; measure in \
+                 another folder",
+                directory.display()
+            )));
+        }
         let pid = std::process::id();
         for number in 0.. {
-            let folder = directory.join(format!("corfs-bench-{pid}-{number}"));
+            let folder = directory.join(format!("{STAGE}{pid}-{number}"));
             match fs::create_dir(&folder) {
                 Ok(()) => {
                     let stage = Self { folder };
@@ -109,8 +127,12 @@ pub(super) struct Place {
     stage: Option<Stage>,
     point: PathBuf,
     stop: Stop,
-    /// Why it could not be mounted: it is left out from then on.
+    /// How long a work may take.
+    limit: Duration,
+    /// Why it could not be mounted, or was given up: it is left out from then on.
     absent: Option<String>,
+    /// How many opens this mount has passed through, when one looked last.
+    passed: f64,
 }
 
 #[derive(Debug)]
@@ -120,15 +142,21 @@ struct Mounted {
     kind: Kind,
     /// The mount was seen.
     up: bool,
+    /// It does not answer.
+    hung: bool,
+    /// The device of what is mounted: a mount that shows the same is not that of a peer alone.
+    device: (u32, u32),
+    stop: Stop,
 }
 
 impl Place {
-    /// Mounts what is to be mounted; `number` is no other place's. Who does not mount is a place
-    /// too, one that is not [there](Self::is_there).
+    /// `number` is no other place's. Nothing is mounted yet: some file systems never look again at
+    /// what they have listed once, so that files are to be there before.
     pub(super) fn new(
         subject: Subject,
         home: &Stage,
         number: usize,
+        limit: Duration,
         stop: &Stop,
     ) -> Result<Self, Failure> {
         let stage = match &subject.kind {
@@ -137,23 +165,24 @@ impl Place {
         };
         let source = stage.as_ref().unwrap_or(home).source();
         let point = home.folder.join(format!("mnt-{number}"));
-        let mut place = Self {
+        let place = Self {
             subject,
             source,
             mounted: None,
             stage,
             point,
             stop: stop.clone(),
+            limit,
             absent: None,
+            passed: 0.0,
         };
         if !place.is_plain() {
             make_dir(&place.point)?;
-            place.mount();
         }
         Ok(place)
     }
 
-    /// Fails with why it could not be mounted.
+    /// Fails with why it could not be mounted, or does not answer.
     pub(super) fn is_there(&self) -> Result<(), String> {
         self.absent.clone().map_or(Ok(()), Err)
     }
@@ -182,24 +211,57 @@ impl Place {
         &self.source
     }
 
-    /// The command that mounts it.
+    /// The command that mounts it, as one types it.
     pub(super) fn command(&self) -> String {
-        let (source, point) = (self.source.display(), self.point.display());
+        let word = |path: &Path| quote(path.as_os_str().as_bytes());
+        let (source, point) = (word(&self.source), word(&self.point));
         match &self.subject.kind {
             Kind::Native | Kind::Elsewhere(_) => format!("in {source}"),
+            Kind::Corfs(options) if options.is_empty() => format!("corfs -f {source} {point}"),
             Kind::Corfs(options) => {
-                let options = self.with_cache(options);
+                let options = quote(self.with_cache(options).as_bytes());
                 format!("corfs -f -o {options} {source} {point}")
             }
             Kind::Peer(command) => filled(command, &self.source, &self.point),
         }
     }
 
+    /// It is a mount of corfs.
+    pub(super) fn is_corfs(&self) -> bool {
+        matches!(self.subject.kind, Kind::Corfs(_))
+    }
+
+    /// A text that a mount of corfs tells of itself.
+    fn told(&self, name: &str) -> Result<String, Trouble> {
+        let chore = Chore::Text(self.point.join(".corfs").join(name));
+        let wait = Wait::within(PATIENCE, &self.stop);
+        let said = child::ask(&Probe::Chore(chore), &wait)?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Fails where the options ask for passthrough, and no file has been opened in that way since
+    /// one looked last: corfs serves it by itself then, and that is another's measurement.
+    pub(super) fn has_passed_through(&mut self) -> Result<(), Trouble> {
+        let always = |options: &str| options.split(',').any(|word| word == "passthrough=always");
+        match &self.subject.kind {
+            Kind::Corfs(options) if always(options) => {}
+            _ => return Ok(()),
+        }
+        let (opens, state) = passed(&self.told("stats")?);
+        if opens > std::mem::replace(&mut self.passed, opens) {
+            return Ok(());
+        }
+        Err(Trouble::Failed(format!(
+            "passthrough=always, but the kernel was handed no file of this work (passthrough is \
+             {state}; it takes root, Linux 6.9 and a file system that allows it)"
+        )))
+    }
+
     /// The process whose memory is the mount's.
     pub(super) fn server(&self) -> Option<u32> {
         let mounted = self.mounted.as_ref()?;
-        if let Kind::Corfs(_) = self.subject.kind {
-            let config = fs::read_to_string(self.point.join(".corfs/config")).ok()?;
+        if self.is_corfs() {
+            let config = self.told("config").ok()?;
             let pid = |line: &str| line.strip_prefix("server_pid=")?.parse().ok();
             return config.lines().find_map(pid);
         }
@@ -215,7 +277,10 @@ impl Place {
         self.is_there()
     }
 
-    fn mount(&mut self) {
+    /// Mounts what is to be mounted. Who does not mount is a place too, one that is not
+    /// [there](Self::is_there).
+    pub(super) fn mount(&mut self) {
+        self.passed = 0.0;
         self.absent = self.try_mount().err();
         if self.absent.is_some() {
             // It must not come later, when nobody looks.
@@ -232,6 +297,7 @@ impl Place {
             return Ok(());
         };
         let said = fs::File::create(self.log()).map_err(in_words)?;
+        let device = fs::metadata(&self.source).map_err(in_words)?.dev();
         // A group of its own: Ctrl-C is for us, who then unmount.
         let child = command
             .stdin(Stdio::null())
@@ -245,6 +311,9 @@ impl Place {
             child,
             kind: self.subject.kind.clone(),
             up: false,
+            hung: false,
+            device: (rustix::fs::major(device), rustix::fs::minor(device)),
+            stop: self.stop.clone(),
         });
         self.await_mount()
     }
@@ -289,13 +358,14 @@ impl Place {
         if !options.contains(CACHE) || self.absent.is_some() {
             return Ok(());
         }
-        below(self.root(), &mut |path| {
-            if !self.stop.asked() {
-                // What can't be read is not there when it is looked for.
-                let _ = warm(path);
-            }
-        });
-        self.stop.check()?;
+        let chore = Chore::Warm(self.point.clone());
+        let wait = Wait::within(self.limit, &self.stop);
+        if let Err(trouble) = child::ask(&Probe::Chore(chore), &wait) {
+            self.stop.check()?;
+            self.doubt(&trouble);
+            self.absent = Some(format!("its cache can't be filled: {}", trouble.words()));
+            return Ok(());
+        }
         if self.remount().is_ok() {
             let (held, all) = (self.held().unwrap_or(0), size(&self.source));
             self.absent = (held < all).then(|| {
@@ -328,13 +398,20 @@ impl Place {
 
     fn await_mount(&mut self) -> Result<(), String> {
         let log = self.log();
-        let deadline = Instant::now() + PATIENCE;
+        let wait = Wait::within(PATIENCE, &self.stop);
+        let look = Probe::Chore(Chore::Look(self.point.clone()));
         while let Some(mounted) = &mut self.mounted {
-            let listed = has_mounts(&self.point).map_err(|error| error.to_string())?;
             // It may be mounted before it answers.
-            if listed && fs::metadata(&self.point).is_ok() {
-                mounted.up = true;
-                break;
+            if has_mounts(&self.point).map_err(|error| error.to_string())? {
+                match child::ask(&look, &wait) {
+                    Ok(_) => {
+                        mounted.up = true;
+                        break;
+                    }
+                    Err(Trouble::Failed(_)) => {}
+                    Err(Trouble::Stuck(_)) => mounted.hung = true,
+                    Err(Trouble::Late(_)) => mounted.hung = !self.stop.asked(),
+                }
             }
             // A peer may go to the background: its command then ends well.
             if let Ok(Some(status)) = mounted.child.try_wait()
@@ -344,14 +421,62 @@ impl Place {
                 let last = said.lines().last().unwrap_or("it said nothing");
                 return Err(format!("{status}; {last}"));
             }
-            if Instant::now() > deadline {
-                return Err("nothing was mounted within 30 s".into());
-            }
             self.stop.check().map_err(|stopped| stopped.0)?;
+            if wait.over().is_some() {
+                let seconds = PATIENCE.as_secs();
+                return Err(match mounted.hung {
+                    true => format!("it is mounted, but did not answer within {seconds} s"),
+                    false => format!("nothing was mounted within {seconds} s"),
+                });
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(())
     }
+
+    /// Somebody had to be given up who worked here: it may be that nobody gets an answer any more.
+    /// Then it is ended and left out, so that not each of its works waits in vain.
+    pub(super) fn doubt(&mut self, trouble: &Trouble) {
+        if self.mounted.is_none() {
+            return;
+        }
+        let hangs = match trouble {
+            Trouble::Failed(_) => false,
+            // Who was stopped need not have waited for the mount.
+            Trouble::Late(_) => !self.stop.asked() && !self.answers(),
+            Trouble::Stuck(_) => true,
+        };
+        if hangs && let Some(mounted) = &mut self.mounted {
+            mounted.hung = true;
+            self.mounted = None;
+            self.absent = Some("it does not answer any more, and was ended".into());
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let look = Probe::Chore(Chore::Look(self.point.clone()));
+        let said = child::ask(&look, &Wait::within(HURRY, &self.stop));
+        !matches!(said, Err(Trouble::Late(_) | Trouble::Stuck(_)))
+    }
+}
+
+/// How many opens the kernel was handed, by the text of a mount's statistics, and whether it takes
+/// them.
+fn passed(metrics: &str) -> (f64, String) {
+    let samples = text::parse(metrics);
+    let label = |sample: &text::Sample, key: &str| {
+        let of = sample.labels.iter().find(|(name, _)| name == key);
+        of.map(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    let opens = samples
+        .iter()
+        .filter(|s| s.name == "corfs_opens_total" && label(s, "mode") == "passthrough")
+        .map(|s| s.value)
+        .sum();
+    let state = samples
+        .iter()
+        .find(|s| s.name == "corfs_passthrough" && s.value > 0.0);
+    (opens, state.map_or("unknown".into(), |s| label(s, "state")))
 }
 
 /// The child of the child, and so on: where a shell has started the daemon.
@@ -393,6 +518,22 @@ impl Mounted {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// With all that it has started and that is not in a group of its own.
+    fn kill(&mut self) {
+        if self.runs() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        }
+    }
+
+    /// The number of its connection, if it is a FUSE mount, and not one that only shows the file
+    /// system of the source, which is not ours to end.
+    fn connection(&self) -> Option<u32> {
+        let mounts = mountinfo::read().unwrap_or_default();
+        let ours = mounts.iter().find(|mount| mount.mountpoint == self.point)?;
+        let is_fuse = ours.kind.as_bytes().starts_with(b"fuse");
+        (is_fuse && ours.device != self.device).then_some(ours.device.1)
+    }
+
     fn ends_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while self.runs() {
@@ -408,31 +549,60 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let (pid, runs) = (Pid::from_child(&self.child), self.runs());
+        let patience = if self.stop.asked() { HURRY } else { PATIENCE };
         match (&self.kind, self.up) {
+            _ if self.hung => self.kill(),
             (Kind::Corfs(_), _) if runs => {
                 // It unmounts by itself, lazily if it must.
                 let _ = kill_process(pid, Signal::TERM);
             }
-            (_, true) => unmount(&self.point),
+            (_, true) => within(patience, Chore::Unmount(self.point.clone())),
             (_, false) if runs => {
                 // Nothing else tells it that it is not waited for any more.
                 let _ = kill_process_group(pid, Signal::TERM);
             }
             (_, false) => {}
         }
-        if !self.ends_within(PATIENCE) {
-            let _ = kill_process_group(pid, Signal::KILL);
-            let _ = self.child.wait();
+        if !self.ends_within(patience) {
+            self.kill();
+            self.ends_within(HURRY);
         }
-        // What was killed has unmounted nothing.
+        // What was killed has unmounted nothing, and a daemon in the background may still hang.
         if matches!(has_mounts(&self.point), Ok(true)) {
-            unmount(&self.point);
+            let point = self.point.clone();
+            within(
+                HURRY,
+                match self.connection() {
+                    Some(connection) => Chore::End { point, connection },
+                    None => Chore::Unmount(point),
+                },
+            );
         }
     }
 }
 
+/// Has it done by a process that is not waited for longer than that.
+fn within(patience: Duration, chore: Chore) {
+    // That somebody wants us to stop is why it is done.
+    let wait = Wait::within(patience, &Stop::default());
+    let _ = child::ask(&Probe::Chore(chore), &wait);
+}
+
+/// Has the kernel answer, with errors, in the place of a FUSE daemon that does not, and unmounts.
+pub(super) fn end(point: &Path, connection: u32) {
+    let name = format!("/sys/fs/fuse/connections/{connection}/abort");
+    let file = fs::OpenOptions::new().write(true).open(name);
+    let told = file.and_then(|mut file| file.write_all(b"1"));
+    // Where that file system is not mounted root has another way.
+    let forced = UnmountFlags::FORCE | UnmountFlags::DETACH;
+    if told.is_err() && rustix::mount::unmount(point, forced).is_ok() {
+        return;
+    }
+    unmount(point);
+}
+
 /// Unmounts, lazily, as root or by the setuid helper.
-fn unmount(point: &Path) {
+pub(super) fn unmount(point: &Path) {
     if rustix::mount::unmount(point, UnmountFlags::empty()).is_ok()
         || rustix::mount::unmount(point, UnmountFlags::DETACH).is_ok()
     {
@@ -522,6 +692,53 @@ mod tests {
     #[test]
     fn a_cache_is_filled_in_as_a_word_of_a_list() {
         assert_eq!(option_value(Path::new("/a,b\\c d")), "/a\\,b\\\\c d");
+    }
+
+    #[test]
+    fn a_command_is_typed_as_it_was_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("a b");
+        fs::create_dir(&inside).unwrap();
+        let home = Stage::new(&inside).unwrap();
+        let typed = |options: &str| {
+            let subject = Subject {
+                name: options.into(),
+                kind: Kind::Corfs(options.into()),
+            };
+            let number = options.len();
+            let place = Place::new(subject, &home, number, PATIENCE, &Stop::default()).unwrap();
+            let command = place.command();
+            let [source, point] = [place.source(), place.root()].map(|p| p.display().to_string());
+            (command, source, point)
+        };
+        let (command, source, point) = typed("");
+        assert_eq!(command, format!("corfs -f '{source}' '{point}'"));
+        let (command, source, point) = typed("fsname=a b");
+        assert_eq!(
+            command,
+            format!("corfs -f -o 'fsname=a b' '{source}' '{point}'")
+        );
+    }
+
+    #[test]
+    fn what_was_passed_through_is_read_from_the_statistics() {
+        let on = "corfs_passthrough{state=\"on\"} 1\ncorfs_passthrough{state=\"not_asked\"} 0\n\
+                  corfs_opens_total{mode=\"mmap\"} 7\ncorfs_opens_total{mode=\"passthrough\"} 3\n";
+        assert_eq!(passed(on), (3.0, "on".into()));
+        let off = "corfs_passthrough{state=\"not_supported\"} 1\n\
+                   corfs_opens_total{mode=\"passthrough\"} 0\n";
+        assert_eq!(passed(off), (0.0, "not_supported".into()));
+        assert_eq!(passed(""), (0.0, "unknown".into()));
+    }
+
+    #[test]
+    fn a_name_that_no_run_can_hold_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+        fs::create_dir(&odd).unwrap();
+        let refused = Stage::new(&odd).unwrap_err().0;
+        assert!(refused.contains("not UTF-8"), "{refused}");
+        assert_eq!(fs::read_dir(&odd).unwrap().count(), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::Failure;
 use super::conduct::Observer;
@@ -74,7 +74,7 @@ pub(super) struct Progress {
     stop: Stop,
 }
 
-/// What Ctrl-C, TERM and HUP set, which no longer end the process: what is mounted must go first.
+/// What Ctrl-C, Ctrl-\, TERM and HUP set, which no longer end the process: what is mounted must go first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Stop(Arc<AtomicBool>);
 
@@ -82,7 +82,7 @@ impl Stop {
     /// From here on. A signal that this process was started to ignore (nohup) stays ignored.
     pub(super) fn catch() -> Result<Self, Failure> {
         let stop = Self::default();
-        let all = [SIGINT, SIGTERM, SIGHUP];
+        let all = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
         for signal in all.into_iter().filter(|signal| !is_ignored(*signal)) {
             signal_hook::flag::register(signal, stop.0.clone())
                 .map_err(|error| Failure(format!("catch signals: {error}")))?;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Command as Clap, value_parser};
@@ -72,9 +73,7 @@ pub(super) fn bench() -> Clap {
         .about("Compare two saved runs")
         .arg(file("BEFORE", "A file of --json"))
         .arg(file("AFTER", "Another"));
-    let probe = Clap::new("probe")
-        .hide(true)
-        .arg(file("JSON", "One piece of work"));
+    let probe = Clap::new("probe").hide(true);
     Clap::new("bench")
         .about("Measure directories, mounts and their peers")
         .subcommand_required(true)
@@ -107,6 +106,11 @@ fn experiment(kind: &Kind) -> Clap {
             flag(
                 "no-look",
                 "No runs of their own to sample memory and count system calls",
+            ),
+            number(
+                "limit",
+                "600",
+                "Seconds that a work may take; then it is given up, with a mount that hangs",
             ),
             option("json", "FILE", "Save the run, after each round"),
             option("csv", "FILE", "Save the samples, after each round"),
@@ -203,9 +207,7 @@ pub(super) fn asked(matches: &ArgMatches, line: &[OsString]) -> Result<Command, 
             before: needed(words, "BEFORE"),
             after: needed(words, "AFTER"),
         },
-        Some(("probe", words)) => {
-            Request::Probe(needed(words, "JSON").to_string_lossy().into_owned())
-        }
+        Some(("probe", _)) => Request::Probe,
         Some((name, words)) => {
             let kind = KINDS.iter().find(|kind| kind.experiment.name() == name);
             let kind = kind.ok_or_else(|| format!("bench {name}: no such experiment"))?;
@@ -252,6 +254,17 @@ fn measure(kind: &Kind, words: &ArgMatches, line: &[OsString]) -> Result<Measure
     if rounds == 0 {
         return Err("--rounds takes 1 or more".into());
     }
+    let files = number("files");
+    if files == Some(0) {
+        return Err("--files takes 1 or more".into());
+    }
+    let limit = number("limit").unwrap_or(0);
+    if limit == 0 {
+        return Err("--limit takes 1 or more seconds".into());
+    }
+    if set("no-corfs") && given("corfs") && all("corfs").next().is_some() {
+        return Err("--no-corfs leaves out what --corfs names; give one of them".into());
+    }
     let size = match all("size").next() {
         Some(word) => size(word)
             .filter(|size| *size >= 1 << 20)
@@ -273,7 +286,7 @@ fn measure(kind: &Kind, words: &ArgMatches, line: &[OsString]) -> Result<Measure
         seed: number("seed"),
         size,
         sizes: list("sizes")?,
-        files: number("files").unwrap_or(1).max(1),
+        files: files.unwrap_or(1),
         readers: list("readers")?.into_iter().map(|n| n as usize).collect(),
         windows: list("windows")?,
         budgets: list("budgets")?,
@@ -284,6 +297,7 @@ fn measure(kind: &Kind, words: &ArgMatches, line: &[OsString]) -> Result<Measure
             .map(|word| word.to_string_lossy().into_owned())
             .collect(),
         no_look: set("no-look"),
+        limit: Duration::from_secs(limit),
         files_out: Files {
             json: path("json"),
             csv: path("csv"),
@@ -321,14 +335,20 @@ fn size(word: &OsStr) -> Option<u64> {
     word.to_str().and_then(bytes)
 }
 
-/// Sizes or numbers between commas, none of them 0.
+/// Sizes or numbers between commas, none of them 0 and none twice: each gives its work a name.
 fn list(name: &str, words: Option<&OsString>) -> Result<Vec<u64>, String> {
     let text = words.map(|word| word.to_string_lossy()).unwrap_or_default();
-    text.split(',')
+    let numbers: Vec<u64> = text
+        .split(',')
         .filter(|word| !word.is_empty())
         .map(|word| bytes(word).filter(|&number| number > 0))
         .collect::<Option<_>>()
-        .ok_or_else(|| format!("--{name} takes sizes with commas between, like 64K,1M"))
+        .ok_or_else(|| format!("--{name} takes sizes with commas between, like 64K,1M"))?;
+    let twice = |at: &usize| numbers[..*at].contains(&numbers[*at]);
+    match (0..numbers.len()).any(|at| twice(&at)) {
+        true => Err(format!("--{name}={text} has a number twice")),
+        false => Ok(numbers),
+    }
 }
 
 /// `NAME=DIR`, or a directory whose name is no matter.
@@ -345,9 +365,12 @@ fn directory(word: &OsStr) -> (Option<String>, PathBuf) {
 }
 
 fn named(option: &str, value: &str, word: &OsStr) -> Result<(String, String), String> {
-    let text = word.to_string_lossy();
-    match text.split_once('=') {
+    match word.to_str().and_then(|text| text.split_once('=')) {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        None if word.to_str().is_none() => Err(format!(
+            "--{option} {}: it is not UTF-8, as what stands in the file of a run must be",
+            word.display()
+        )),
         _ => Err(format!("--{option} takes NAME={value}")),
     }
 }
@@ -433,6 +456,11 @@ mod tests {
         wrong(&["read", "--dir=x", "--windows=1.5M"], "--windows");
         wrong(&["read", "--dir=x", "--size=4K"], "--size");
         wrong(&["copy", "--dir=x", "--rounds=0"], "--rounds");
+        wrong(&["copy", "--dir=x", "--limit=0"], "--limit");
+        wrong(&["meta", "--dir=x", "--files=0"], "--files");
+        wrong(&["read", "--dir=x", "--windows=1M,1024K"], "twice");
+        let both = ["read", "--dir=x", "--no-corfs", "--corfs=x=io=mmap"];
+        wrong(&both, "--no-corfs leaves out");
         wrong(&["fault", "--dir=x", "--peer=x={SRC}{MNT}"], "--peer");
     }
 

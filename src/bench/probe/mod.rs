@@ -1,12 +1,14 @@
 //! One piece of work, done once, in a process of its own: so that what it cost is what the kernel
-//! counted for that process. `corfs bench probe JSON` does it and prints the cost as JSON.
+//! counted for that process. `corfs bench probe` reads what to do, does it and prints the cost, all as
+//! JSON.
 
+mod chores;
 mod copying;
 mod faulting;
 mod naming;
 mod reading;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,7 @@ use super::outcome::Sample;
 use crate::sys::usage::{self, Usage};
 use crate::sys::{Errno, Fail, OrFail, Result};
 
+pub(super) use chores::Chore;
 pub(super) use faulting::Touching;
 pub(super) use naming::Deed;
 pub(super) use reading::Pattern;
@@ -59,6 +62,48 @@ pub(super) enum Probe {
         window: u64,
         requests: u64,
     },
+    /// Not measured.
+    Chore(Chore),
+}
+
+impl Probe {
+    /// Whether it opens files, and so shows by whom they are served.
+    pub(super) fn opens_files(&self) -> bool {
+        match self {
+            Self::Read { .. } => true,
+            Self::Names { deed, .. } => matches!(deed, Deed::Open | Deed::Grep),
+            Self::Command { words } => words.first().is_some_and(|word| word == "cp"),
+            _ => false,
+        }
+    }
+
+    /// Where it looks.
+    fn place(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, .. } | Self::Fault { path, .. } => Some(path),
+            Self::Names { folder, .. } => Some(folder),
+            _ => None,
+        }
+    }
+
+    /// The programs that it starts, with something small to do: `small` is a file.
+    pub(super) fn small_scale(&self, small: &Path) -> Option<Self> {
+        let Self::Command { words } = self else {
+            return None;
+        };
+        let small = small.to_string_lossy().into_owned();
+        let copy = format!("{small}.copy");
+        let words = match words.first()?.as_str() {
+            "sh" => ["sh", "-c", "printf x >\"$1\"", "sh", &copy]
+                .map(str::to_owned)
+                .to_vec(),
+            _ => {
+                let options = words.iter().take_while(|word| !word.starts_with('/'));
+                options.cloned().chain([small, copy]).collect()
+            }
+        };
+        Some(Self::Command { words })
+    }
 }
 
 /// Does it in this process, and says what it cost as a line of JSON.
@@ -67,13 +112,19 @@ pub(super) enum Probe {
 /// In words, what was tried and what the system said.
 pub(super) fn run(json: &str) -> std::result::Result<String, String> {
     let probe: Probe = serde_json::from_str(json).map_err(|error| error.to_string())?;
-    let sample = done(&probe).map_err(|fail| fail.to_string())?;
+    if let Probe::Chore(chore) = &probe {
+        return chores::run(chore);
+    }
+    let sample = done(&probe).map_err(|fail| match probe.place() {
+        Some(path) => format!("{fail}, in {}", path.display()),
+        None => fail.to_string(),
+    })?;
     serde_json::to_string(&sample).map_err(|error| error.to_string())
 }
 
 fn done(probe: &Probe) -> Result<Sample> {
     match probe {
-        Probe::Nothing => measured(usage::own, || Ok(())),
+        Probe::Nothing | Probe::Chore(_) => measured(usage::own, || Ok(())),
         Probe::Copy { words, sources, to } => copying::copy(words, sources, to),
         Probe::Command { words } => measured(usage::children, || command(words)),
         Probe::Read {

@@ -5,14 +5,15 @@ mod browser;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{
-    Need, Scratch, children_of, corfs, output, read_file, require, run, wait_until,
+    Need, Scratch, USER, as_user, children_of, corfs, output, read_file, require, run, tool,
+    wait_until,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -127,8 +128,15 @@ fn copies_are_measured_by_every_method() {
     let mapped = &named(&run, "copy 2 MiB", "map-map")["samples"][0];
     assert!(mapped["minor"].as_u64().unwrap() >= 32, "{mapped}");
     assert!(table.contains("What each cost"), "{table}");
-    assert!(table.contains("over read and write"), "{table}");
-    assert!(table.contains("System calls: "), "{table}");
+    assert!(table.contains("read and write in 2 rounds"), "{table}");
+    let counted = tool("strace").is_some();
+    let calls = &named(&run, "copy 2 MiB", "read-write")["calls"];
+    assert_eq!(calls.as_u64().is_some_and(|calls| calls > 0), counted);
+    assert_eq!(
+        table.contains("System calls: counted by strace"),
+        counted,
+        "{table}"
+    );
 }
 
 #[test]
@@ -223,6 +231,71 @@ fn a_bind_mount_is_a_peer_too() {
          --peer=bind=mount\t--bind\t{SRC}\t{MNT}",
     );
     assert_eq!(samples(named(&run, "stat, fresh mount", "bind")), 1);
+}
+
+/// It keeps what it has listed once: what is made for it must be there before, or be mounted anew.
+#[test]
+fn a_peer_that_keeps_its_listing_is_measured_too() {
+    if !require(&[Need::Fuse, Need::Root, Need::Tool("fuse-overlayfs")]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (above, work) = (bench.found.dir("above"), bench.found.dir("work"));
+    let peer = format!(
+        "--peer=layers=fuse-overlayfs -f -o lowerdir={{SRC}},upperdir={},workdir={} {{MNT}}",
+        above.display(),
+        work.display()
+    );
+    // Works before which nothing is mounted anew.
+    let words = "read --size=1M --files=2 --rounds=1 --warmup=0 --readers= --no-corfs --no-look";
+    let mut read = bench.command(words);
+    let (_, run) = bench.complete(read.args(["--only=strided", &peer]));
+    let strided = named(&run, "strided, 64 KiB of each 512", "layers");
+    assert_eq!(samples(strided), 1);
+    let words = "meta --files=2 --rounds=2 --warmup=0 --no-corfs --no-look --only=create";
+    let (_, run) = bench.complete(bench.command(words).arg(&peer));
+    assert_eq!(samples(named(&run, "create", "layers")), 2);
+}
+
+/// What corfs serves by itself, for it lacks the privilege, is no measurement of passthrough.
+#[test]
+fn passthrough_that_is_none_is_left_out() {
+    if !require(&[Need::UserFuse, Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    for folder in [&bench.place, &bench.found] {
+        std::os::unix::fs::chown(folder.path(), Some(USER), Some(USER)).expect("chown");
+    }
+    let mut command = bench.command(
+        "read --size=1M --files=2 --rounds=1 --warmup=0 --readers= --windows= --budgets= \
+         --no-look --only=strided --corfs=pass=passthrough=always --corfs=plain=io=mmap",
+    );
+    let (table, run) = bench.complete(as_user(&mut command, USER, USER));
+    let work = "strided, 64 KiB of each 512";
+    let why = named(&run, work, "pass")["failed"].as_str().expect("why");
+    assert!(why.contains("handed no file") && why.contains("not_privileged"));
+    assert!(table.contains(why), "{table}");
+    assert_eq!(samples(named(&run, work, "plain")), 1);
+}
+
+/// Where it is possible, it is measured.
+#[test]
+fn passthrough_is_measured() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let (_, run) = bench.measure(
+        "read --size=1M --files=2 --rounds=2 --warmup=0 --readers= --windows= --budgets= \
+         --no-look --only=strided --corfs=pass=passthrough=always",
+    );
+    let pass = named(&run, "strided, 64 KiB of each 512", "pass");
+    match pass["failed"].as_str() {
+        // An old kernel.
+        Some(why) => assert!(why.contains("not_supported"), "{why}"),
+        None => assert_eq!(samples(pass), 2),
+    }
 }
 
 #[test]
@@ -417,6 +490,112 @@ fn term_ends_it_too() {
     bench.is_clean();
 }
 
+/// Nor does Ctrl-\ leave a mount.
+#[test]
+fn quit_ends_it_too() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let bench = Bench::new();
+    let mut child = bench
+        .command("meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    wait_until("a round is saved", PATIENCE, || bench.json().exists());
+    kill_process(Pid::from_child(&child), Signal::QUIT).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        child.try_wait().expect("wait").is_some()
+    });
+    bench.is_clean();
+}
+
+/// A bench with a peer that has stopped answering while a work waits for it.
+struct Hung {
+    bench: Bench,
+    child: Child,
+    peer: Pid,
+}
+
+impl Hung {
+    fn new(words: &str) -> Self {
+        let bench = Bench::new();
+        let number = bench.found.path().join("peer");
+        let child = bench
+            .command(words)
+            .args(["--only=O_DIRECT", "--no-corfs", "--no-look", "--readers="])
+            .arg(format!(
+                "--peer=it=echo $$ >{}; exec bindfs -f {{SRC}} {{MNT}}",
+                number.display()
+            ))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start");
+        wait_until("a round is saved", PATIENCE, || bench.json().exists());
+        let number = String::from_utf8(read_file(&number)).expect("text");
+        let peer = Pid::from_raw(number.trim().parse().expect("a number")).expect("a process");
+        kill_process(peer, Signal::STOP).expect("stop");
+        let hung = Self { bench, child, peer };
+        wait_until("a work waits", PATIENCE, || hung.waits());
+        hung
+    }
+
+    /// Whether a process of the bench waits for a FUSE daemon, by where it is in the kernel.
+    fn waits(&self) -> bool {
+        let waits = |pid: &u32| {
+            let at = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+            at.contains("request_wait") || at.contains("fuse")
+        };
+        children_of(self.child.id()).iter().any(waits)
+    }
+}
+
+impl Drop for Hung {
+    /// Also of a test that has failed nothing is to hang.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = kill_process(self.peer, Signal::KILL);
+    }
+}
+
+#[test]
+fn a_peer_that_hangs_keeps_nobody_from_stopping() {
+    if !require(&[Need::Fuse, Need::Root, Need::Tool("bindfs")]) {
+        return;
+    }
+    let mut hung = Hung::new("read --size=1M --files=2 --rounds=100000 --warmup=0");
+    kill_process(Pid::from_child(&hung.child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        hung.child.try_wait().expect("wait").is_some()
+    });
+    hung.bench.is_clean();
+    let run = saved(&hung.bench.json());
+    let native = named(&run, "sequential 1 MiB, O_DIRECT", "native");
+    assert!(samples(native) >= 1);
+}
+
+#[test]
+fn a_peer_that_hangs_is_given_up_and_the_others_go_on() {
+    if !require(&[Need::Fuse, Need::Root, Need::Tool("bindfs")]) {
+        return;
+    }
+    let mut hung = Hung::new("read --size=1M --files=2 --rounds=100000 --warmup=0 --limit=3");
+    let work = "sequential 1 MiB, O_DIRECT";
+    let failed = || named(&saved(&hung.bench.json()), work, "it")["failed"].clone();
+    wait_until("it is left out", PATIENCE, || !failed().is_null());
+    assert!(failed().as_str().unwrap().contains("given up after 3 s"));
+    let rounds = || samples(named(&saved(&hung.bench.json()), work, "native"));
+    let before = rounds();
+    wait_until("the others go on", PATIENCE, || rounds() > before);
+    kill_process(Pid::from_child(&hung.child), Signal::TERM).expect("kill");
+    wait_until("it ends", PATIENCE, || {
+        hung.child.try_wait().expect("wait").is_some()
+    });
+    hung.bench.is_clean();
+}
+
 /// As under nohup, when the terminal goes.
 #[test]
 fn a_hangup_that_is_ignored_ends_nothing() {
@@ -488,9 +667,11 @@ fn what_a_killed_corfs_leaves_is_unmounted() {
         return;
     }
     let bench = Bench::new();
+    // A work before which nothing is mounted anew.
     let mut child = bench
         .command(
-            "meta --files=2 --rounds=100000 --warmup=0 --only=create --no-look --corfs=it=io=mmap",
+            "read --size=1M --files=2 --rounds=100000 --warmup=0 --only=strided --no-look \
+             --windows= --budgets= --corfs=it=io=mmap",
         )
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -499,7 +680,8 @@ fn what_a_killed_corfs_leaves_is_unmounted() {
     wait_until("a round is saved", PATIENCE, || bench.json().exists());
     let guardian = guardian_of(child.id());
     kill_process(guardian, Signal::KILL).expect("kill");
-    let dead = || !named(&saved(&bench.json()), "create", "it")["failed"].is_null();
+    let work = "strided, 64 KiB of each 512";
+    let dead = || !named(&saved(&bench.json()), work, "it")["failed"].is_null();
     wait_until("its work fails", PATIENCE, dead);
     kill_process(Pid::from_child(&child), Signal::TERM).expect("kill");
     wait_until("it ends", PATIENCE, || {
