@@ -211,7 +211,7 @@ fn set_up(asked: &Measure, stop: &Stop) -> Result<(Live, Run), Failure> {
     let privileged = rustix::process::geteuid().is_root();
     // On an early return places go before what they lie in.
     let mut places = Vec::new();
-    let subjects = experiments::subjects(asked, privileged);
+    let subjects = experiments::subjects(asked, privileged)?;
     for (number, subject) in subjects.into_iter().enumerate() {
         places.push(Place::new(subject, &home, number, asked.limit, stop)?);
     }

@@ -28,7 +28,24 @@ pub(super) struct Plan {
 }
 
 /// Who is measured: the directory first, then corfs in its modes, then others.
-pub(super) fn subjects(asked: &Measure, privileged: bool) -> Vec<Subject> {
+///
+/// # Errors
+/// When two have the same name: their samples could not be told apart.
+pub(super) fn subjects(asked: &Measure, privileged: bool) -> Result<Vec<Subject>, Failure> {
+    let all = everybody(asked, privileged);
+    for (at, one) in all.iter().enumerate() {
+        if all[..at].iter().any(|other| other.name == one.name) {
+            return Err(Failure(format!(
+                "two of those to be measured are called '{}' (directories, --corfs, --peer, and the \
+                 mounts of --windows and --budgets have names); give each its own with NAME=",
+                one.name
+            )));
+        }
+    }
+    Ok(all)
+}
+
+fn everybody(asked: &Measure, privileged: bool) -> Vec<Subject> {
     let subject = |name: &str, kind| Subject {
         name: name.into(),
         kind,
@@ -57,7 +74,7 @@ pub(super) fn subjects(asked: &Measure, privileged: bool) -> Vec<Subject> {
     for (name, command) in &asked.peers {
         all.push(subject(name, Kind::Peer(command.clone())));
     }
-    if asked.experiment == Experiment::Read {
+    if asked.experiment == Experiment::Read && !asked.no_corfs {
         all.extend(reads::swept(asked));
     }
     all
@@ -237,6 +254,66 @@ pub(super) fn shown(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn reading() -> Measure {
+        Measure {
+            experiment: Experiment::Read,
+            directories: vec![(None, "/d".into())],
+            corfs: Vec::new(),
+            no_corfs: false,
+            peers: Vec::new(),
+            rounds: 1,
+            warmups: 0,
+            seed: None,
+            size: 1 << 20,
+            sizes: Vec::new(),
+            files: 1,
+            readers: Vec::new(),
+            windows: vec![4 << 20],
+            budgets: vec![16 << 20],
+            chunks: Vec::new(),
+            workers: Vec::new(),
+            cold: false,
+            only: Vec::new(),
+            no_look: true,
+            limit: std::time::Duration::from_secs(600),
+            files_out: super::super::Files::default(),
+            command: String::new(),
+        }
+    }
+
+    #[test]
+    fn without_corfs_there_is_no_mount_of_it_in_sweeps_either() {
+        let mut asked = reading();
+        let mounts = |asked: &Measure| {
+            let all = subjects(asked, true).unwrap();
+            let of = |subject: &&Subject| matches!(subject.kind, Kind::Corfs(_));
+            all.iter().filter(of).count()
+        };
+        assert_eq!(mounts(&asked), 6);
+        asked.no_corfs = true;
+        assert_eq!(mounts(&asked), 0);
+    }
+
+    #[test]
+    fn a_name_stands_for_one() {
+        let refused = |change: &dyn Fn(&mut Measure)| {
+            let mut asked = reading();
+            change(&mut asked);
+            subjects(&asked, true).unwrap_err().0
+        };
+        let peer = |name: &str| (name.to_owned(), "x {SRC} {MNT}".to_owned());
+        for name in ["native", "io=mmap", "window 4 MiB", "budget 16 MiB"] {
+            let said = refused(&|asked| asked.peers.push(peer(name)));
+            assert!(said.contains(&format!("called '{name}'")), "{said}");
+        }
+        let twice = |asked: &mut Measure| {
+            asked
+                .directories
+                .extend([(None, "/e".into()), (None, "/e".into())])
+        };
+        assert!(refused(&twice).contains("'/e'"));
+    }
 
     #[test]
     fn who_is_stopped_makes_no_more_files() {

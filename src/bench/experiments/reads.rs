@@ -59,6 +59,9 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Result<(), Failure> {
             }
         }
     }
+    if planner.asked.no_corfs {
+        return Ok(());
+    }
     sweep(
         planner,
         "windows: sequential 1 MiB, O_DIRECT",
@@ -79,6 +82,9 @@ pub(super) fn plan(planner: &mut Planner<'_>) -> Result<(), Failure> {
 fn is_swept(planner: &Planner<'_>, place: usize) -> bool {
     let name = &planner.places[place].subject.name;
     let (windows, budgets) = (&planner.asked.windows, &planner.asked.budgets);
+    if planner.asked.no_corfs {
+        return false;
+    }
     windows.iter().any(|&w| *name == window_name(w))
         || budgets.iter().any(|&b| *name == budget_name(b))
 }

@@ -422,6 +422,10 @@ fn who_can_not_be_measured_is_named() {
         bench.is_clean();
     };
     fails("meta --no-corfs --only=nothing", "nothing to measure");
+    fails(
+        "read --peer=io=mmap={SRC}{MNT} --peer=io={SRC}{MNT}",
+        "called 'io'",
+    );
     let mut unsaved = corfs();
     unsaved.args(["bench", "meta", "--json=/nonexistent/r.json", "--dir"]);
     let out = output(unsaved.arg(bench.place.path()));
