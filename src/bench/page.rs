@@ -254,7 +254,8 @@ fn commands(run: &Run) -> String {
     let _ = writeln!(
         out,
         "</dl>\n<p>Plots: medians, with a line from the least to the most. No \
-        difference: all of the interval is within 15 %. Sizes: {} is 1,048,576 bytes.</p>",
+        difference: all of the interval is within 15 %. SRC and DIR in a command: the files of the \
+        work, and the folder of the run. Sizes: {} is 1,048,576 bytes.</p>",
         size(1 << 20)
     );
     out

@@ -6,7 +6,6 @@ use super::{COLD, Entry, Planner, shown};
 use crate::bench::Failure;
 use crate::bench::live::State;
 use crate::bench::outcome::{Sweep, Unit};
-use crate::bench::place::Kind;
 use crate::bench::probe::Probe;
 use crate::copy::language::quote;
 use crate::copy::options::Method;
@@ -118,8 +117,9 @@ fn by_every_method(planner: &mut Planner<'_>, work: &Work) {
     }
     let auto = vec!["--reflink=never".to_owned()];
     engine_with(planner, work, "auto", auto, work.by_size("auto"));
-    let cp = |sources: &[String], to: &str| cp(&["--reflink=never"], sources, to);
-    command(planner, work, "cp", work.by_size("cp"), 0, &cp);
+    for cp in CPS {
+        command(planner, work, cp.name, work.by_size(cp.name), 0, &cp);
+    }
     for place in 1..planner.places.len() {
         through_a_mount(planner, work, place);
     }
@@ -127,33 +127,81 @@ fn by_every_method(planner: &mut Planner<'_>, work: &Work) {
 
 /// As a user of the mount, or of another directory, would copy there.
 fn through_a_mount(planner: &mut Planner<'_>, work: &Work, place: usize) {
-    let subject = &planner.places[place].subject;
-    let (name, kind) = (subject.name.clone(), subject.kind.clone());
-    let cp = |sources: &[String], to: &str| cp(&[], sources, to);
-    let who = format!("cp in {name}");
-    command(planner, work, &who, None, place, &cp);
-    if matches!(kind, Kind::Corfs(_)) {
+    let name = planner.places[place].subject.name.clone();
+    for cp in CPS {
+        let who = format!("{} in {name}", cp.name);
+        command(planner, work, &who, None, place, &cp);
+    }
+    if planner.places[place].is_corfs() {
         let who = format!(".copy in {name}");
-        command(planner, work, &who, None, place, &control);
+        command(planner, work, &who, None, place, &Control);
     }
 }
 
-fn cp(options: &[&str], sources: &[String], to: &str) -> Vec<String> {
-    let mut words = vec!["cp".to_owned()];
-    words.extend(options.iter().map(|&option| option.to_owned()));
-    words.extend_from_slice(sources);
-    words.push(to.to_owned());
-    words
+/// A program that copies.
+trait Program {
+    /// Its words, given sources and a folder.
+    fn words(&self, sources: &[String], to: &str) -> Vec<String>;
+
+    /// How one types them, for any sources SRC and folder DIR.
+    fn typed(&self) -> String;
 }
 
-/// A line for the `.copy` of the folder `to`.
-fn control(sources: &[String], to: &str) -> Vec<String> {
-    let script = "printf '%s\\n' \"$1\" >\"$2/.copy\"";
-    let names: Vec<String> = sources.iter().map(|source| relative(source, to)).collect();
-    let line = format!("--reflink=never {} .", names.join(" "));
-    ["sh", "-c", script, "sh", &line, to]
-        .map(str::to_owned)
-        .to_vec()
+/// cp, in one of its ways.
+struct Cp {
+    name: &'static str,
+    options: &'static [&'static str],
+}
+
+/// Reading and writing alone, as the methods beside it; and as people type it, when it may share
+/// extents or have the file system copy (FICLONE, copy_file_range).
+const CPS: [Cp; 2] = [
+    Cp {
+        name: "cp",
+        options: &["--reflink=never"],
+    },
+    Cp {
+        name: "cp by default",
+        options: &[],
+    },
+];
+
+impl Program for Cp {
+    fn words(&self, sources: &[String], to: &str) -> Vec<String> {
+        let options = self.options.iter().map(|&option| option.to_owned());
+        let words = ["cp".to_owned()].into_iter().chain(options);
+        let words = words.chain(sources.iter().cloned());
+        words.chain([to.to_owned()]).collect()
+    }
+
+    fn typed(&self) -> String {
+        self.words(&["SRC...".to_owned()], "DIR").join(" ")
+    }
+}
+
+/// A line for the `.copy` of the folder.
+struct Control;
+
+impl Control {
+    /// Without extents that are shared, as cp beside it.
+    fn line(names: &str) -> String {
+        format!("--reflink=never {names} .")
+    }
+}
+
+impl Program for Control {
+    fn words(&self, sources: &[String], to: &str) -> Vec<String> {
+        let script = "printf '%s\\n' \"$1\" >\"$2/.copy\"";
+        let names: Vec<String> = sources.iter().map(|source| relative(source, to)).collect();
+        let line = Self::line(&names.join(" "));
+        ["sh", "-c", script, "sh", &line, to]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    fn typed(&self) -> String {
+        format!("printf '%s\\n' '{}' >DIR/.copy", Self::line("../SRC..."))
+    }
 }
 
 /// A source as the folder of the copy names it: both lie next to each other in the root.
@@ -211,7 +259,7 @@ fn command(
     subject: &str,
     sweep: Option<Sweep>,
     place: usize,
-    words: &dyn Fn(&[String], &str) -> Vec<String>,
+    program: &dyn Program,
 ) {
     let sources: Vec<String> = sources(planner, place, work.size)
         .iter()
@@ -220,18 +268,10 @@ fn command(
     // The folder of each run has another name, of which nothing else depends.
     let root = planner.places[place].root().to_string_lossy().into_owned();
     let pattern = format!("{root}/@@");
-    let template = words(&sources, &pattern);
+    let template = program.words(&sources, &pattern);
     let typed = match place {
-        0 => format!(
-            "{} SRC... DIR",
-            template
-                .iter()
-                .take_while(|w| !w.starts_with('/'))
-                .cloned()
-                .collect::<Vec<_>>()
-                .join(" ")
-        ),
-        _ => format!("{subject}: {}", planner.places[place].command()),
+        0 => program.typed(),
+        _ => format!("{}; {}", planner.places[place].command(), program.typed()),
     };
     let probe = move |to: &Path| {
         let to = to.to_string_lossy();
