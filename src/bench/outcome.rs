@@ -45,8 +45,12 @@ pub(crate) struct About {
     pub(crate) amount: f64,
     pub(crate) unit: Unit,
     pub(crate) sweep: Option<Sweep>,
-    /// What does it, exactly.
+    /// What does it, exactly; of files and folders that differ from run to run, SRC and DIR.
     pub(crate) command: String,
+    /// Whether it is corfs, by the ways that one gets without choosing a method; `None` in a file
+    /// that is older than this mark.
+    #[serde(default)]
+    pub(crate) ours: Option<bool>,
 }
 
 /// What one run of the work cost, its process with all its threads.
@@ -131,6 +135,16 @@ pub(crate) struct Run {
 }
 
 impl Series {
+    /// Whether it is corfs.
+    pub(crate) fn is_ours(&self) -> bool {
+        let about = &self.about;
+        let by_words = || match about.command.strip_prefix("corfs ") {
+            Some(words) if words.starts_with("copy ") => about.subject == "auto",
+            other => other.is_some(),
+        };
+        about.ours.unwrap_or_else(by_words)
+    }
+
     pub(crate) fn new(about: About) -> Self {
         Self {
             about,
@@ -301,6 +315,7 @@ pub(crate) mod testing {
             unit: Unit::Operations,
             sweep: None,
             command: format!("do {work} as {subject}"),
+            ours: Some(false),
         });
         let sample = |(round, &seconds): (usize, &f64)| Sample {
             round,
@@ -351,6 +366,25 @@ mod tests {
         assert!(Run::read(&path).unwrap_err().0.contains("has layout 2"));
         save(&path, "{}").unwrap();
         assert!(Run::read(&path).unwrap_err().0.contains("no run"));
+    }
+
+    /// Before the mark, commands told.
+    #[test]
+    fn whose_is_not_told_in_an_old_file_is_guessed() {
+        let whose = |subject: &str, command: &str| {
+            let mut one = series("w", subject, false, &[]);
+            one.about.command = command.into();
+            let mut json = serde_json::to_value(&one).unwrap();
+            assert_eq!(
+                json.as_object_mut().unwrap().remove("ours"),
+                Some(false.into())
+            );
+            serde_json::from_value::<Series>(json).unwrap().is_ours()
+        };
+        assert!(whose("io=mmap", "corfs -f -o io=mmap a b"));
+        assert!(whose("auto", "corfs copy --reflink=never SRC... DIR"));
+        assert!(!whose("map-map", "corfs copy --method=map-map SRC... DIR"));
+        assert!(!whose("bindfs", "bindfs -f a b"));
     }
 
     #[test]

@@ -301,6 +301,7 @@ fn add(
         unit: Unit::Bytes,
         sweep,
         command,
+        ours: subject == "auto" || planner.places[place].is_corfs(),
         place,
         state: work.state,
         reads: &[&folder_of(work.size)],

@@ -77,6 +77,7 @@ fn add(planner: &mut Planner<'_>, work: &str, who: &str, touching: Touching, win
                 value: window as f64,
             }),
             command: at.command(),
+            ours: at.is_corfs(),
             place,
             state: State::Warm,
             reads: &["big"],

@@ -89,6 +89,7 @@ fn add(
             unit: Unit::Operations,
             sweep: None,
             command: at.command(),
+            ours: at.is_corfs(),
             place,
             state,
             reads,

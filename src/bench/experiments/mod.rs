@@ -145,6 +145,8 @@ struct Entry<'a> {
     sweep: Option<Sweep>,
     /// What does it, in words that can be typed.
     command: String,
+    /// Whether it is corfs, as one gets it without choosing a method.
+    ours: bool,
     place: usize,
     state: State,
     reads: &'a [&'a str],
@@ -172,6 +174,7 @@ impl Planner<'_> {
             unit: entry.unit,
             sweep: entry.sweep,
             command: entry.command,
+            ours: Some(entry.ours),
         }));
         self.plan.tasks.push(Task {
             place: entry.place,

@@ -195,6 +195,7 @@ fn add(planner: &mut Planner<'_>, work: &Work, place: usize, sweep: Option<Sweep
         },
         sweep,
         command: at.command(),
+        ours: at.is_corfs(),
         place,
         state: work.state,
         reads: &[name],

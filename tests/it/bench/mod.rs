@@ -115,10 +115,24 @@ fn copies_are_measured_by_every_method() {
             "read-write",
             "auto",
             "cp",
+            "cp by default",
             "cp in corfs",
+            "cp by default in corfs",
             ".copy in corfs",
         ] {
             assert_eq!(samples(named(&run, size, subject)), 2, "{size}, {subject}");
+        }
+        for (subject, ours, command) in [
+            ("map-map", false, "corfs copy --method=map-map "),
+            ("auto", true, "corfs copy --reflink=never SRC... DIR"),
+            ("cp", false, "cp --reflink=never SRC... DIR"),
+            ("cp in corfs", true, "; cp --reflink=never SRC... DIR"),
+            (".copy in corfs", true, ">DIR/.copy"),
+        ] {
+            let series = named(&run, size, subject);
+            assert_eq!(series["ours"], ours, "{subject}");
+            let typed = series["command"].as_str().unwrap();
+            assert!(typed.contains(command), "{subject}: {typed}");
         }
     }
     for work in ["copy 2 MiB, chunk 1 MiB", "copy 2 MiB, workers 2"] {
