@@ -571,10 +571,20 @@ impl Hung {
 }
 
 impl Drop for Hung {
-    /// Also of a test that has failed nothing is to hang.
+    /// Of a test that has failed nothing is to hang either, nor to stay mounted.
     fn drop(&mut self) {
+        if let Ok(Some(_)) = self.child.try_wait() {
+            // The bench has ended its peer, whose number may be another's by now.
+            return;
+        }
         let _ = self.child.kill();
         let _ = kill_process(self.peer, Signal::KILL);
+        let _ = self.child.wait();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+        for point in points.filter(|point| Path::new(point).starts_with(self.bench.place.path())) {
+            let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
 
