@@ -156,7 +156,12 @@ impl Live {
         tried.map_err(|trouble| {
             let place = self.tasks[at].place;
             self.places[place].doubt(&trouble);
-            trouble.words()
+            match trouble {
+                Trouble::Late(words) if !self.stop.asked() => {
+                    format!("{words}; --limit allows for more")
+                }
+                other => other.words(),
+            }
         })
     }
 

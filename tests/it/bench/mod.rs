@@ -613,7 +613,12 @@ fn a_peer_that_hangs_is_given_up_and_the_others_go_on() {
     let work = "sequential 1 MiB, O_DIRECT";
     let failed = || named(&saved(&hung.bench.json()), work, "it")["failed"].clone();
     wait_until("it is left out", PATIENCE, || !failed().is_null());
-    assert!(failed().as_str().unwrap().contains("given up after 3 s"));
+    assert!(
+        failed()
+            .as_str()
+            .unwrap()
+            .contains("given up after 3 s; --limit")
+    );
     let rounds = || samples(named(&saved(&hung.bench.json()), work, "native"));
     let before = rounds();
     wait_until("the others go on", PATIENCE, || rounds() > before);
