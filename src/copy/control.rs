@@ -384,7 +384,9 @@ impl ControlHandle {
     /// that count as written or the error of the first line; from the handle's worker when lines
     /// are to be run, else before this returns.
     ///
-    /// Writes on one handle run in order. See `copy::lines` for short counts.
+    /// Writes on one handle run in order. See `copy::lines` for short counts. `is_cut`: the kernel
+    /// may have more of the same write(2), which it will hand on as another if all of this counts
+    /// as written.
     ///
     /// # Errors
     /// To `done`: EPERM when the writer is not the opener's user (a descriptor given to a setuid
@@ -395,6 +397,7 @@ impl ControlHandle {
         self: &Arc<Self>,
         writer: Writer,
         data: &[u8],
+        is_cut: bool,
         done: Box<dyn FnOnce(Result<u32>) + Send>,
     ) {
         if writer.uid != self.user {
@@ -403,7 +406,13 @@ impl ControlHandle {
         }
         match self.keep_part_of_line(writer, data) {
             Some(answer) => done(answer),
-            None => self.enqueue(writer, Pass::write(data.to_vec()), data, Reply::Write(done)),
+            None => {
+                let pass = match is_cut {
+                    true => Pass::cut_write(data.to_vec()),
+                    false => Pass::write(data.to_vec()),
+                };
+                self.enqueue(writer, pass, data, Reply::Write(done));
+            }
         }
     }
 

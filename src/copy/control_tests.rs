@@ -123,7 +123,7 @@ impl Desk {
             let _ = sender.send(outcome.map_err(|fail| fail.errno));
         };
         self.handle
-            .write(self.writer, data.as_bytes(), Box::new(done));
+            .write(self.writer, data.as_bytes(), false, Box::new(done));
         answer
     }
 
@@ -438,7 +438,8 @@ fn a_defect_answers_the_writer_and_stops_nobody_else() {
     assert_eq!(desk.write("a panic\n"), Err(Errno::IO));
     assert_eq!(desk.write("a b\n"), Ok(4));
     let handle = Arc::clone(&desk.handle);
-    handle.write(desk.writer, b"a c\n", Box::new(|_| panic!("on purpose")));
+    let answer = Box::new(|_| panic!("on purpose"));
+    handle.write(desk.writer, b"a c\n", false, answer);
     assert_eq!(desk.write("a d\n"), Ok(4));
     world.jobs.shutdown();
 }

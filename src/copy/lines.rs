@@ -27,6 +27,7 @@ pub(super) struct Pass {
     end: usize,
     begun: bool,
     is_flush: bool,
+    is_cut: bool,
     answer: Option<Result<usize>>,
 }
 
@@ -39,7 +40,17 @@ impl Pass {
             end: 0,
             begun: false,
             is_flush: false,
+            is_cut: false,
             answer: None,
+        }
+    }
+
+    /// The bytes of a write(2) that the kernel may have cut here: then the rest is a write of its
+    /// own, whose errno the writer never sees, for he is answered with the length of this one.
+    pub(super) fn cut_write(data: Vec<u8>) -> Self {
+        Self {
+            is_cut: true,
+            ..Self::write(data)
         }
     }
 
@@ -75,6 +86,9 @@ impl Lines {
     /// with the rest, and gets the errno without a second try. The errors are that of the first
     /// line in this write, and EINVAL for a line of more than 64 KiB. A flush executes a last line
     /// that has no newline, and answers an error that no write has answered.
+    ///
+    /// A write that may be cut ([`Pass::cut_write`]) is answered short, too: the kernel then hands
+    /// on no more of it, and the writer comes again with a line's beginning.
     pub(super) fn next(&mut self, pass: &mut Pass) -> Step {
         let begins = !std::mem::replace(&mut pass.begun, true);
         if let Some(answer) = pass.answer.take() {
@@ -115,6 +129,10 @@ impl Lines {
 
     /// What is behind the last newline of a write.
     fn rest(&mut self, pass: &Pass) -> Result<usize> {
+        if pass.is_cut && pass.done > 0 {
+            // The newline alone is an empty line when it comes again.
+            return Ok(pass.done.min(pass.data.len() - 1));
+        }
         match self.begin(&pass.data[pass.done..]) {
             Ok(()) => Ok(pass.data.len()),
             Err(fail) if pass.done == 0 => {
@@ -294,6 +312,22 @@ mod tests {
             "asked anew, run anew"
         );
         assert_eq!(desk.ran, ["a", "!b", "!b"]);
+    }
+
+    #[test]
+    fn a_write_that_may_be_cut_is_answered_short_at_a_newline() {
+        let cut = |desk: &mut Desk, data: &str| desk.run(Pass::cut_write(data.into()));
+        let mut desk = Desk::new();
+        assert_eq!(cut(&mut desk, "a\nb\n!c"), Ok(4), "within a line");
+        assert!(desk.lines.is_settled());
+        assert_eq!(desk.write("!c\nd\n"), Err(Errno::NOSPC));
+        assert_eq!(cut(&mut desk, "a\nb\n"), Ok(3), "at its end");
+        assert_eq!(desk.write("\n!c\nd\n"), Ok(1));
+        assert_eq!(desk.write("!c\nd\n"), Err(Errno::NOSPC));
+        assert_eq!(desk.ran, ["a", "b", "!c", "a", "b", "", "!c"]);
+        assert_eq!(cut(&mut desk, "a\n!b\nc\n"), Ok(2));
+        assert_eq!(cut(&mut desk, "!b\nc\n"), Err(Errno::NOSPC));
+        assert_eq!(cut(&mut desk, "e"), Ok(1), "there is nothing to be short by");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::convert;
 use super::oplog::{OpLog, take_noted};
 use crate::copy::{ControlHandle, Jobs, Writer};
-use crate::mirror::{self, Attr, Caller, Inode, InodeTable, Mirror, NodeId, ROOT};
+use crate::mirror::{self, Attr, Caller, Inode, InodeTable, MAX_READ, Mirror, NodeId, ROOT};
 use crate::observe::{Fallback, Metrics, ReadMode};
 use crate::sys::watch::umask_of;
 use crate::sys::{Errno, Fail, Result};
@@ -367,7 +367,7 @@ impl ControlFiles {
             Ok(count) => reply.written(count),
             Err(fail) => reply.error(convert::errno(&fail)),
         });
-        copy.write(writer(request), data, done);
+        copy.write(writer(request), data, may_be_cut(data.len()), done);
     }
 
     /// Runs a last line that has no newline.
@@ -459,6 +459,12 @@ impl ControlFiles {
     pub(super) fn shutdown(&self) {
         self.jobs.shutdown();
     }
+}
+
+/// Whether a write of so many bytes may be the beginning of a longer one: as much as fits in a
+/// request, less what its buffer is off the beginning of a page.
+fn may_be_cut(bytes: usize) -> bool {
+    bytes > MAX_READ - rustix::param::page_size()
 }
 
 fn writer(request: &Request) -> Writer {

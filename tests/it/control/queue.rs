@@ -265,3 +265,51 @@ fn a_plan_stops_at_the_line_that_fails() {
     assert_eq!(names(&source.path().join("d")).len(), 500);
     assert_eq!(jobs(mount.path()).matches("missing -> d/x").count(), 1);
 }
+
+/// Comments that take so many bytes.
+fn comments(bytes: usize) -> String {
+    let mut text = format!("#{:62}\n", "").repeat(bytes / 64 - 1);
+    let last = bytes - text.len() - "#\n".len();
+    text += &format!("#{:last$}\n", "");
+    text
+}
+
+/// The kernel hands on a large write(2) in parts, and who writes is told the length of those before
+/// one that fails, never its errno.
+#[test]
+fn a_plan_in_one_large_write_stops_at_the_line_that_fails() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    const PART: usize = 1 << 20;
+    let fails = "missing d/x\n";
+    let mut room = vec![0; 2 * PART];
+    let page = room.as_ptr().align_offset(4096);
+    // A part ends where its pages do; the line that fails ends there, stands across, or begins.
+    for (skew, before) in [(0, fails.len()), (0, 5), (0, 0), (16, 5), (16, 0)] {
+        let (source, mount) = world("rw");
+        let first = "f d/first\n";
+        let filling = comments(PART - skew - before - first.len());
+        let rest = comments(PART / 2);
+        let plan = format!("{first}{filling}{fails}f d/never\n{rest}");
+        let place = &mut room[page + skew..][..plan.len()];
+        place.copy_from_slice(plan.as_bytes());
+
+        let fd = open_control(mount.path()).unwrap();
+        let mut left = &*place;
+        let end = loop {
+            assert!(!left.is_empty(), "it does not stop");
+            match rustix::io::write(&fd, left) {
+                Ok(count) => left = &left[count..],
+                Err(errno) => break errno,
+            }
+        };
+        assert_eq!(end, Errno::NOENT);
+        assert!(left.starts_with(fails.as_bytes()), "it stops elsewhere");
+        assert_eq!(close(fd), Ok(()));
+        let list = jobs(mount.path());
+        assert_eq!(list.matches("missing -> d/x").count(), 1, "{list}");
+        assert_eq!(list.matches("  failed  ").count(), 1, "{list}");
+        assert_eq!(names(&source.path().join("d")), ["first"]);
+    }
+}
