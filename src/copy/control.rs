@@ -493,16 +493,22 @@ impl ControlHandle {
         }
     }
 
-    /// There is nobody to go on with what is here.
+    /// There is nobody to go on with what is here. Lines that are done count: who is told of none
+    /// would come again with all.
     fn refuse_all(&self, fail: &Fail) {
-        let tasks: Vec<Task> = {
+        let tasks: Vec<(Task, Result<usize>)> = {
             let mut state = self.state.lock();
+            let state = &mut *state;
             state.busy = false;
-            let current = state.current.take();
-            current.into_iter().chain(state.queue.drain(..)).collect()
+            let current = state.current.take().map(|mut task| {
+                let outcome = state.lines.give_up(&mut task.pass, fail.clone());
+                (task, outcome)
+            });
+            let waiting = state.queue.drain(..).map(|task| (task, Err(fail.clone())));
+            current.into_iter().chain(waiting).collect()
         };
-        for task in tasks {
-            self.answer(task.answer, Err(fail.clone()), task.bytes);
+        for (task, outcome) in tasks {
+            self.answer(task.answer, outcome, task.bytes);
         }
     }
 

@@ -554,6 +554,25 @@ fn long_writes_are_read_in_parts() {
 }
 
 #[test]
+fn a_write_that_nobody_goes_on_with_counts_what_is_done() {
+    let world = World::new();
+    let desk = world.open();
+    let first = desk.send("a b\na hold\na c\n");
+    while !world.path("hold").exists() {
+        std::thread::yield_now();
+    }
+    let second = desk.send("a d\n");
+    // As when no thread can be had.
+    let fail = Fail::new(Errno::AGAIN, "thread");
+    desk.handle.refuse_all(&fail);
+    assert_eq!(first.recv_timeout(PATIENCE).unwrap(), Ok(4));
+    assert_eq!(second.recv_timeout(PATIENCE).unwrap(), Err(Errno::AGAIN));
+    world.release.send(()).unwrap();
+    world.jobs.shutdown();
+    assert_eq!(world.listing(), ["a", "b", "hold"]);
+}
+
+#[test]
 fn one_users_waiting_writes_keep_no_other_out() {
     let world = World::new();
     let holders: Vec<_> = (0..4)

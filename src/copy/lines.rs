@@ -175,6 +175,20 @@ impl Lines {
         }
     }
 
+    /// The answer when nobody can go on with a write or a flush, and no line of it is being
+    /// executed: what is done counts, and else it is `fail`.
+    pub(super) fn give_up(&mut self, pass: &mut Pass, fail: Fail) -> Result<usize> {
+        if pass.is_through()
+            && let Step::Answer(answer) = self.next(pass)
+        {
+            return answer;
+        }
+        match pass.done {
+            0 => Err(fail),
+            done => Ok(done),
+        }
+    }
+
     /// Bytes of a line whose end has not come.
     pub(super) fn begun(&self) -> usize {
         self.partial.len()
@@ -327,7 +341,11 @@ mod tests {
         assert_eq!(desk.ran, ["a", "b", "!c", "a", "b", "", "!c"]);
         assert_eq!(cut(&mut desk, "a\n!b\nc\n"), Ok(2));
         assert_eq!(cut(&mut desk, "!b\nc\n"), Err(Errno::NOSPC));
-        assert_eq!(cut(&mut desk, "e"), Ok(1), "there is nothing to be short by");
+        assert_eq!(
+            cut(&mut desk, "e"),
+            Ok(1),
+            "there is nothing to be short by"
+        );
     }
 
     #[test]
@@ -339,6 +357,36 @@ mod tests {
         assert_eq!(desk.flush(), Err(Errno::NOSPC));
         assert_eq!(desk.flush(), Ok(()));
         assert_eq!(desk.ran, ["a", "!b", "d", "e"]);
+    }
+
+    #[test]
+    fn who_is_given_up_is_told_what_is_done() {
+        let mut desk = Desk::new();
+        // So many lines are executed before it.
+        let mut given_up = |mut pass: Pass, lines: usize, outcome: Result<()>| {
+            for line in 1..=lines {
+                assert!(matches!(desk.lines.next(&mut pass), Step::Line(_)));
+                let outcome = if line == lines {
+                    outcome.clone()
+                } else {
+                    Ok(())
+                };
+                desk.lines.executed(&mut pass, outcome);
+            }
+            let fail = Fail::new(Errno::AGAIN, "thread");
+            let answer = desk.lines.give_up(&mut pass, fail);
+            answer.map_err(|fail| fail.errno)
+        };
+        let full = || Err(Fail::new(Errno::NOSPC, "test"));
+        let write = |data: &str| Pass::write(data.into());
+        assert_eq!(given_up(write("a\nb\n"), 0, Ok(())), Err(Errno::AGAIN));
+        assert_eq!(given_up(write("a\nb\nc\n"), 1, Ok(())), Ok(2));
+        assert_eq!(given_up(write("!\nb\n"), 1, full()), Err(Errno::NOSPC));
+        assert_eq!(given_up(write("a\n!\nb\n"), 2, full()), Ok(2));
+        assert_eq!(given_up(write("!\nb\n"), 0, Ok(())), Err(Errno::AGAIN));
+        assert_eq!(given_up(write("a\nb"), 1, Ok(())), Ok(3));
+        assert_eq!(given_up(Pass::flush(), 1, Ok(())), Err(Errno::NOSPC));
+        assert_eq!(given_up(Pass::flush(), 0, Ok(())), Err(Errno::AGAIN));
     }
 
     #[test]
