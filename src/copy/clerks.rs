@@ -65,7 +65,7 @@ impl Clerks {
     fn next(&self) -> Option<(u32, Arc<ControlHandle>)> {
         let mut desk = self.desk.lock();
         loop {
-            if let Some(next) = desk.turns.pop(|_| true) {
+            if let Some(next) = desk.turns.pop(|_, _| true) {
                 return Some(next);
             }
             desk.resting += 1;

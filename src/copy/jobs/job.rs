@@ -152,6 +152,11 @@ impl Job {
         user == 0 || user == self.owner
     }
 
+    /// Whether it has a thread, though that may be held.
+    pub(super) fn has_begun(&self) -> bool {
+        self.course.lock().state == State::Running
+    }
+
     /// Bytes of the words that are kept of it.
     pub(super) fn text_len(&self) -> usize {
         let error = self.course.lock().error.as_ref().map_or(0, |fail| {

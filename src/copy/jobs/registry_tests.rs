@@ -3,7 +3,8 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::super::table::{
-    MOST_ENDED, MOST_LIVE, MOST_PARKED, MOST_RUNNING, MOST_STUCK, MOST_TEXT, MOST_WEIGHT,
+    MOST_ENDED, MOST_LIVE, MOST_PARKED, MOST_RUNNING, MOST_STUCK, MOST_TEXT, MOST_THREADS,
+    MOST_WEIGHT,
 };
 use super::*;
 use crate::copy::progress::LOOK;
@@ -248,7 +249,7 @@ fn callers_get_their_turns_alternately() {
         table.running.give_back(1, 1);
         table.running.give_back(2, 1);
         let mut turns = Vec::new();
-        while let Some((owner, number)) = table.turns.pop(|_| true) {
+        while let Some((owner, number)) = table.turns.pop(|_, _| true) {
             turns.push((owner, number));
         }
         let owners: Vec<_> = turns.iter().map(|(owner, _)| *owner).collect();
@@ -405,6 +406,41 @@ fn no_more_are_held_within_their_course_than_may_be() {
         Errno::AGAIN
     );
     more.finish();
+    registry.cancel(0, Which::All).unwrap();
+    for job in held {
+        assert_eq!(job.end(), Err(Errno::CANCELED));
+    }
+    await_quiet(&registry);
+}
+
+#[test]
+fn held_and_hanging_jobs_of_many_keep_nobody_from_a_turn() {
+    let registry = registry();
+    let mut held = Vec::new();
+    for owner in 1..=4 {
+        for _ in 0..MOST_PARKED.0 {
+            let job = enter(&registry, owner, false);
+            await_state(&registry, &job, State::Running);
+            registry.hold(owner, job.number, true).unwrap();
+            held.push(job);
+        }
+    }
+    assert_eq!(registry.table.lock().parked.taken(), MOST_PARKED.1);
+    for owner in 1..=5 {
+        enter(&registry, owner, false).finish();
+    }
+    // More of them would be too many, but for one who has none.
+    for (owner, wanted) in [(5, Ok(())), (5, Err(Errno::AGAIN)), (1, Err(Errno::AGAIN))] {
+        let job = enter(&registry, owner, false);
+        await_state(&registry, &job, State::Running);
+        let outcome = registry.hold(owner, job.number, true);
+        assert_eq!(outcome.map_err(|fail| fail.errno), wanted);
+        held.push(job);
+    }
+    // Nor do threads that never come back: one who has nothing running begins.
+    registry.table.lock().stuck.take(6, MOST_THREADS);
+    enter(&registry, 7, false).finish();
+    registry.table.lock().stuck.give_back(6, MOST_THREADS);
     registry.cancel(0, Which::All).unwrap();
     for job in held {
         assert_eq!(job.end(), Err(Errno::CANCELED));

@@ -98,9 +98,14 @@ impl<T> Turns<T> {
         &mut self.queues[at].1
     }
 
-    /// The next item of the one who has waited longest since his last turn, of those who may.
-    pub(in crate::copy) fn pop(&mut self, may: impl Fn(u32) -> bool) -> Option<(u32, T)> {
-        let at = self.queues.iter().position(|(who, _)| may(*who))?;
+    /// The next item of the one who has waited longest since his last turn, of those who may have
+    /// theirs.
+    pub(in crate::copy) fn pop(&mut self, may: impl Fn(u32, &T) -> bool) -> Option<(u32, T)> {
+        let first = |queue: &VecDeque<T>, who| queue.front().is_some_and(|item| may(who, item));
+        let at = self
+            .queues
+            .iter()
+            .position(|(who, queue)| first(queue, *who))?;
         let (who, mut queue) = self.queues.remove(at)?;
         let item = queue.pop_front();
         if !queue.is_empty() {
@@ -146,7 +151,7 @@ mod tests {
         turns.push(2, 11);
         turns.push(3, 20);
         let mut order = Vec::new();
-        while let Some((_, item)) = turns.pop(|_| true) {
+        while let Some((_, item)) = turns.pop(|_, _| true) {
             order.push(item);
         }
         assert_eq!(order, [0, 10, 20, 1, 11, 2, 3]);
@@ -159,10 +164,11 @@ mod tests {
         turns.push(1, 'a');
         turns.push(2, 'b');
         turns.push_front(2, 'c');
-        assert_eq!(turns.pop(|who| who != 1), Some((2, 'c')));
+        assert_eq!(turns.pop(|who, _| who != 1), Some((2, 'c')));
         turns.remove(2, |item| *item == 'b');
-        assert_eq!(turns.pop(|who| who != 1), None);
-        assert_eq!(turns.pop(|_| true), Some((1, 'a')));
+        assert_eq!(turns.pop(|who, _| who != 1), None);
+        assert_eq!(turns.pop(|_, item| *item != 'a'), None);
+        assert_eq!(turns.pop(|_, _| true), Some((1, 'a')));
         assert!(turns.is_empty());
     }
 }

@@ -17,7 +17,9 @@ use crate::sys::{Errno, Fail, Result};
 /// Copies that run at the same time; more only make the disk's head wander. One who has none
 /// running need not wait for the others'.
 pub(super) const MOST_RUNNING: usize = 4;
-/// Threads of copies, whoever they are for.
+/// Threads of copies that run or hang, whoever they are for; one who has none running need not wait
+/// for the others' here, either. Those of held copies are bounded by themselves: they may stay for
+/// ever, and would be turns that nobody gets.
 pub(super) const MOST_THREADS: usize = 64;
 /// Jobs that wait or run: of one, of all, and of anybody whatever the others have.
 pub(super) const MOST_LIVE: (usize, usize, usize) = (1024, 4096, 16);
@@ -148,7 +150,11 @@ impl Table {
         }
         if course.has_turn {
             if !self.parked.allows(job.owner, 1) {
-                let why = "too many copies are paused within their course";
+                let (own, all) = (self.parked.of(job.owner), self.parked.taken());
+                let why = format!(
+                    "{own} copies of that user, {all} of all, are paused within their course; let \
+                     one go on, or cancel it"
+                );
                 return Err(Fail::new(Errno::AGAIN, "pause").because(why));
             }
             self.parked.take(job.owner, 1);
@@ -175,20 +181,18 @@ impl Table {
     /// without one.
     pub(super) fn next(&mut self) -> Option<Arc<Job>> {
         loop {
-            let threads = self.running.taken() + self.parked.taken() + self.stuck.taken();
-            let (running, stuck) = (&self.running, &self.stuck);
-            let (owner, number) = self
-                .turns
-                .pop(|who| running.allows(who, 1) && stuck.of(who) < MOST_STUCK.0)?;
+            let (running, stuck, live) = (&self.running, &self.stuck, &self.live);
+            let is_room = running.taken() + stuck.taken() < MOST_THREADS;
+            let has_thread = |number: &u64| live.get(number).is_none_or(|job| job.has_begun());
+            let (owner, number) = self.turns.pop(|who, number| {
+                let may = running.allows(who, 1) && stuck.of(who) < MOST_STUCK.0;
+                may && (is_room || running.of(who) == 0 || has_thread(number))
+            })?;
             let Some(job) = self.live.get(&number).cloned() else {
                 continue;
             };
             let mut course = job.course.lock();
             let has_thread = course.state == State::Running;
-            if !has_thread && threads >= MOST_THREADS {
-                self.turns.push_front(owner, number);
-                return None;
-            }
             self.running.take(owner, 1);
             course.has_turn = true;
             course.state = State::Running;

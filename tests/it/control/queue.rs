@@ -187,6 +187,49 @@ fn one_users_copies_keep_no_other_waiting() {
 }
 
 #[test]
+fn copies_that_many_have_paused_keep_nobody_waiting() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let (source, mount) = slow_world("allow_other");
+    let at = mount.path();
+    set_mode(&source.path().join("own"), 0o777);
+    let mut number = 0;
+    // Each pauses as many as one may.
+    for user in USER..USER + 4 {
+        apart(Some((user, OTHER)), || {
+            for _ in 0..16 {
+                number += 1;
+                tell(at, format!("--limit 1K big own/{number} &\n")).unwrap();
+                await_state(&mount, number, "running");
+                tell(at, format!("--pause {number}\n")).unwrap();
+            }
+        });
+    }
+    // One who has paused none, and one who has.
+    for user in [USER + 4, USER] {
+        let to = format!("own/of-{user}");
+        number += 1;
+        // Not one that is waited for: who never gets a turn would wait for ever.
+        apart(Some((user, OTHER)), || {
+            tell(at, format!("f {to} &\n")).unwrap()
+        });
+        await_state(&mount, number, "done");
+        assert_copied(&source.path().join(to));
+    }
+    apart(Some((USER, OTHER)), || {
+        tell(at, "--limit 1K big own/more &\n").unwrap();
+        let more = number + 1;
+        await_state(&mount, more, "running");
+        assert_eq!(tell(at, format!("--pause {more}\n")), Err(Errno::AGAIN));
+        let words = "16 copies of that user, 64 of all, are paused within their course";
+        assert!(jobs(at).contains(words), "{}", jobs(at));
+    });
+    tell(at, "--cancel all\n").unwrap();
+    await_state(&mount, 1, "cancelled");
+}
+
+#[test]
 fn an_idle_copy_runs_behind_all_others_in_the_sandbox_too() {
     if !require(&[Need::Fuse]) {
         return;
