@@ -13,6 +13,8 @@ use crate::sys::{Errno, Fail, Result};
 
 /// Files of a tree whose errors are kept in words; all are counted.
 const MOST_FAILURES: usize = 100;
+/// All that a copy says that was told to stop, unless it has left something behind.
+pub(super) const CANCELLED: &str = "cancelled";
 /// How long one who waits sleeps before he looks whether he is cancelled.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
 
@@ -300,7 +302,7 @@ impl Progress {
 }
 
 fn cancelled() -> Fail {
-    Fail::new(Errno::INTR, "copy").because("cancelled")
+    Fail::new(Errno::INTR, "copy").because(CANCELLED)
 }
 
 #[cfg(test)]

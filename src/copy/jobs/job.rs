@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::registry::Waiting;
 use super::view::{Meter, State};
-use crate::copy::progress::Progress;
+use crate::copy::progress::{CANCELLED, Progress};
 use crate::sys::{Errno, Fail, Result};
 
 /// What a job does, on a thread of its own.
@@ -47,6 +47,22 @@ impl Cause {
                 "the file system has not answered for {} s (source_timeout_write)",
                 patience.as_secs_f64()
             )),
+        }
+    }
+
+    /// The same, with what the copy says beyond having been cancelled: that `--inplace` leaves a
+    /// mixture.
+    fn fail_with(self, own: &Fail) -> Fail {
+        let fail = self.fail();
+        let own = own.detail.as_deref().unwrap_or_default();
+        let own = own.strip_prefix(CANCELLED).unwrap_or(own);
+        match (own.trim_start_matches("; "), fail.detail.as_deref()) {
+            ("", _) => fail,
+            (own, None) => fail.because(own),
+            (own, Some(why)) => {
+                let words = format!("{why}; {own}");
+                fail.because(words)
+            }
         }
     }
 }
@@ -130,7 +146,9 @@ impl Course {
         let told = |fail: &Fail| fail.errno == Errno::INTR;
         (self.state, self.error) = match (outcome, self.stop) {
             (Ok(()), _) => (State::Done, None),
-            (Err(fail), Some((cause, _))) if told(&fail) => (cause.state(), Some(cause.fail())),
+            (Err(fail), Some((cause, _))) if told(&fail) => {
+                (cause.state(), Some(cause.fail_with(&fail)))
+            }
             (Err(fail), None) if told(&fail) => (State::Cancelled, Some(fail)),
             (Err(fail), _) => (State::Failed, Some(fail)),
         };

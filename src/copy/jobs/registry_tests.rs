@@ -291,6 +291,29 @@ fn what_waits_is_cancelled_without_ever_running() {
 }
 
 #[test]
+fn what_a_cancelled_job_has_left_behind_is_told() {
+    let registry = registry();
+    let error = |held: &Held| {
+        let views = registry.views(1);
+        let view = views.into_iter().find(|view| view.number == held.number);
+        view.unwrap().error.unwrap()
+    };
+    for (detail, wanted) in [
+        ("cancelled; a mixture", "cancelled; a mixture: "),
+        ("cancelled", "copy: cancelled: "),
+    ] {
+        let held = enter(&registry, 1, true);
+        await_state(&registry, &held, State::Running);
+        registry.cancel(1, Which::One(held.number)).unwrap();
+        let stopped = Fail::new(Errno::INTR, "copy").because(detail);
+        held.release.send(Err(stopped)).unwrap();
+        assert_eq!(held.end(), Err(Errno::CANCELED));
+        assert!(error(&held).contains(wanted), "{}", error(&held));
+    }
+    await_quiet(&registry);
+}
+
+#[test]
 fn what_is_anothers_is_not_there_but_for_root() {
     let registry = registry();
     let held = enter(&registry, 1, false);

@@ -127,6 +127,29 @@ fn a_held_copy_goes_on() {
 }
 
 #[test]
+fn a_cancelled_copy_in_place_says_what_it_leaves() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let (source, mount) = slow_world("rw");
+    let at = mount.path();
+    source.file("stands", &content(3, 0, 6 << 20));
+    tell(at, "--inplace --limit 1M --chunk 64K big stands &\n").unwrap();
+    wait_until("bytes are written", PATIENCE, || {
+        list(&mount)[0]["bytes_done"] != 0
+    });
+    tell(at, "--cancel 1\n").unwrap();
+    assert_eq!(tell(at, "--wait 1\n"), Err(Errno::CANCELED));
+    assert_eq!(state(&mount, 1), "cancelled");
+    let error = list(&mount)[0]["error"].to_string();
+    assert!(
+        error.contains("it may be a mixture of old and new"),
+        "{error}"
+    );
+    assert!(jobs(at).contains("it may be a mixture of old and new"));
+}
+
+#[test]
 fn a_caller_sees_and_stops_its_own_and_root_all() {
     if !require(&[Need::Fuse, Need::Root]) {
         return;
