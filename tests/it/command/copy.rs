@@ -212,6 +212,15 @@ fn programs_are_told_of_progress() {
     }
 }
 
+/// Two minutes' work.
+const SLOW: [&str; 5] = [
+    "--reflink=never",
+    "--limit=64K",
+    "--chunk=64K",
+    "big",
+    "new",
+];
+
 /// A copy that is so slow that there is time to stop it; killed and reaped on drop.
 struct Slow(Child);
 
@@ -226,19 +235,18 @@ impl Slow {
 
     /// Copies `big` to `new` in that folder.
     fn start(work: &Path) -> Self {
+        Self::start_with(work, &SLOW)
+    }
+
+    /// `corfs copy` with words in that folder.
+    fn start_with(work: &Path, words: &[&str]) -> Self {
         // What a shell starts in the background ignores SIGINT, and so may this test.
         let mut command = Command::new("env");
         let child = command
             .arg("--default-signal=INT,TERM,HUP")
             .arg(env!("CARGO_BIN_EXE_corfs"))
-            .args([
-                "copy",
-                "--reflink=never",
-                "--limit=64K",
-                "--chunk=64K",
-                "big",
-                "new",
-            ])
+            .arg("copy")
+            .args(words)
             .current_dir(work)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -601,6 +609,36 @@ fn who_waits_for_a_mount_is_stopped_too() {
         assert_untouched(&folder);
         drop(mount);
     }
+}
+
+#[test]
+fn who_is_cancelled_by_another_is_told_so() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let folder = Slow::prepared();
+    let mount = Mount::of(folder.path()).start();
+    let mut command = copy(mount.path(), SLOW);
+    let child = command
+        .arg("--json")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start");
+    wait_until("it is the mount's", PATIENCE, || jobs_of(&mount) > 0.0);
+    run(&mut sh(mount.path(), "echo --cancel 1 > .copy"));
+    let out = child.wait_with_output().expect("its end");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("cancelled by another"), "{stderr}");
+    let told = objects(&out);
+    let result = told.last().expect("a result");
+    assert_eq!(result["type"], "result");
+    assert_eq!(result["state"], "cancelled", "{result}");
+    assert_eq!(result["errno"], libc::ECANCELED, "{result}");
+    drop(mount);
+    assert_untouched(&folder);
 }
 
 #[test]

@@ -71,6 +71,13 @@ struct Why {
     words: String,
 }
 
+impl Why {
+    /// It was told to stop: by a signal to this process, or by another's word to the mount's job.
+    fn is_cancel(&self) -> bool {
+        matches!(self.errno, Errno::INTR | Errno::CANCELED)
+    }
+}
+
 /// What came of it.
 #[derive(Debug)]
 struct Outcome {
@@ -150,7 +157,7 @@ fn remedy(errno: Errno) -> &'static str {
         Errno::BUSY => "; copy it again when nobody changes it",
         Errno::AGAIN => "; try again when others are done",
         Errno::OPNOTSUPP => "; leave the method to corfs (--method=auto)",
-        Errno::INTR => "; it was cancelled by another, or the mount has gone",
+        Errno::CANCELED => "; it was cancelled by another, or the mount has gone",
         _ => "",
     }
 }

@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use super::{Failed, Outcome, Standing, Telling};
 use crate::fuse::session::refusal::{Refusal, said};
-use crate::sys::Errno;
 
 /// A bar that would be gone at once is not shown.
 const MOMENT: Duration = Duration::from_millis(300);
@@ -176,7 +175,7 @@ fn lines(outcome: &Outcome, seconds: f64) -> std::io::Result<()> {
     let why = outcome.end.as_ref().err();
     let state = match why {
         None => "done",
-        Some(why) if why.errno == Errno::INTR => "cancelled",
+        Some(why) if why.is_cancel() => "cancelled",
         Some(_) => "failed",
     };
     print(&Line::Result {
