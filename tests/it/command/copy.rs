@@ -328,6 +328,67 @@ fn who_is_told_to_stop_cleans_up_and_ends_by_that_signal() {
 }
 
 #[test]
+fn the_same_words_go_on_from_what_ctrl_c_has_left() {
+    let folder = Slow::prepared();
+    let at = folder.path();
+    // A range of 4 MiB takes two seconds.
+    let words = |limit| {
+        [
+            "--resume",
+            "--reflink=never",
+            limit,
+            "--chunk=64K",
+            "big",
+            "new",
+        ]
+    };
+    let mut slow = Slow::start_with(at, &words("--limit=2M"));
+    let is_recorded = |name: &String| {
+        // The header alone has 112 bytes.
+        let journal = name.ends_with(".journal").then(|| at.join(name));
+        journal.is_some_and(|path| fs::metadata(path).is_ok_and(|journal| journal.len() > 112))
+    };
+    wait_until("a range is recorded", PATIENCE, || {
+        names(at).iter().any(is_recorded)
+    });
+    slow.signal(Signal::INT);
+    let (ended, words_of_end) = slow.end();
+    assert_eq!(ended, Some(libc::SIGINT), "{words_of_end}");
+    assert!(
+        words_of_end.contains("the same words again go on from there"),
+        "{words_of_end}"
+    );
+    assert_eq!(read_file(&at.join("new")), b"old");
+    assert!(names(at).iter().any(is_recorded), "{:?}", names(at));
+    copies(&mut copy(at, words("--limit=100M")));
+    assert_content(3, 0, &read_file(&at.join("new")));
+    assert_eq!(names(at), ["big", "new"]);
+}
+
+#[test]
+fn an_idle_copy_has_no_thread_that_is_not() {
+    let folder = Slow::prepared();
+    let words = [&["--priority=idle", "--workers=2"], &SLOW[..]].concat();
+    let slow = Slow::start_with(folder.path(), &words);
+    wait_until("bytes move", PATIENCE, || is_writing(slow.0.id()));
+    let tasks = fs::read_dir(format!("/proc/{}/task", slow.0.id())).expect("a process");
+    let stats = tasks.flatten().filter_map(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).ok();
+        // It copies nothing.
+        stat.filter(|stat| !stat.contains("(corfs-look)"))
+    });
+    // The 41st field (proc_pid_stat(5)); the third follows the name.
+    let policy = |stat: String| stat.rsplit(") ").next()?.split(' ').nth(38)?.parse().ok();
+    let policies: Vec<Option<u32>> = stats.map(policy).collect();
+    assert!(!policies.is_empty());
+    // SCHED_IDLE is 5.
+    assert!(
+        policies.iter().all(|policy| *policy == Some(5)),
+        "{policies:?}"
+    );
+}
+
+#[test]
 fn under_nohup_a_hangup_stops_nothing() {
     let folder = world();
     let script = "trap '' HUP; exec \"$0\" copy --reflink=never --limit=100K f new";
