@@ -4,13 +4,14 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU64};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::copy::options::{Backup, CopyOptions, Method, Preserve, Priority, Reflink, Sparse};
+use crate::copy::tree::exclude::Exclude;
 
 const LEAST_CHUNK: u64 = 64 << 10;
 const MOST_CHUNK: u64 = 1 << 30;
@@ -96,7 +97,7 @@ fn what() -> [Arg; 4] {
         flag("one-file-system")
             .short('x')
             .help("not into other file systems"),
-        long("exclude", "GLOB", value_parser!(OsString))
+        long("exclude", "GLOB", ValueParser::new(glob))
             .action(ArgAction::Append)
             .help("leave out names (with a slash: paths within SRC)"),
     ]
@@ -412,11 +413,18 @@ fn backup(matches: &ArgMatches) -> Result<Backup, Refusal> {
 }
 
 fn excluded(matches: &ArgMatches) -> Vec<Vec<u8>> {
-    let globs = matches
-        .get_many::<OsString>("exclude")
-        .into_iter()
-        .flatten();
-    globs.map(|glob| glob.clone().into_vec()).collect()
+    let globs = matches.get_many::<String>("exclude").into_iter().flatten();
+    globs.map(|glob| glob.clone().into_bytes()).collect()
+}
+
+fn glob(text: &str) -> Result<String, String> {
+    Exclude::check(text)
+        .map(|()| text.to_owned())
+        .map_err(|why| {
+            // It may name characters of the glob.
+            let why: String = why.chars().filter(|c| !c.is_control()).collect();
+            format!("--exclude takes a glob ({why})")
+        })
 }
 
 fn chunk(text: &str) -> Result<u64, String> {

@@ -172,6 +172,13 @@ fn options_of_trees_and_attributes() {
     );
     let globs = options("--exclude '*.o' --exclude=-x");
     assert_eq!(globs.exclude, [b"*.o".to_vec(), b"-x".to_vec()]);
+    assert_eq!(
+        complaint("--exclude '*.o' --exclude '[a' -r a b &"),
+        "column 27: --exclude takes a glob (unclosed character class; missing ']'); not '[a'"
+    );
+    let said = complaint(r"--exclude=$'[\x02-\x01]' a b");
+    assert!(said.starts_with("column 1: --exclude takes a glob (invalid range; "));
+    assert!(!said.chars().any(char::is_control), "{said}");
     assert!(complaint("--preserve=context a b").starts_with("column 1: mode, ownership"));
 }
 

@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use globset::{Candidate, GlobBuilder, GlobSet, GlobSetBuilder};
+use globset::{Candidate, Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::sys::{Errno, Fail, Result};
 
 /// Globs of names, and globs of paths within the source.
 #[derive(Default)]
-pub(super) struct Exclude {
+pub(in crate::copy) struct Exclude {
     /// For all, and for directories alone.
     names: [GlobSet; 2],
     paths: [GlobSet; 2],
@@ -24,22 +24,11 @@ impl Exclude {
     pub(super) fn new(patterns: &[Vec<u8>]) -> Result<Self> {
         let mut sets = [(); 4].map(|()| GlobSetBuilder::new());
         for pattern in patterns {
-            let refuse = |why: String| {
+            let (set, glob) = read(pattern).map_err(|why| {
                 let shown = String::from_utf8_lossy(pattern);
                 Fail::new(Errno::INVAL, "exclude").because(format!("{shown}: {why}"))
-            };
-            let text = std::str::from_utf8(pattern).map_err(|_| refuse("not UTF-8".into()))?;
-            let (text, directories) = match text.strip_suffix('/') {
-                Some(text) => (text, true),
-                None => (text, false),
-            };
-            let is_path = text.contains('/');
-            let glob = GlobBuilder::new(text.trim_start_matches('/'))
-                .literal_separator(true)
-                .backslash_escape(true)
-                .build()
-                .map_err(|error| refuse(error.kind().to_string()))?;
-            sets[usize::from(is_path) * 2 + usize::from(directories)].add(glob);
+            })?;
+            sets[set].add(glob);
         }
         let [a, b, c, d] = sets.map(|set| {
             set.build()
@@ -49,6 +38,14 @@ impl Exclude {
             names: [a?, b?],
             paths: [c?, d?],
         })
+    }
+
+    /// Whether one pattern is a glob; quickly, for it is asked of each in a line.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub(in crate::copy) fn check(pattern: &str) -> std::result::Result<(), String> {
+        read(pattern.as_bytes()).map(drop)
     }
 
     /// Whether a name is left out; `path` is asked for only where patterns need it.
@@ -68,6 +65,22 @@ impl Exclude {
         }
         !is_empty(&self.paths) && any(&self.paths, &Candidate::from_bytes(&*path()))
     }
+}
+
+/// A pattern, and to which of the four sets it belongs.
+fn read(pattern: &[u8]) -> std::result::Result<(usize, Glob), String> {
+    let text = std::str::from_utf8(pattern).map_err(|_| "not UTF-8")?;
+    let (text, directories) = match text.strip_suffix('/') {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    let is_path = text.contains('/');
+    let glob = GlobBuilder::new(text.trim_start_matches('/'))
+        .literal_separator(true)
+        .backslash_escape(true)
+        .build()
+        .map_err(|error| error.kind().to_string())?;
+    Ok((usize::from(is_path) * 2 + usize::from(directories), glob))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 mod backup;
 mod census;
-mod exclude;
+pub(super) mod exclude;
 mod folder;
 mod job;
 mod links;

@@ -151,6 +151,11 @@ fn wrong_words_are_refused_and_help_is_none() {
         1,
         &["--direct"],
     );
+    refuses(
+        &mut copy(at, ["-r", "--exclude={a", "d", "g"]),
+        1,
+        &["--exclude takes a glob", "{a"],
+    );
     let help = run(&mut copy(at, ["--help"]));
     for word in ["SRC... DST", "--json", "Exit codes", "--recursive"] {
         assert!(help.contains(word), "{word}: {help}");

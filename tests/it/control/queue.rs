@@ -303,6 +303,10 @@ fn what_is_wrong_is_told_with_its_column() {
         ("f g&", "column 4: a space belongs before this &"),
         ("--help", "column 1: `cat .copy` tells what a line may say"),
         ("--inplace --resume f g", "column 11: --resume goes on"),
+        (
+            "-r '--exclude=[a' d g &",
+            "column 4: --exclude takes a glob (unclosed character class; missing ']'); not '[a'",
+        ),
     ];
     for (line, words) in cases {
         assert_eq!(tell(at, format!("{line}\n")), Err(Errno::INVAL), "{line}");
