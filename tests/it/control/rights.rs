@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::support::{
     Mount, Need, OTHER, Scratch, USER, apart, become_user, content, require, run, set_mode,
-    set_owner,
+    set_owner, sh,
 };
 
 use super::*;
@@ -105,6 +105,30 @@ fn a_caller_from_outside_the_process_namespace_has_no_other_groups() {
     // Nor is uid 0 without a number more than an owner of files.
     assert_eq!(copy(mount.path(), "f", "own/by-root"), Err(Errno::ACCESS));
     copy(mount.path(), "grouped", "by-root").unwrap();
+}
+
+#[test]
+fn what_is_new_has_its_openers_umask() {
+    if !require(&[Need::Fuse]) {
+        return;
+    }
+    let (source, mount) = world("rw");
+    let tree = source.path().join("tree");
+    fs::create_dir_all(tree.join("in")).unwrap();
+    set_mode(&source.file("tree/in/f", b"x"), 0o666);
+    for folder in [&tree, &tree.join("in")] {
+        set_mode(folder, 0o777);
+    }
+    for (umask, folders, files) in [("077", 0o700, 0o600), ("002", 0o775, 0o664)] {
+        let script = format!("umask {umask}; echo -r --no-preserve=mode tree {umask} > .copy");
+        run(&mut sh(mount.path(), &script));
+        let mode = |name: &str| {
+            let path = source.path().join(umask).join(name);
+            fs::metadata(path).unwrap().mode() & 0o7777
+        };
+        let modes = ["", "in", "in/f"].map(mode);
+        assert_eq!(modes, [folders, folders, files], "{umask}: {modes:?}");
+    }
 }
 
 #[test]
