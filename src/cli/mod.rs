@@ -345,8 +345,9 @@ and take away what is not whole.
 With --json each line is an object: \"type\" is progress (once a second), failed (a
 file that could not be copied: path, errno, error) or, last, result.
 
-Exit codes: 0 everything is copied, 1 something is not (or the words are wrong); one
-who is told to stop ends by that signal, 130 for Ctrl-C.";
+Exit codes: 0 everything is copied, 1 something is not (or the words are wrong), 2 the
+system refused something else; one who is told to stop ends by that signal, 130 for
+Ctrl-C.";
 
 #[cfg(test)]
 mod tests;
