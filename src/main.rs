@@ -50,10 +50,11 @@ fn main() -> ExitCode {
 /// Shows what happens on a mount, until it goes or nobody looks any more.
 fn watch(path: &Path, interval: Duration, json: bool) -> Result<(), Refusal> {
     let title = format!("corfs on {}", path.display());
-    let (mut old, mut looked) = (session::read_stats(path)?, Instant::now());
+    let mount = session::Watched::new(path)?;
+    let (mut old, mut looked) = (mount.read()?, Instant::now());
     loop {
         std::thread::sleep(interval);
-        let new = session::read_stats_again(path)?;
+        let new = mount.read_again()?;
         let now = Instant::now();
         print(&if json {
             table::json(&new) + "\n"

@@ -2,7 +2,7 @@
 //!
 //! Data only; the words for it are in `language`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::num::{NonZeroU16, NonZeroU64};
 
 /// How the bytes get from one file into the other.
@@ -78,6 +78,18 @@ pub enum Backup {
     Numbered,
     /// Numbered where numbered backups of it exist, else simple.
     Existing(OsString),
+}
+
+impl Backup {
+    /// Whether a backup that has no number may have that name.
+    pub(super) fn may_be_called(&self, name: &OsStr) -> bool {
+        match self {
+            Self::None | Self::Numbered => false,
+            Self::Simple(suffix) | Self::Existing(suffix) => {
+                name.as_encoded_bytes().ends_with(suffix.as_encoded_bytes())
+            }
+        }
+    }
 }
 
 /// Which attributes of the source the copy gets, as `cp --preserve` has them.

@@ -469,9 +469,13 @@ impl Inode {
         }
     }
 
-    /// Its last name has gone through the mount: where it was last seen another may stand.
-    pub(super) fn lost_its_name(&self) {
-        self.mark(NAMELESS);
+    /// Its last name has gone through the mount: where it was last seen another may stand. If it was
+    /// seen elsewhere meanwhile, it has a name still.
+    pub(super) fn lost_its_name(&self, home: &Home) {
+        let state = self.state.lock();
+        if state.home.as_ref() == Some(home) {
+            self.mark(NAMELESS);
+        }
     }
 
     pub(super) fn is_nameless(&self) -> bool {
@@ -479,10 +483,10 @@ impl Inode {
     }
 
     pub(super) fn moved(&self, home: Home) {
+        let mut state = self.state.lock();
         if self.is_nameless() {
             self.take(NAMELESS);
         }
-        let mut state = self.state.lock();
         if state.home.as_ref() != Some(&home) {
             state.home = Some(home);
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 
 use super::attr::Attr;
-use super::inode::{Inode, NodeId};
+use super::inode::{Home, Inode, NodeId};
 use super::{Caller, Mirror};
 use crate::sys::{Errno, Fail, OrFail, Result, procfd};
 
@@ -197,7 +197,7 @@ impl Mirror {
         let last = self.table.hold(parent.id, &dir, checked(name)?);
         rustix::fs::unlinkat(&*dir, checked(name)?, flags).or_fail("unlinkat")?;
         if let Some(inode) = last {
-            inode.lost_its_name();
+            inode.lost_its_name(&Home::new(parent.id, name));
         }
         self.uncache_name(&parent, name);
         self.noted_change(&parent, name);
@@ -241,7 +241,7 @@ impl Mirror {
             rename()?;
         }
         if let Some(inode) = replaced {
-            inode.lost_its_name();
+            inode.lost_its_name(&Home::new(to.id, new_name));
         }
         self.uncache_name(&from, name);
         self.uncache_name(&to, new_name);

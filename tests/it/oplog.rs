@@ -465,14 +465,14 @@ struct Watch {
 }
 
 impl Watch {
-    fn of(mount: &Mount, screen: Option<(u16, u16)>) -> Self {
+    fn of(at: &Path, screen: Option<(u16, u16)>) -> Self {
         let scratch = Scratch::new();
         let file = scratch.path().join("views");
         let views = File::create(&file).unwrap();
         let watch = format!(
             "exec '{}' stat --watch --interval 0.05 '{}'",
             env!("CARGO_BIN_EXE_corfs"),
-            mount.path().display()
+            at.display()
         );
         let mut command = match screen {
             Some((rows, columns)) => {
@@ -515,7 +515,7 @@ fn a_view_fits_the_terminal_that_it_is_on() {
     }
     let source = Scratch::new();
     let mount = Mount::of(source.path()).start();
-    let watch = Watch::of(&mount, Some((10, 60)));
+    let watch = Watch::of(mount.path(), Some((10, 60)));
     let script =
         "mkdir -p d && echo x >d/f && mv d/f d/g && cat d/g >/dev/null && ls -l d >/dev/null &&
         ln -s d/g d/h && readlink d/h >/dev/null && truncate -s 9 d/g && rm d/g d/h && rmdir d";
@@ -547,9 +547,16 @@ fn who_watches_is_told_that_the_mount_has_gone() {
         return;
     }
     let source = Scratch::new();
+    std::fs::create_dir(source.path().join("folder")).unwrap();
     let mount = Mount::of(source.path()).start();
-    let mut watch = Watch::of(&mount, None);
-    wait_until("a view", PATIENCE, || watch.text().contains("in progress"));
+    let folder = mount.path().join("folder");
+    let mut watch = Watch::of(&folder, None);
+    let views = |watch: &Watch| watch.text().matches("in progress").count();
+    wait_until("a view", PATIENCE, || views(&watch) > 0);
+    // What it was found by may go.
+    std::fs::remove_dir(&folder).unwrap();
+    let before = views(&watch);
+    wait_until("more views", PATIENCE, || views(&watch) > before + 2);
     let status = mount.finish();
     assert!(status.success(), "{status}");
     let child = &mut watch.child;

@@ -122,8 +122,17 @@ impl Actor {
         self.moved
     }
 
+    /// Another log begins, of a daemon that numbers its open files anew.
+    pub(super) fn forget_files(&mut self) {
+        self.kept.clear();
+        self.open.clear();
+    }
+
     pub(super) fn play(&mut self, entry: &Entry) -> Played {
         self.moved = None;
+        if is_refused_change(entry) {
+            return Played::LeftOut;
+        }
         let done = match self.on_a_file(entry) {
             Some(done) => done,
             None => entry
@@ -358,6 +367,11 @@ impl Actor {
 
     fn opened(&mut self, entry: &Entry, path: &[u8]) -> Done {
         let flags = OFlags::from_bits_truncate(entry.flags?) & OPENING;
+        // What was refused then empties nothing now.
+        let flags = match entry.errno {
+            0 => flags,
+            _ => flags - OFlags::TRUNC,
+        };
         let opened = match entry.op {
             Op::Open => self.open_plain(path, flags - OFlags::EXCL),
             _ => self.create(entry, path, flags),
@@ -405,14 +419,14 @@ impl Actor {
         done
     }
 
-    /// As many bytes as went then, if the system copies fewer at once.
+    /// As many bytes as went then, also if the system copies fewer at once.
     fn copy(&mut self, from: Target<'_>, entry: &Entry) -> Done {
         let to = Target {
             handle: entry.to_handle,
             path: entry.other.as_deref(),
         };
         let (mut read_at, mut write_at) = (entry.offset?, entry.to_offset?);
-        let (size, wanted) = (entry.size?, entry.bytes.or(entry.size)?);
+        let wanted = entry.bytes.or(entry.size)?;
         // Two of them at once: a descriptor of one's own for the time of the copy.
         let source = match self.file(from, For::Reading)? {
             Ok(file) => rustix::io::fcntl_dupfd_cloexec(file, 0).or_fail("open"),
@@ -422,7 +436,7 @@ impl Actor {
         let done = self.with(to, For::Writing, |file| {
             let source = source?;
             loop {
-                let length = size.saturating_sub(count).min(isize::MAX as u64) as usize;
+                let length = (wanted - count).min(isize::MAX as u64) as usize;
                 let (read_at, write_at) = (Some(&mut read_at), Some(&mut write_at));
                 let part = rustix::fs::copy_file_range(&source, read_at, file, write_at, length)
                     .or_fail("copy_file_range")? as u64;
@@ -432,7 +446,7 @@ impl Actor {
                 }
             }
         });
-        self.moved = Some(count.min(wanted));
+        self.moved = Some(count);
         done
     }
 
@@ -497,6 +511,40 @@ impl Actor {
             done.map(drop).or_fail("xattr")
         })
     }
+}
+
+/// Whether it would have changed something, and was refused for what a directory alone does not tell:
+/// rights, room, a source that did not answer. Played back it might be done.
+fn is_refused_change(entry: &Entry) -> bool {
+    /// Of the tree itself: those come again.
+    const OF_THE_TREE: [i32; 10] = [
+        libc::ENOENT,
+        libc::EEXIST,
+        libc::ENOTEMPTY,
+        libc::ENOTDIR,
+        libc::EISDIR,
+        libc::ELOOP,
+        libc::ENAMETOOLONG,
+        libc::EINVAL,
+        libc::ENODATA,
+        libc::ENXIO,
+    ];
+    let changes = matches!(
+        entry.op,
+        Op::Create
+            | Op::Mknod
+            | Op::Mkdir
+            | Op::Symlink
+            | Op::Link
+            | Op::Rename
+            | Op::Unlink
+            | Op::Rmdir
+            | Op::Setattr
+            | Op::Write
+            | Op::Fallocate
+            | Op::CopyFileRange
+    );
+    changes && entry.errno != 0 && !OF_THE_TREE.contains(&entry.errno)
 }
 
 fn open_beneath(root: &OwnedFd, path: &[u8], flags: OFlags) -> Result<OwnedFd> {

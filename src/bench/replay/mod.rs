@@ -108,7 +108,10 @@ pub fn run(replay: &Replay) -> Result<String, Failure> {
         }
         let text = String::from_utf8_lossy(&line);
         let text = text.trim_end_matches('\n');
-        is_log |= HEADER.lines().next() == Some(text);
+        if HEADER.lines().next() == Some(text) {
+            is_log = true;
+            actor.forget_files();
+        }
         let Some(entry) = Entry::parse(text) else {
             account.is_no_operation(text);
             continue;

@@ -339,6 +339,65 @@ fn another_number_of_bytes_is_told() {
 }
 
 #[test]
+fn open_files_of_one_log_are_not_those_of_the_next() {
+    let ground = Ground::new();
+    for name in ["first", "second"] {
+        fs::write(ground.dir().join(name), "").unwrap();
+    }
+    let log = ground.0.path().join("log");
+    let mut open = entry(Op::Open, "first");
+    (open.flags, open.handle) = (Some(libc::O_RDWR as u32), Some(5));
+    // The daemon of the second began with the same numbers, before somebody read its log.
+    let mut write = entry(Op::Write, "second");
+    (write.offset, write.size, write.handle) = (Some(0), Some(3), Some(5));
+    let text = format!("{HEADER}{}{HEADER}{}", open.line(), write.line());
+    fs::write(&log, text).unwrap();
+    run(&Replay {
+        log,
+        directory: ground.dir(),
+        timed: false,
+    })
+    .unwrap();
+    let size = |name| fs::metadata(ground.dir().join(name)).unwrap().len();
+    assert_eq!((size("first"), size("second")), (0, 3));
+}
+
+#[test]
+fn what_was_refused_changes_nothing_now() {
+    let ground = Ground::new();
+    fs::write(ground.dir().join("file"), "content").unwrap();
+    let refused = |op, errno| {
+        let mut entry = entry(op, "file");
+        (entry.errno, entry.mode) = (errno, Some(0o600));
+        entry.flags = Some((libc::O_WRONLY | libc::O_TRUNC) as u32);
+        entry
+    };
+    let played = ground.play(&[
+        refused(Op::Unlink, libc::EACCES),
+        refused(Op::Setattr, libc::EROFS),
+        refused(Op::Open, libc::EACCES),
+        refused(Op::Mkdir, libc::EEXIST),
+    ]);
+    let left_out = |at: usize| matches!(played[at], Played::LeftOut);
+    assert!(left_out(0) && left_out(1), "{played:?}");
+    assert!(matches!(played[3], Played::Ended(libc::EEXIST)));
+    let text = fs::read_to_string(ground.dir().join("file")).unwrap();
+    assert_eq!(text, "content");
+}
+
+#[test]
+fn no_more_is_copied_than_was() {
+    let ground = Ground::new();
+    fs::write(ground.dir().join("from"), [7; 5000]).unwrap();
+    fs::write(ground.dir().join("to"), "").unwrap();
+    let mut copy = entry(Op::CopyFileRange, "from");
+    (copy.other, copy.offset, copy.to_offset) = (Some("to".into()), Some(0), Some(0));
+    (copy.size, copy.bytes) = (Some(1 << 20), Some(100));
+    ground.play(&[copy]);
+    assert_eq!(fs::read(ground.dir().join("to")).unwrap(), [7; 100]);
+}
+
+#[test]
 fn the_account_tells_what_ended_otherwise_and_what_was_lost() {
     let ground = Ground::new();
     let log = ground.0.path().join("log");

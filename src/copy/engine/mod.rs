@@ -52,7 +52,7 @@ pub(super) enum Prepared {
 
 /// A copy that is complete, and has not got its name yet.
 ///
-/// Ends by [`Complete::publish`] or [`Complete::discard`].
+/// Ends by [`Complete::publish`], [`Complete::discard`] or [`Complete::interrupt`].
 pub(super) struct Complete {
     temporary: Temporary,
     /// It goes with the part that it is about.
@@ -66,21 +66,29 @@ impl Complete {
     /// error, nothing has changed and nothing is left.
     pub(super) fn publish(self, target: &Target) -> Result<bool> {
         let directory = target.directory.as_fd();
-        let published = self.temporary.publish(target);
+        // First, while nobody else can go on from the part.
         if let Some(journal) = &self.journal {
             leftovers::unlink(directory, journal);
         }
-        if self.parts && published.is_ok() {
+        let published = self.temporary.publish(target);
+        if self.parts && matches!(published, Ok(true)) {
             abandon(directory, &target.name);
         }
         published
     }
 
-    /// Gives it up; nothing of it is left in the directory.
+    /// Gives it up, for what stands there is to stay; nothing of it is left in the directory.
     pub(super) fn discard(self, directory: BorrowedFd<'_>) {
-        self.temporary.discard(directory);
         if let Some(journal) = &self.journal {
             leftovers::unlink(directory, journal);
+        }
+        self.temporary.discard(directory);
+    }
+
+    /// Gives it up after an error, from which `resume` is to go on; nothing else is left.
+    pub(super) fn interrupt(self, directory: BorrowedFd<'_>) {
+        if self.journal.is_none() {
+            self.temporary.discard(directory);
         }
     }
 }

@@ -45,48 +45,63 @@ impl Made {
     }
 
     /// The copy was not made: the old file gets its own name back, and that alone, and what was the
-    /// backup before is that again.
+    /// backup before is that again. If another file has that name by now, the old one has no name but
+    /// the backup's, and stays there.
     pub(super) fn take_back(&self, directory: BorrowedFd<'_>, name: &OsStr) {
         let given = match (self.linked, &self.former) {
-            (false, _) => give_back(directory, &self.name, name),
+            (false, _) => move_to_free(directory, &self.name, name),
+            (true, _) if !is_one_file(directory, &self.name, name) => Err(Errno::EXIST),
             (true, None) => unlinkat(directory, &self.name, AtFlags::empty()),
             (true, Some(_)) => Ok(()),
         };
-        let restored = given.and_then(|()| match &self.former {
-            Some(former) => renameat(directory, former, directory, &self.name),
-            None => Ok(()),
-        });
-        if let Err(errno) = restored {
+        if let Err(errno) = given {
             log::warn!("a backup stays, {}: {errno}", self.name.display());
+            return self.settle(directory);
         }
-        // Over another name of the same file a rename does nothing (rename(2)).
-        self.settle(directory);
+        let Some(former) = &self.former else { return };
+        match renameat(directory, former, directory, &self.name) {
+            // Over another name of the same file a rename does nothing (rename(2)).
+            Ok(()) => leftovers::unlink(directory, former),
+            Err(errno) => log::warn!(
+                "the backup before, {}, stays as {}: {errno}",
+                self.name.display(),
+                former.display()
+            ),
+        }
+    }
+}
+
+/// Whether two names are of one file.
+fn is_one_file(directory: BorrowedFd<'_>, one: &OsStr, other: &OsStr) -> bool {
+    let stat = |name| statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+    match (stat(one), stat(other)) {
+        (Ok(one), Ok(other)) => same_file(&one, &other),
+        _ => false,
     }
 }
 
 /// Refuses, before any work, what [`make`] would refuse after it.
 ///
 /// # Errors
-/// EINVAL when the backup would take the place of what is copied.
+/// EINVAL when the backup would take the place of what is copied; EISDIR for a directory that stands
+/// at its name; ENAMETOOLONG; those of a listing, where numbers are looked for.
 pub(super) fn check(
     directory: BorrowedFd<'_>,
     name: &OsStr,
     backup: &Backup,
     source: &Stat,
 ) -> Result<()> {
-    // A number is nobody's yet.
-    let (Backup::Simple(suffix) | Backup::Existing(suffix)) = backup else {
+    let Some(kept) = name_of(directory, name, backup)? else {
         return Ok(());
     };
-    let is_source = |kept: &OsStr| {
-        let stands = statat(directory, kept, AtFlags::SYMLINK_NOFOLLOW);
-        stands.is_ok_and(|stands| same_file(&stands, source))
-    };
-    let simple = with_suffix(name, suffix);
-    if is_source(&simple) && name_of(directory, name, backup)? == Some(simple) {
-        return Err(takes_the_source());
+    match statat(directory, &kept, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stands) if same_file(&stands, source) => Err(takes_the_source()),
+        Ok(stands) if file_type(&stands) == FileType::Directory => {
+            Err(Fail::new(Errno::ISDIR, "copy").because("a directory has the backup's name"))
+        }
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Fail::new(errno, "fstatat").because("the backup")),
     }
-    Ok(())
 }
 
 /// Keeps `name` as `backup` says. It stays under its own name, too, where there are hard links: so it
@@ -101,18 +116,23 @@ pub(super) fn make(
     backup: &Backup,
     source: &Stat,
 ) -> Result<Option<Made>> {
-    let Some(kept) = name_of(directory, name, backup)? else {
-        return Ok(None);
-    };
-    let second = match may_unlink(directory, name) {
-        Ok(true) => link(directory, name),
-        Ok(false) => Ok(None),
-        Err(fail) => Err(fail),
-    };
-    match second {
-        Ok(second) => keep(directory, name, kept, second, source).map(Some),
-        Err(fail) if fail.errno == Errno::NOENT => Ok(None),
-        Err(fail) => Err(fail),
+    loop {
+        let Some(kept) = name_of(directory, name, backup)? else {
+            return Ok(None);
+        };
+        let is_number = number_of(kept.as_bytes(), name.as_bytes()).is_some();
+        let second = match may_unlink(directory, name) {
+            Ok(true) => link(directory, name),
+            Ok(false) => Ok(None),
+            Err(fail) => Err(fail),
+        };
+        match second.and_then(|second| keep(directory, name, kept, second, source)) {
+            Ok(made) => return Ok(Some(made)),
+            Err(fail) if fail.errno == Errno::NOENT => return Ok(None),
+            // Somebody has taken that number.
+            Err(fail) if fail.errno == Errno::EXIST && is_number => {}
+            Err(fail) => return Err(fail),
+        }
     }
 }
 
@@ -125,7 +145,13 @@ fn keep(
     source: &Stat,
 ) -> Result<Made> {
     let from = second.as_deref().unwrap_or(name);
-    let moved = move_to(directory, from, &kept, second.is_some(), source);
+    let moved = match number_of(kept.as_bytes(), name.as_bytes()) {
+        // A number is one backup's for ever.
+        Some(_) => move_to_free(directory, from, &kept)
+            .or_fail("renameat")
+            .map(|()| None),
+        None => move_to(directory, from, &kept, second.is_some(), source),
+    };
     if let Some(second) = &second
         && !matches!(&moved, Ok(Some(former)) if former == second)
     {
@@ -175,7 +201,11 @@ fn takes_the_source() -> Fail {
 }
 
 /// The name of a backup that is made now; `None` when none is.
-fn name_of(directory: BorrowedFd<'_>, name: &OsStr, backup: &Backup) -> Result<Option<OsString>> {
+pub(super) fn name_of(
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    backup: &Backup,
+) -> Result<Option<OsString>> {
     Ok(match backup {
         Backup::None => None,
         Backup::Simple(suffix) => Some(with_suffix(name, suffix)),
@@ -187,15 +217,15 @@ fn name_of(directory: BorrowedFd<'_>, name: &OsStr, backup: &Backup) -> Result<O
     })
 }
 
-/// Gives the old file its name back, unless another has it by now.
-fn give_back(directory: BorrowedFd<'_>, kept: &OsStr, name: &OsStr) -> rustix::io::Result<()> {
-    match renameat_with(directory, kept, directory, name, RenameFlags::NOREPLACE) {
+/// Renames to a name that nothing has: else EEXIST.
+fn move_to_free(directory: BorrowedFd<'_>, from: &OsStr, to: &OsStr) -> rustix::io::Result<()> {
+    match renameat_with(directory, from, directory, to, RenameFlags::NOREPLACE) {
         // Not on this file system.
         Err(Errno::INVAL | Errno::NOSYS) => {}
         other => return other,
     }
-    match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => renameat(directory, kept, directory, name),
+    match statat(directory, to, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => renameat(directory, from, directory, to),
         Err(errno) => Err(errno),
         Ok(_) => Err(Errno::EXIST),
     }
@@ -375,6 +405,65 @@ mod tests {
             backed_up.settle(directory.as_fd());
             assert_eq!(fs::read(file("f~")).unwrap(), b"old");
             assert_eq!(count(), 1 + usize::from(links), "{links} {before:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_is_refused_before_any_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = fs::File::open(folder.path()).unwrap();
+        let own = fstat(&directory).unwrap();
+        fs::create_dir(folder.path().join("f~")).unwrap();
+        let early = |name: &str, backup: Backup| {
+            let checked = check(directory.as_fd(), name.as_ref(), &backup, &own);
+            checked.map_err(|fail| fail.errno)
+        };
+        let simple = || Backup::Simple("~".into());
+        assert_eq!(early("f", simple()), Err(Errno::ISDIR));
+        assert_eq!(early(&"n".repeat(255), simple()), Err(Errno::NAMETOOLONG));
+        assert_eq!(early("f", Backup::Numbered), Ok(()));
+        assert_eq!(early("f", Backup::None), Ok(()));
+    }
+
+    /// Another copy to the same name was faster, after this one had made its backup.
+    #[test]
+    fn the_only_name_that_the_old_file_has_stays() {
+        for before in [None, Some("older")] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = |name: &str| folder.path().join(name);
+            let directory = fs::File::open(folder.path()).unwrap();
+            let own = fstat(&directory).unwrap();
+            fs::write(file("f"), "old").unwrap();
+            if let Some(text) = before {
+                fs::write(file("f~"), text).unwrap();
+            }
+            let backup = Backup::Simple("~".into());
+            let backed_up = made(&directory, &backup, &own, true).unwrap().unwrap();
+            fs::write(file("another"), "another").unwrap();
+            fs::rename(file("another"), file("f")).unwrap();
+            backed_up.take_back(directory.as_fd(), OsStr::new("f"));
+            assert_eq!(fs::read(file("f")).unwrap(), b"another");
+            assert_eq!(fs::read(file("f~")).unwrap(), b"old");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn a_number_that_another_has_taken_is_left_to_it() {
+        for links in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = |name: &str| folder.path().join(name);
+            let directory = fs::File::open(folder.path()).unwrap();
+            let own = fstat(&directory).unwrap();
+            fs::write(file("f"), "old").unwrap();
+            fs::write(file("f.~1~"), "another's").unwrap();
+            let (directory, name) = (directory.as_fd(), OsStr::new("f"));
+            let second = links.then(|| link(directory, name).unwrap().unwrap());
+            let kept = keep(directory, name, "f.~1~".into(), second, &own);
+            assert_eq!(kept.unwrap_err().errno, Errno::EXIST);
+            assert_eq!(fs::read(file("f.~1~")).unwrap(), b"another's");
+            assert_eq!(fs::read(file("f")).unwrap(), b"old");
+            assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         }
     }
 

@@ -1,5 +1,6 @@
 //! What becomes of one name: a file, a link, a special file.
 
+use std::collections::HashSet;
 use std::ffi::{CStr, OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -50,6 +51,9 @@ pub(super) struct Job<'a> {
     stopped: AtomicBool,
     /// Directories above what was named, in which it has got its name.
     pub(super) unsynced: Unsynced,
+    /// Copies whose names end as those of backups do: no backup takes their place. By the directory's
+    /// device and inode. A leaf in the order of locks.
+    like_backups: Mutex<HashSet<((u64, u64), OsString)>>,
 }
 
 /// Where one name goes.
@@ -105,6 +109,7 @@ impl<'a> Job<'a> {
             first: Mutex::new(None),
             stopped: AtomicBool::new(false),
             unsynced: Unsynced::default(),
+            like_backups: Mutex::default(),
         })
     }
 
@@ -276,9 +281,13 @@ impl<'a> Job<'a> {
         };
         match self.make_way(&mut target, keep) {
             Ok(true) => copy.publish(&target),
-            other => {
+            Ok(false) => {
                 copy.discard(spot.directory);
-                other
+                Ok(false)
+            }
+            Err(fail) => {
+                copy.interrupt(spot.directory);
+                Err(fail)
             }
         }
     }
@@ -306,7 +315,7 @@ impl<'a> Job<'a> {
     fn instead_of_parts(&self, spot: Spot<'_>, put: impl FnOnce() -> Result<bool>) -> Result<bool> {
         let parts = self.tidy(spot)?;
         let placed = put()?;
-        if parts {
+        if parts && placed {
             engine::abandon(spot.directory, spot.name);
         }
         Ok(placed)
@@ -444,13 +453,26 @@ impl<'a> Job<'a> {
                 other => break other.map(|()| hidden)?,
             }
         };
-        let renamed = keep().and_then(|stands| {
-            let is_free = spot.existing.is_some() && stands.is_none();
-            rename(spot, &hidden, is_free).or_fail("renameat")
+        let renamed = self.may_replace(spot, source).and_then(|may| {
+            if may {
+                let is_free = keep()?.is_none() && spot.existing.is_some();
+                rename(spot, &hidden, is_free).or_fail("renameat")?;
+            }
+            Ok(may)
         });
         // Over another name of the same file a rename does nothing (rename(2)).
         let _ = unlinkat(spot.directory, &hidden, AtFlags::empty());
-        renamed.map(|()| true)
+        renamed
+    }
+
+    /// Looks again at what stood there: another may have come meanwhile that is to stay.
+    fn may_replace(&self, spot: Spot<'_>, source: &Stat) -> Result<bool> {
+        match (spot.existing, look(spot.directory, spot.name)?) {
+            (Some(before), Some(found)) if !same_file(before, &found) => {
+                self.newcomer(source, spot).gives_way(&found)
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Makes a symbolic link or a special file.
@@ -520,6 +542,11 @@ impl<'a> Job<'a> {
         put: impl FnOnce(Keep<'_>) -> Result<bool>,
     ) -> Result<bool> {
         let placed = self.put(spot, source, put)?;
+        if placed && self.order.options.backup.may_be_called(spot.name) {
+            let directory = id(&fstat(spot.directory).or_fail("fstat")?);
+            let place = (directory, spot.name.to_owned());
+            self.like_backups.lock().insert(place);
+        }
         match spot.holder {
             Place::Directory(directory) if self.order.options.sync => {
                 let progress = self.order.progress;
@@ -528,6 +555,21 @@ impl<'a> Job<'a> {
             Place::Directory(_) | Place::Folder(_) => {}
         }
         Ok(placed)
+    }
+
+    /// Refuses a backup by a name that this job has just given to a copy.
+    fn spare_own_copy(&self, spot: Spot<'_>) -> Result<()> {
+        if self.like_backups.lock().is_empty() {
+            return Ok(());
+        }
+        let kept = backup::name_of(spot.directory, spot.name, &self.order.options.backup)?;
+        let Some(kept) = kept else { return Ok(()) };
+        let place = (id(&fstat(spot.directory).or_fail("fstat")?), kept);
+        if self.like_backups.lock().contains(&place) {
+            return Err(Fail::new(Errno::EXIST, "copy")
+                .because("the backup would take the place of another copy of this job"));
+        }
+        Ok(())
     }
 
     /// Has `put` replace what stands there, which it has kept before; takes the backup back when it
@@ -547,6 +589,7 @@ impl<'a> Job<'a> {
         backup::check(spot.directory, spot.name, &options.backup, source)?;
         let mut made = None;
         let put = put(&mut || {
+            self.spare_own_copy(spot)?;
             made = backup::make(spot.directory, spot.name, &options.backup, source)?;
             let stands = made.as_ref().is_none_or(backup::Made::still_stands);
             Ok(stands.then_some(*existing))

@@ -456,6 +456,28 @@ fn what_stands_there_stays_or_is_kept_as_asked() {
 }
 
 #[test]
+fn a_backup_takes_the_place_of_no_copy_of_the_same_job() {
+    let world = World::new();
+    for folder in ["src", "to"] {
+        world.dir(folder);
+        world.file(&format!("{folder}/f"), folder);
+        world.file(&format!("{folder}/f~"), &format!("{folder}~"));
+    }
+    let options = CopyOptions {
+        backup: Backup::Simple("~".into()),
+        ..archive()
+    };
+    let copied = world.copy(&options, &["src/f~", "src/f"], "to");
+    assert_eq!(copied, Err(Errno::EXIST));
+    assert_eq!(world.failures(), [("src/f".to_owned(), Errno::EXIST)]);
+    assert_eq!(world.names("to"), ["f", "f~", "f~~"]);
+    assert_eq!(
+        ["f", "f~", "f~~"].map(|name| world.read(&format!("to/{name}"))),
+        ["to", "src~", "to~"]
+    );
+}
+
+#[test]
 fn what_is_excluded_is_left_out() {
     let world = World::new();
     world.dir("src/build/deep");

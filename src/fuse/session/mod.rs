@@ -36,7 +36,7 @@ pub use remount::command as remount;
 pub use settings::{
     Access, Caching, Flags, MAX_BUSY_POLL, MAX_THREADS, Sandbox, Settings, SourceWorkers,
 };
-pub use stats::{read as read_stats, read_again as read_stats_again};
+pub use stats::{Watched, read as read_stats};
 pub use unmount::{Manner, command as umount};
 
 use crate::cache::Store;
