@@ -21,4 +21,5 @@ chmod 755 "$folder"
 
 install_missing mkfs.ext4=e2fsprogs losetup=util-linux fusermount3=fuse3
 cd "$here"
-CORFS_TEST_DIR="$folder" cargo bench --quiet --bench cache
+export CORFS_TEST_DIR="$folder"
+figures cache cargo bench --quiet --bench cache

@@ -77,5 +77,5 @@ if ! have xcp && [ ! -x target/peers/bin/xcp ]; then
     cargo install --quiet --locked --root target/peers xcp || say "xcp can't be had: not compared"
 fi
 SECONDS=0
-cargo bench --quiet --bench copy -- "${places[@]}"
+figures copy cargo bench --quiet --bench copy -- "${places[@]}"
 say "took $(((SECONDS + 59) / 60)) minutes"

@@ -48,4 +48,4 @@ for kind in ext4 tmpfs xfs; do
     places+=("$kind=$at")
 done
 cd "$here"
-cargo bench --quiet --bench speed -- "${places[@]}"
+figures speed cargo bench --quiet --bench speed -- "${places[@]}"

@@ -7,7 +7,8 @@
 # measures passthrough, and cold caches with CORFS_BENCH_COLD=1. Peers that are installed (bindfs,
 # mergerfs, fuse-overlayfs) are measured beside. Sizes come from the environment: CORFS_BENCH_MIB
 # (the large file, 128), CORFS_BENCH_FILES (small ones, 1000), CORFS_BENCH_ROUNDS (5). The page goes
-# to CORFS_BENCH_PAGE; runs, as JSON and as pages with plots, are kept in target/benchmarks.
+# to CORFS_BENCH_PAGE; runs, as JSON and as pages with plots, are kept in target/benchmarks. The
+# figures that bench-speed.sh, bench-copy.sh and bench-cache.sh have reached here last are added.
 # CORFS_BENCH_CORFS names a program that is built already.
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -74,6 +75,14 @@ HEAD
     for name in copy read meta fault; do
         printf '\n## corfs bench %s\n\n```text\n' "$name"
         "$corfs" bench draw "$runs/$name.json"
+        printf '```\n'
+    done
+    # What was measured by the scripts that make file systems of their own, if they were run here.
+    for name in speed copy cache; do
+        [ -f "$runs/$name.txt" ] || continue
+        printf '\n## mount-scripts/bench-%s.sh, %s\n\n```text\n' "$name" "$(date -u -r "$runs/$name.txt" +%F)"
+        grep '^CORFS_BENCH_' "$runs/$name.txt" || true
+        sed -n '/^What was to be reached/,$p' "$runs/$name.txt"
         printf '```\n'
     done
 } >"$page.part"

@@ -63,3 +63,16 @@ attach() {
     device=$(losetup --find --show --direct-io=on "$1" 2>/dev/null) ||
         device=$(losetup --find --show "$1")
 }
+
+# Runs a benchmark, and keeps what it prints for benchmarks.sh: figures NAME COMMAND...
+figures() {
+    local text=target/benchmarks/$1.txt
+    shift
+    mkdir -p target/benchmarks
+    {
+        env | grep '^CORFS_BENCH_' | sort || true
+        "$@"
+    } | tee "$text.part"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || return 1
+    mv "$text.part" "$text"
+}
