@@ -19,7 +19,7 @@ use super::probe::{Chore, Probe};
 use super::progress::Stop;
 use crate::copy::language::quote;
 use crate::observe::text;
-use crate::sys::mountinfo;
+use crate::sys::mountinfo::{self, Mount};
 
 /// How long a mount may take to come and to answer, and its daemon to go.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -479,6 +479,15 @@ fn passed(metrics: &str) -> (f64, String) {
     (opens, state.map_or("unknown".into(), |s| label(s, "state")))
 }
 
+/// The number of a FUSE mount's connection, which the kernel calls after a device of no disk. That of
+/// `fuseblk` is a disk's, and its minor alone another's connection.
+fn connection(mount: &Mount) -> Option<u32> {
+    let kind = mount.kind.as_bytes();
+    let is_fuse = kind == b"fuse" || kind.starts_with(b"fuse.");
+    let (major, minor) = mount.device;
+    (is_fuse && major == 0).then_some(minor)
+}
+
 /// The child of the child, and so on: where a shell has started the daemon.
 fn last_of_line(mut pid: u32) -> Option<u32> {
     loop {
@@ -530,8 +539,9 @@ impl Mounted {
     fn connection(&self) -> Option<u32> {
         let mounts = mountinfo::read().unwrap_or_default();
         let ours = mounts.iter().find(|mount| mount.mountpoint == self.point)?;
-        let is_fuse = ours.kind.as_bytes().starts_with(b"fuse");
-        (is_fuse && ours.device != self.device).then_some(ours.device.1)
+        (ours.device != self.device)
+            .then(|| connection(ours))
+            .flatten()
     }
 
     fn ends_within(&mut self, patience: Duration) -> bool {
@@ -729,6 +739,26 @@ mod tests {
                    corfs_opens_total{mode=\"passthrough\"} 0\n";
         assert_eq!(passed(off), (0.0, "not_supported".into()));
         assert_eq!(passed(""), (0.0, "unknown".into()));
+    }
+
+    #[test]
+    fn only_a_mount_without_a_disk_names_its_connection() {
+        let of = |kind: &str, device| {
+            connection(&Mount {
+                id: 1,
+                device,
+                root: "/".into(),
+                mountpoint: "/mnt".into(),
+                kind: kind.into(),
+                source: "x".into(),
+                options: "".into(),
+            })
+        };
+        assert_eq!(of("fuse", (0, 57)), Some(57));
+        assert_eq!(of("fuse.bindfs", (0, 57)), Some(57));
+        assert_eq!(of("fuseblk", (8, 1)), None);
+        assert_eq!(of("fuse", (8, 1)), None);
+        assert_eq!(of("fusectl", (0, 31)), None);
     }
 
     #[test]
