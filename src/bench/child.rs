@@ -228,15 +228,35 @@ mod tests {
 
     #[test]
     fn who_is_late_is_killed_with_its_children() {
-        let wait = Wait::within(Duration::from_millis(200), &Stop::default());
+        let folder = tempfile::tempdir().unwrap();
+        let told = folder.path().join("pid");
         // The pipes are held open by the child of the child.
-        let child = shell("sleep 1000 & wait");
-        let group = Pid::from_child(&child);
+        let child = shell(&format!(
+            "sleep 1000 & echo $! >{0}.new; mv {0}.new {0}; wait",
+            told.display()
+        ));
+        eventually("it tells its child", || told.exists());
+        let pid = std::fs::read_to_string(told).unwrap();
+        assert!(lives(pid.trim()));
+        let wait = Wait::within(Duration::from_millis(1), &Stop::default());
         let late = output(child, &wait).unwrap_err();
         assert!(matches!(late, Trouble::Late(words) if words.contains("given up after")));
+        eventually("it ends", || !lives(pid.trim()));
+    }
+
+    /// Process 1 may leave it unreaped.
+    fn lives(pid: &str) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
+        state.is_some_and(|state| !"ZX".contains(state))
+    }
+
+    fn eventually(what: &str, is_so: impl Fn() -> bool) {
         let until = Instant::now() + LONG;
-        while rustix::process::test_kill_process_group(group).is_ok() {
-            assert!(Instant::now() < until, "it lives on");
+        while !is_so() {
+            assert!(Instant::now() < until, "not: {what}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

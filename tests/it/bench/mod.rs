@@ -609,7 +609,7 @@ fn a_peer_that_hangs_is_given_up_and_the_others_go_on() {
     if !require(&[Need::Fuse, Need::Root, Need::Tool("bindfs")]) {
         return;
     }
-    let mut hung = Hung::new("read --size=1M --files=2 --rounds=100000 --warmup=0 --limit=3");
+    let mut hung = Hung::new("read --size=1M --files=2 --rounds=100000 --warmup=0 --limit=15");
     let work = "sequential 1 MiB, O_DIRECT";
     let failed = || named(&saved(&hung.bench.json()), work, "it")["failed"].clone();
     wait_until("it is left out", PATIENCE, || !failed().is_null());
@@ -617,7 +617,7 @@ fn a_peer_that_hangs_is_given_up_and_the_others_go_on() {
         failed()
             .as_str()
             .unwrap()
-            .contains("given up after 3 s; --limit")
+            .contains("given up after 15 s; --limit")
     );
     let rounds = || samples(named(&saved(&hung.bench.json()), work, "native"));
     let before = rounds();
