@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use super::probe::Probe;
 use super::progress::Stop;
@@ -141,10 +141,15 @@ fn gather(child: &mut Child, wait: &Wait) -> io::Result<Result<[Vec<u8>; 2], Str
     let mut said = [Vec::new(), Vec::new()];
     let mut block = [0; 4096];
     while !open.is_empty() {
-        if let Some(why) = wait.over() {
+        // While we were stopped ourselves (Ctrl-Z) the work may have ended in time.
+        let (over, ended) = (wait.over(), has_ended(child)?);
+        let found = ready(&open)?;
+        if let Some(why) = over
+            && (!ended || found.is_empty())
+        {
             return Ok(Err(why));
         }
-        for at in ready(&open)?.into_iter().rev() {
+        for at in found.into_iter().rev() {
             let (which, pipe) = &mut open[at];
             match pipe.read(&mut block)? {
                 0 => drop(open.remove(at)),
@@ -170,6 +175,12 @@ fn ready(open: &[(usize, File)]) -> io::Result<Vec<usize>> {
     let is_ready = |(_, fd): &(usize, &PollFd<'_>)| !fd.revents().is_empty();
     let found = wanted.iter().enumerate().filter(is_ready);
     Ok(found.map(|(at, _)| at).collect())
+}
+
+/// Whether it has ended; its number stays its own, for those who then kill its group.
+fn has_ended(child: &Child) -> io::Result<bool> {
+    let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(Pid::from_child(child)), how)?.is_some())
 }
 
 /// Its end, while it is waited for.
@@ -259,6 +270,16 @@ mod tests {
             assert!(Instant::now() < until, "not: {what}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// As after Ctrl-Z and a late `fg`.
+    #[test]
+    fn who_has_ended_is_not_late() {
+        let child = shell("echo done");
+        eventually("it ends", || has_ended(&child).unwrap());
+        let wait = Wait::within(Duration::ZERO, &Stop::default());
+        eventually("the time is over", || wait.over().is_some());
+        assert_eq!(output(child, &wait).unwrap(), b"done\n");
     }
 
     #[test]
