@@ -23,6 +23,9 @@ const LOOK: Timespec = Timespec {
 /// How long a killed process may take to end, unless it waits for a mount.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// Why nobody waits any longer when somebody wants us to stop.
+const STOPPED: &str = "stopped";
+
 /// How long one waits.
 #[derive(Clone, Debug)]
 pub(super) struct Wait {
@@ -39,15 +42,30 @@ pub(super) enum Trouble {
     /// It was killed, because it took too long or because somebody wants us to stop.
     Late(String),
     /// It was killed, and does not end: what it waits for does not let it go.
-    Stuck(String),
+    Stuck(String, Child),
 }
 
 impl Trouble {
     /// In words.
     pub(super) fn words(self) -> String {
         match self {
-            Self::Failed(words) | Self::Late(words) | Self::Stuck(words) => words,
+            Self::Failed(words) | Self::Late(words) | Self::Stuck(words, _) => words,
         }
+    }
+
+    /// In words, and with what to do about it, for what `--limit` has ended.
+    pub(super) fn words_of_limit(self) -> String {
+        match self {
+            Self::Late(words) | Self::Stuck(words, _) if words != STOPPED => {
+                format!("{words}; --limit allows for more")
+            }
+            other => other.words(),
+        }
+    }
+
+    /// Somebody wants us to stop.
+    pub(super) fn stopped() -> Self {
+        Self::Late(STOPPED.into())
     }
 }
 
@@ -64,7 +82,7 @@ impl Wait {
     /// Why to wait no longer.
     pub(super) fn over(&self) -> Option<String> {
         if self.stop.asked() {
-            return Some("stopped".into());
+            return Some(STOPPED.into());
         }
         let late = Instant::now() > self.until;
         late.then(|| format!("given up after {} s", self.limit.as_secs_f64().ceil()))
@@ -206,7 +224,7 @@ pub(super) fn give_up(mut child: Child, why: String) -> Trouble {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    Trouble::Stuck(why)
+    Trouble::Stuck(why, child)
 }
 
 #[cfg(test)]
@@ -280,6 +298,16 @@ mod tests {
         let wait = Wait::within(Duration::ZERO, &Stop::default());
         eventually("the time is over", || wait.over().is_some());
         assert_eq!(output(child, &wait).unwrap(), b"done\n");
+    }
+
+    #[test]
+    fn only_what_is_late_by_the_limit_is_told_of_the_limit() {
+        let late = Trouble::Late("given up after 1 s".into());
+        assert!(late.words_of_limit().contains("--limit"));
+        let stuck = Trouble::Stuck("given up after 1 s".into(), shell(":"));
+        assert!(stuck.words_of_limit().contains("--limit"));
+        assert_eq!(Trouble::stopped().words_of_limit(), STOPPED);
+        assert_eq!(Trouble::Failed("so".into()).words_of_limit(), "so");
     }
 
     #[test]

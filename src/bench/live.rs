@@ -68,9 +68,11 @@ pub(super) struct Live {
     places: Vec<Place>,
     home: Stage,
     tasks: Vec<Task>,
-    /// How long a work may take, with what is done before it.
+    /// How long a work may take, and each process that prepares it.
     limit: Duration,
     stop: Stop,
+    /// Who was killed and has not ended, and where.
+    stuck: Vec<(usize, Child)>,
     folders: u64,
     looks_at_memory: bool,
     /// System calls of a process that does nothing; `None` when none are counted.
@@ -91,6 +93,7 @@ impl Live {
             tasks,
             limit,
             stop: stop.clone(),
+            stuck: Vec::new(),
             folders: 0,
             looks_at_memory: false,
             idle_calls: None,
@@ -114,7 +117,7 @@ impl Live {
     }
 
     /// Puts caches and memory into the state that the task wants, and makes its folder.
-    fn prepare(&mut self, at: usize, wait: &Wait) -> Result<Option<Folder>, Trouble> {
+    fn prepare(&mut self, at: usize) -> Result<Option<Folder>, Trouble> {
         let task = &self.tasks[at];
         let place = &mut self.places[task.place];
         place.is_there().map_err(Trouble::Failed)?;
@@ -128,20 +131,39 @@ impl Live {
         if task.is_mounted_anew() {
             place.remount().map_err(Trouble::Failed)?;
         }
-        ready_pages(place, task, wait)?;
+        self.ready_pages(task)?;
         place::ready_memory(task.fills);
         Ok(folder)
     }
 
+    /// Has the pages of what the task reads where its state wants them.
+    fn ready_pages(&self, task: &Task) -> Result<(), Trouble> {
+        let place = &self.places[task.place];
+        place::write_out(place.source());
+        // A new mount holds no pages, and who goes through it to drop them has it know all names.
+        if !place.is_plain() && !task.is_mounted_anew() && !task.reads.is_empty() {
+            let all = task.reads.iter().map(|name| place.root().join(name));
+            child::ask(&Probe::Chore(Chore::Drop(all.collect())), &self.wait())?;
+        }
+        for name in &task.reads {
+            below(&place.source().join(name), &mut |path| ready(task, path));
+        }
+        if !task.reads.is_empty() {
+            // What is read from there instead.
+            below(&place.cache(), &mut |path| ready(task, path));
+        }
+        Ok(())
+    }
+
     /// Has the kernel drop its caches, but for the programs of the work: they are not to be read
     /// from the disk while it is measured.
-    fn cool(&self, probe: &Probe, wait: &Wait) -> Result<(), Trouble> {
-        child::ask(&Probe::Chore(Chore::DropCaches), wait)?;
+    fn cool(&self, probe: &Probe) -> Result<(), Trouble> {
+        child::ask(&Probe::Chore(Chore::DropCaches), &self.wait())?;
         let small = self.home.source().with_file_name("small");
         fs::write(&small, "x").map_err(|error| Trouble::Failed(format!("make a file: {error}")))?;
-        child::ask(&Probe::Nothing, wait)?;
+        child::ask(&Probe::Nothing, &self.wait())?;
         match probe.small_scale(&small) {
-            Some(probe) => child::ask(&probe, wait).map(drop),
+            Some(probe) => child::ask(&probe, &self.wait()).map(drop),
             None => Ok(()),
         }
     }
@@ -150,42 +172,63 @@ impl Live {
     fn once<T>(
         &mut self,
         at: usize,
-        run: impl FnOnce(&Self, &Probe, &Wait) -> Result<T, Trouble>,
+        run: impl FnOnce(&Self, &Probe) -> Result<T, Trouble>,
     ) -> Result<T, String> {
-        let tried = self.tried(at, &self.wait(), run);
+        let tried = self.await_stuck().and_then(|()| self.tried(at, run));
         tried.map_err(|trouble| {
             let place = self.tasks[at].place;
             self.places[place].doubt(&trouble);
             match trouble {
-                Trouble::Late(words) if !self.stop.asked() => {
-                    format!("{words}; --limit allows for more")
+                Trouble::Stuck(words, child) => {
+                    self.stuck.push((place, child));
+                    Trouble::Late(words).words_of_limit()
                 }
-                other => other.words(),
+                other => other.words_of_limit(),
             }
         })
+    }
+
+    /// Waits for those who were killed and did not end at once: they would work beside the next.
+    /// Where one takes longer than a work may, nobody works any more.
+    fn await_stuck(&mut self) -> Result<(), Trouble> {
+        let wait = self.wait();
+        while let Some((place, child)) = self.stuck.last_mut() {
+            let ended = !matches!(child.try_wait(), Ok(None));
+            if !ended && self.stop.asked() {
+                return Err(Trouble::stopped());
+            }
+            if !ended && wait.over().is_none() {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            if !ended {
+                self.places[*place].leave_out("a work in it was killed, and does not end");
+            }
+            self.stuck.pop();
+        }
+        Ok(())
     }
 
     fn tried<T>(
         &mut self,
         at: usize,
-        wait: &Wait,
-        run: impl FnOnce(&Self, &Probe, &Wait) -> Result<T, Trouble>,
+        run: impl FnOnce(&Self, &Probe) -> Result<T, Trouble>,
     ) -> Result<T, Trouble> {
-        let folder = self.prepare(at, wait)?;
+        let folder = self.prepare(at)?;
         let task = &self.tasks[at];
         let none = Path::new("");
         let seen = folder.as_ref().map_or(none, |folder| folder.seen.as_path());
         let probe = (task.probe)(seen);
         if task.state == State::Cold {
-            self.cool(&probe, wait)?;
+            self.cool(&probe)?;
         }
         if matches!(task.state, State::Again | State::Later) {
-            child::ask(&probe, wait)?;
+            child::ask(&probe, &self.wait())?;
         }
         if task.state == State::Later {
             std::thread::sleep(LATER);
         }
-        run(self, &probe, wait)
+        run(self, &probe)
     }
 
     /// Under strace, which counts.
@@ -210,8 +253,8 @@ impl Live {
 
 impl Runner for Live {
     fn measure(&mut self, at: usize) -> Result<Sample, String> {
-        let found = self.once(at, |_, probe, wait| {
-            let found = sample(&child::ask(probe, wait)?)?;
+        let found = self.once(at, |live, probe| {
+            let found = sample(&child::ask(probe, &live.wait())?)?;
             Ok((found, probe.opens_files()))
         });
         let (found, opens_files) = found?;
@@ -229,14 +272,14 @@ impl Runner for Live {
         if !self.looks_at_memory {
             return None;
         }
-        let found = self.once(at, |live, probe, wait| {
+        let found = self.once(at, |live, probe| {
             let child = child::start(probe)?;
             let place = &live.places[live.tasks[at].place];
             let (whose, pid) = match place.server() {
                 Some(server) => ("the daemon", server),
                 None => ("the process", child.id()),
             };
-            watch(child, pid, whose, wait)
+            watch(child, pid, whose, &live.wait())
         });
         // What has ended before it was looked at once has shown nothing.
         found
@@ -246,27 +289,9 @@ impl Runner for Live {
 
     fn calls(&mut self, at: usize) -> Option<u64> {
         let idle = self.idle_calls?;
-        let counted = self.once(at, |live, probe, wait| live.traced(probe, wait));
+        let counted = self.once(at, |live, probe| live.traced(probe, &live.wait()));
         Some(counted.ok()?.saturating_sub(idle))
     }
-}
-
-/// Has the pages of what the task reads where its state wants them.
-fn ready_pages(place: &Place, task: &Task, wait: &Wait) -> Result<(), Trouble> {
-    place::write_out(place.source());
-    // A new mount holds no pages, and who goes through it to drop them has it know all names.
-    if !place.is_plain() && !task.is_mounted_anew() && !task.reads.is_empty() {
-        let all = task.reads.iter().map(|name| place.root().join(name));
-        child::ask(&Probe::Chore(Chore::Drop(all.collect())), wait)?;
-    }
-    for name in &task.reads {
-        below(&place.source().join(name), &mut |path| ready(task, path));
-    }
-    if !task.reads.is_empty() {
-        // What is read from there instead.
-        below(&place.cache(), &mut |path| ready(task, path));
-    }
-    Ok(())
 }
 
 /// Has the pages of one file in the page cache, or not.
@@ -374,6 +399,62 @@ mod tests {
                       3 total_odd\n--------- ----------------\n        8 total\n";
         assert_eq!(total(report), Some(8));
         assert_eq!(total("nothing"), None);
+    }
+
+    /// Somebody with one place and one process in it that was killed in vain; that ends when its
+    /// standard input does.
+    fn with_stuck(limit: Duration, stop: &Stop) -> (tempfile::TempDir, Live) {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Stage::new(folder.path()).unwrap();
+        let subject = place::Subject {
+            name: "native".into(),
+            kind: place::Kind::Native,
+        };
+        let place = Place::new(subject, &home, 0, limit, stop).unwrap();
+        let mut live = Live::new(home, vec![place], Vec::new(), limit, stop);
+        let stuck = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn();
+        live.stuck.push((0, stuck.unwrap()));
+        (folder, live)
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn who_does_not_end_is_waited_for_before_the_next_work() {
+        let (_folder, mut live) = with_stuck(LONG, &Stop::default());
+        let (pid, stdin) = {
+            let child = &mut live.stuck[0].1;
+            (child.id(), child.stdin.take())
+        };
+        let ends = std::thread::spawn(move || drop(stdin));
+        live.await_stuck().unwrap();
+        ends.join().unwrap();
+        assert!(live.stuck.is_empty());
+        assert!(
+            !Path::new(&format!("/proc/{pid}")).exists(),
+            "it was not waited for"
+        );
+        live.places[0].is_there().unwrap();
+    }
+
+    #[test]
+    fn who_wants_us_to_stop_does_not_wait_for_who_does_not_end() {
+        let stop = Stop::default();
+        let (_folder, mut live) = with_stuck(LONG, &stop);
+        stop.ask();
+        assert_eq!(live.await_stuck().unwrap_err().words(), "stopped");
+        // Its standard input is closed first.
+        live.stuck[0].1.wait().unwrap();
+    }
+
+    #[test]
+    fn where_somebody_does_not_end_at_all_nobody_works_any_more() {
+        let (_folder, mut live) = with_stuck(Duration::ZERO, &Stop::default());
+        live.await_stuck().unwrap();
+        let why = live.places[0].is_there().unwrap_err();
+        assert!(why.contains("does not end"), "{why}");
     }
 
     #[test]

@@ -363,7 +363,10 @@ impl Place {
         if let Err(trouble) = child::ask(&Probe::Chore(chore), &wait) {
             self.stop.check()?;
             self.doubt(&trouble);
-            self.absent = Some(format!("its cache can't be filled: {}", trouble.words()));
+            self.absent = Some(format!(
+                "its cache can't be filled: {}",
+                trouble.words_of_limit()
+            ));
             return Ok(());
         }
         if self.remount().is_ok() {
@@ -409,7 +412,7 @@ impl Place {
                         break;
                     }
                     Err(Trouble::Failed(_)) => {}
-                    Err(Trouble::Stuck(_)) => mounted.hung = true,
+                    Err(Trouble::Stuck(..)) => mounted.hung = true,
                     Err(Trouble::Late(_)) => mounted.hung = !self.stop.asked(),
                 }
             }
@@ -442,21 +445,28 @@ impl Place {
         }
         let hangs = match trouble {
             Trouble::Failed(_) => false,
-            // Who was stopped need not have waited for the mount.
-            Trouble::Late(_) => !self.stop.asked() && !self.answers(),
-            Trouble::Stuck(_) => true,
+            // Who was stopped need not have waited for the mount; who does not end may wait for the
+            // disk.
+            Trouble::Late(_) | Trouble::Stuck(..) => !self.stop.asked() && !self.answers(),
         };
-        if hangs && let Some(mounted) = &mut self.mounted {
-            mounted.hung = true;
-            self.mounted = None;
-            self.absent = Some("it does not answer any more, and was ended".into());
+        if hangs {
+            self.leave_out("it does not answer any more, and was ended");
         }
+    }
+
+    /// Ends what is mounted as one that hangs; nobody works here any more.
+    pub(super) fn leave_out(&mut self, why: &str) {
+        if let Some(mounted) = &mut self.mounted {
+            mounted.hung = true;
+        }
+        self.mounted = None;
+        self.absent = Some(why.into());
     }
 
     fn answers(&self) -> bool {
         let look = Probe::Chore(Chore::Look(self.point.clone()));
         let said = child::ask(&look, &Wait::within(HURRY, &self.stop));
-        !matches!(said, Err(Trouble::Late(_) | Trouble::Stuck(_)))
+        !matches!(said, Err(Trouble::Late(_) | Trouble::Stuck(..)))
     }
 }
 

@@ -110,7 +110,8 @@ fn experiment(kind: &Kind) -> Clap {
             number(
                 "limit",
                 "600",
-                "Seconds that a work may take; then it is given up, with a mount that hangs",
+                "Seconds that a work may take, and each process that prepares it; then it is given up, \
+                 with a mount that hangs",
             ),
             option("json", "FILE", "Save the run, after each round"),
             option("csv", "FILE", "Save the samples, after each round"),
