@@ -132,8 +132,11 @@ impl Live {
             place.remount().map_err(Trouble::Failed)?;
         }
         self.ready_pages(task)?;
-        place::ready_memory(task.fills);
-        Ok(folder)
+        place::ready_memory(task.fills, &self.stop);
+        match self.stop.asked() {
+            true => Err(Trouble::stopped()),
+            false => Ok(folder),
+        }
     }
 
     /// Has the pages of what the task reads where its state wants them.
@@ -146,11 +149,13 @@ impl Live {
             child::ask(&Probe::Chore(Chore::Drop(all.collect())), &self.wait())?;
         }
         for name in &task.reads {
-            below(&place.source().join(name), &mut |path| ready(task, path));
+            below(&place.source().join(name), &mut |path| {
+                ready(task, path, &self.stop);
+            });
         }
         if !task.reads.is_empty() {
             // What is read from there instead.
-            below(&place.cache(), &mut |path| ready(task, path));
+            below(&place.cache(), &mut |path| ready(task, path, &self.stop));
         }
         Ok(())
     }
@@ -295,11 +300,11 @@ impl Runner for Live {
 }
 
 /// Has the pages of one file in the page cache, or not.
-fn ready(task: &Task, path: &Path) {
+fn ready(task: &Task, path: &Path, stop: &Stop) {
     match task.state {
         State::Cold => place::drop_pages(path),
         // What can't be read is told of by the work itself.
-        _ => drop(place::warm(path)),
+        _ => drop(place::warm(path, stop)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where a work is done: a directory, a corfs mount, a peer's mount; each cleaned up when it goes.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
@@ -25,6 +25,8 @@ use crate::sys::mountinfo::{self, Mount};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long its daemon may take to go when somebody wants us to stop, or does not answer.
 const HURRY: Duration = Duration::from_secs(10);
+/// How much is read or touched before one looks whether somebody wants us to stop.
+const MIB: usize = 1 << 20;
 /// How the names of the folders of a bench and of its mountpoints begin.
 pub(super) const STAGE: &str = "corfs-bench-";
 pub(super) const MOUNT: &str = "/mnt-";
@@ -656,11 +658,18 @@ fn size(path: &Path) -> u64 {
     bytes
 }
 
-/// Reads a file, so that its pages are in the page cache.
-pub(super) fn warm(path: &Path) -> io::Result<()> {
-    let mut file = fs::File::open(path)?;
-    io::copy(&mut file, &mut io::sink())?;
-    Ok(())
+/// Reads a file, so that its pages are in the page cache, until somebody wants us to stop; returns
+/// how many bytes it has read.
+pub(super) fn warm(path: &Path, stop: &Stop) -> io::Result<u64> {
+    let file = fs::File::open(path)?;
+    let mut all = 0;
+    while !stop.asked() {
+        match io::copy(&mut (&file).take(MIB as u64), &mut io::sink())? {
+            0 => break,
+            read => all += read,
+        }
+    }
+    Ok(all)
 }
 
 /// Has the kernel drop what it caches of one file, as far as nobody maps it or has written to it.
@@ -686,14 +695,20 @@ pub(super) fn drop_caches() -> bool {
 }
 
 /// Takes as much memory as a run will need, and gives it back: a virtual machine returns idle
-/// memory to its host, and whoever comes first would fetch it again.
-pub(super) fn ready_memory(bytes: u64) {
+/// memory to its host, and whoever comes first would fetch it again. Ends early when somebody wants
+/// us to stop; returns how many bytes it took.
+pub(super) fn ready_memory(bytes: u64, stop: &Stop) -> usize {
     let bytes = bytes.min(super::machine::meminfo("MemAvailable") / 2);
     let mut memory = vec![0u8; bytes as usize];
-    for page in memory.chunks_mut(4096) {
-        page[0] = 1;
+    let mut taken = 0;
+    for block in memory.chunks_mut(MIB).take_while(|_| !stop.asked()) {
+        for page in block.chunks_mut(4096) {
+            page[0] = 1;
+        }
+        taken += block.len();
     }
     std::hint::black_box(&memory);
+    taken
 }
 
 #[cfg(test)]
@@ -779,6 +794,19 @@ mod tests {
         let refused = Stage::new(&odd).unwrap_err().0;
         assert!(refused.contains("not UTF-8"), "{refused}");
         assert_eq!(fs::read_dir(&odd).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn who_wants_us_to_stop_waits_neither_for_files_nor_for_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, vec![1; 2 * MIB + 1]).unwrap();
+        let stop = Stop::default();
+        assert_eq!(warm(&file, &stop).unwrap(), 2 * MIB as u64 + 1);
+        assert_eq!(ready_memory(2 * MIB as u64 + 1, &stop), 2 * MIB + 1);
+        stop.ask();
+        assert_eq!(warm(&file, &stop).unwrap(), 0);
+        assert_eq!(ready_memory(2 * MIB as u64 + 1, &stop), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::bench::place::{below, drop_caches, drop_pages, end, unmount, warm};
+use crate::bench::progress::Stop;
 
 /// One of them.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -40,7 +41,7 @@ pub(super) fn run(chore: &Chore) -> Result<String, String> {
         }
         Chore::Drop(paths) => paths.iter().for_each(|path| below(path, &mut drop_pages)),
         // What can't be read is not there when it is looked for.
-        Chore::Warm(path) => below(path, &mut |path| drop(warm(path))),
+        Chore::Warm(path) => below(path, &mut |path| drop(warm(path, &Stop::default()))),
         Chore::Unmount(point) => unmount(point),
         Chore::End { point, connection } => end(point, *connection),
         Chore::DropCaches => drop(drop_caches()),
