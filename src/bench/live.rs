@@ -29,7 +29,7 @@ pub(super) enum State {
     Again,
     /// The same work was done two seconds before.
     Later,
-    /// Mounted just now, and the kernel has dropped all its caches.
+    /// Mounted just now, as the only one, and the kernel has dropped all its caches.
     Cold,
 }
 
@@ -119,8 +119,12 @@ impl Live {
     /// Puts caches and memory into the state that the task wants, and makes its folder.
     fn prepare(&mut self, at: usize) -> Result<Option<Folder>, Trouble> {
         let task = &self.tasks[at];
+        let there = self.places[task.place].is_there();
+        there.map_err(Trouble::Failed)?;
+        if task.state == State::Cold {
+            rest_beside(&mut self.places, task.place).map_err(Trouble::Failed)?;
+        }
         let place = &mut self.places[task.place];
-        place.is_there().map_err(Trouble::Failed)?;
         let folder = match task.folder {
             Some(files) => {
                 self.folders += 1;
@@ -128,9 +132,11 @@ impl Live {
             }
             None => None,
         };
-        if task.is_mounted_anew() {
-            place.remount().map_err(Trouble::Failed)?;
-        }
+        let mounted = match task.is_mounted_anew() {
+            true => place.remount(),
+            false => place.wake(),
+        };
+        mounted.map_err(Trouble::Failed)?;
         self.ready_pages(task)?;
         place::ready_memory(task.fills, &self.stop);
         match self.stop.asked() {
@@ -297,6 +303,14 @@ impl Runner for Live {
         let counted = self.once(at, |live, probe| live.traced(probe, &live.wait()));
         Some(counted.ok()?.saturating_sub(idle))
     }
+}
+
+/// Unmounts all that show the files of this place: pages that one of them has mapped survive a drop
+/// of caches, for whoever reads them then.
+fn rest_beside(places: &mut [Place], at: usize) -> Result<(), String> {
+    let source = places[at].source().to_owned();
+    let beside = places.iter_mut().filter(|place| place.source() == source);
+    beside.into_iter().try_for_each(Place::rest)
 }
 
 /// Has the pages of one file in the page cache, or not.

@@ -281,9 +281,10 @@ fn now() -> u64 {
 /// What was done to caches and memory, for those who judge the numbers.
 fn state_in_words(asked: &Measure) -> String {
     let cold = if asked.cold {
-        " Works called cold: everything mounted is mounted anew first (mapped pages survive a drop \
-         of caches), and the kernel drops all its caches; corfs, cp and sh, which do the works, have \
-         run once since then."
+        " Works called cold: everything mounted is unmounted first (mapped pages survive a drop of \
+         caches, whoever mapped them), what is measured is mounted anew, the others when they come \
+         next, and the kernel drops all its caches; corfs, cp and sh, which do the works, have run \
+         once since then."
     } else {
         ""
     };

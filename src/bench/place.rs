@@ -279,6 +279,27 @@ impl Place {
         self.is_there()
     }
 
+    /// Unmounts until somebody works here again.
+    pub(super) fn rest(&mut self) -> Result<(), String> {
+        self.mounted = None;
+        let words = |why: &dyn std::fmt::Display| {
+            format!("{} can't be unmounted before: {why}", self.subject.name)
+        };
+        match has_mounts(&self.point) {
+            Ok(false) => Ok(()),
+            Ok(true) => Err(words(&"it is still mounted")),
+            Err(error) => Err(words(&error)),
+        }
+    }
+
+    /// Mounts again what [rests](Self::rest).
+    pub(super) fn wake(&mut self) -> Result<(), String> {
+        if !self.is_plain() && self.mounted.is_none() && self.absent.is_none() {
+            self.mount();
+        }
+        self.is_there()
+    }
+
     /// Mounts what is to be mounted. Who does not mount is a place too, one that is not
     /// [there](Self::is_there).
     pub(super) fn mount(&mut self) {

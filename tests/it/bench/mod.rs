@@ -233,6 +233,37 @@ fn a_cached_mount_is_measured_with_its_cache_full() {
     assert!(failed.contains("its cache has 0 of"), "{failed}");
 }
 
+/// Pages that a mount has mapped survive a drop of caches, and whoever reads them next has them from
+/// memory: all others are gone before a peer is mounted for a cold work.
+#[test]
+fn nothing_else_is_mounted_before_a_cold_work() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let seen = bench.found.path().join("seen");
+    let spy = format!(
+        "--peer=spy=(cat /proc/self/mountinfo; echo end) >>{}; mount --bind {{SRC}} {{MNT}}",
+        seen.display()
+    );
+    let words = "read --size=1M --files=2 --rounds=3 --warmup=0 --readers= --windows= --budgets= \
+                 --no-look --cold --corfs=plain=io=mmap";
+    let mut command = bench.command(words);
+    let (_, run) = bench.complete(command.args(["--only=cold: sequential", &spy]));
+    let work = "cold: sequential 1 MiB, buffered";
+    for subject in ["native", "plain", "spy"] {
+        assert_eq!(samples(named(&run, work, subject)), 3, "{subject}");
+    }
+    let seen = String::from_utf8(read_file(&seen)).expect("text");
+    let ours = bench.place.path().to_str().unwrap();
+    let shown: Vec<bool> = seen
+        .split_terminator("end\n")
+        .map(|all| all.contains(ours))
+        .collect();
+    // At first the others are mounted, as before every other work.
+    assert_eq!(shown, [true, false, false, false]);
+}
+
 /// Its device number is the source's own.
 #[test]
 fn a_bind_mount_is_a_peer_too() {
