@@ -196,7 +196,7 @@ fn ready(open: &[(usize, File)]) -> io::Result<Vec<usize>> {
 }
 
 /// Whether it has ended; its number stays its own, for those who then kill its group.
-fn has_ended(child: &Child) -> io::Result<bool> {
+pub(super) fn has_ended(child: &Child) -> io::Result<bool> {
     let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     Ok(waitid(WaitId::Pid(Pid::from_child(child)), how)?.is_some())
 }

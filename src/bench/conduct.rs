@@ -7,11 +7,13 @@ pub(crate) trait Runner {
     /// Does it once, and says what it cost; in words why it can't be done.
     fn measure(&mut self, at: usize) -> Result<Sample, String>;
 
-    /// Does it once more, looking at memory all the time; `None` where that is not asked for.
-    fn memory(&mut self, at: usize) -> Option<Memory>;
+    /// Does it once more, looking at memory all the time; `None` where that is not asked for, or it
+    /// was too short; in words why it can't be done.
+    fn memory(&mut self, at: usize) -> Result<Option<Memory>, String>;
 
-    /// Does it once more, counting system calls; `None` where they can't be counted.
-    fn calls(&mut self, at: usize) -> Option<u64>;
+    /// Does it once more, counting system calls; `None` where nobody can count them; in words why it
+    /// can't be done.
+    fn calls(&mut self, at: usize) -> Result<Option<u64>, String>;
 }
 
 /// What happens while a run is conducted.
@@ -72,11 +74,37 @@ fn look_closely(run: &mut Run, runner: &mut dyn Runner, observer: &mut dyn Obser
             continue;
         }
         observer.begins(run, "memory and calls", at);
-        run.series[at].memory = runner.memory(at);
-        run.series[at].calls = runner.calls(at);
+        let memory = runner.memory(at);
+        if observer.stopped() {
+            return;
+        }
+        run.series[at].memory = found(run, at, memory, "Memory", "sampled");
+        let calls = runner.calls(at);
+        if observer.stopped() {
+            return;
+        }
+        run.series[at].calls = found(run, at, calls, "System calls", "counted");
     }
-    run.complete = !observer.stopped();
+    run.complete = true;
     observer.round_done(run);
+}
+
+/// What was found; a note says what is missing, and why.
+fn found<T>(
+    run: &mut Run,
+    at: usize,
+    found: Result<Option<T>, String>,
+    what: &str,
+    done: &str,
+) -> Option<T> {
+    found.unwrap_or_else(|why| {
+        let subject = &run.series[at].about.subject;
+        let note = format!("{what} of {subject}: not {done} in all works, {why}.");
+        if !run.notes.contains(&note) {
+            run.notes.push(note);
+        }
+        None
+    })
 }
 
 fn words(turn: usize, run: &Run) -> String {
@@ -104,6 +132,7 @@ mod tests {
         came: Vec<usize>,
         fails: Option<(usize, usize)>,
         looked: Vec<usize>,
+        blind: bool,
     }
 
     impl Runner for Mock {
@@ -121,13 +150,19 @@ mod tests {
             })
         }
 
-        fn memory(&mut self, at: usize) -> Option<Memory> {
+        fn memory(&mut self, at: usize) -> Result<Option<Memory>, String> {
             self.looked.push(at);
-            Some(Memory::default())
+            match self.blind {
+                true => Err("dark".into()),
+                false => Ok(Some(Memory::default())),
+            }
         }
 
-        fn calls(&mut self, at: usize) -> Option<u64> {
-            Some(at as u64)
+        fn calls(&mut self, at: usize) -> Result<Option<u64>, String> {
+            match self.blind {
+                true => Err("late".into()),
+                false => Ok(Some(at as u64)),
+            }
         }
     }
 
@@ -217,6 +252,29 @@ mod tests {
         assert_eq!(run.series[1].samples.len(), 3);
         assert_eq!(mock.looked, [0, 1, 3]);
         assert!(run.complete);
+    }
+
+    #[test]
+    fn why_memory_and_calls_are_missing_is_noted_once() {
+        let mut mock = Mock {
+            blind: true,
+            ..Mock::default()
+        };
+        let all = ["one", "two"].map(|work| series(work, "a", true, &[]));
+        let mut run = run(all.to_vec());
+        conduct(&mut run, &mut mock, &mut Watch::default());
+        assert_eq!(
+            run.notes,
+            [
+                "Memory of a: not sampled in all works, dark.",
+                "System calls of a: not counted in all works, late."
+            ]
+        );
+        assert!(
+            run.series
+                .iter()
+                .all(|s| s.memory.is_none() && s.calls.is_none())
+        );
     }
 
     #[test]

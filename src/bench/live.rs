@@ -279,29 +279,31 @@ impl Runner for Live {
         Ok(found)
     }
 
-    fn memory(&mut self, at: usize) -> Option<Memory> {
+    fn memory(&mut self, at: usize) -> Result<Option<Memory>, String> {
         if !self.looks_at_memory {
-            return None;
+            return Ok(None);
         }
-        let found = self.once(at, |live, probe| {
-            let child = child::start(probe)?;
+        let memory = self.once(at, |live, probe| {
             let place = &live.places[live.tasks[at].place];
-            let (whose, pid) = match place.server() {
+            // To ask for it takes a while, in which the work would not be looked at.
+            let server = place.server().map_err(Trouble::Failed)?;
+            let child = child::start(probe)?;
+            let (whose, pid) = match server {
                 Some(server) => ("the daemon", server),
                 None => ("the process", child.id()),
             };
             watch(child, pid, whose, &live.wait())
-        });
+        })?;
         // What has ended before it was looked at once has shown nothing.
-        found
-            .ok()
-            .filter(|memory| memory.anonymous + memory.file > 0)
+        Ok((memory.anonymous + memory.file > 0).then_some(memory))
     }
 
-    fn calls(&mut self, at: usize) -> Option<u64> {
-        let idle = self.idle_calls?;
-        let counted = self.once(at, |live, probe| live.traced(probe, &live.wait()));
-        Some(counted.ok()?.saturating_sub(idle))
+    fn calls(&mut self, at: usize) -> Result<Option<u64>, String> {
+        let Some(idle) = self.idle_calls else {
+            return Ok(None);
+        };
+        let counted = self.once(at, |live, probe| live.traced(probe, &live.wait()))?;
+        Ok(Some(counted.saturating_sub(idle)))
     }
 }
 

@@ -185,6 +185,9 @@ fn measure(asked: &Measure) -> Result<String, Failure> {
     conduct::conduct(&mut run, &mut live, &mut progress);
     progress.end();
     drop(live);
+    if run.series.iter().any(|series| series.calls.is_some()) {
+        run.notes.push(COUNTED.into());
+    }
     run.machine.load[1] = machine::load();
     report(&asked.files_out, &run)
 }
@@ -257,19 +260,18 @@ fn notes(asked: &Measure) -> Vec<String> {
     }
 }
 
+/// How system calls were counted, where they were.
+const COUNTED: &str = "System calls: counted by strace in a run of its own, those of an empty \
+                       process taken off; those of a daemon are not among them.";
+
 /// What is looked at beside the time.
 fn look(asked: &Measure, live: &mut Live, run: &mut Run) {
     live.look_at_memory();
     if !matches!(asked.experiment, Experiment::Copy | Experiment::Fault) {
         return;
     }
-    match live.count_calls() {
-        Ok(()) => run.notes.push(
-            "System calls: counted by strace in a run of its own, those of an empty process taken \
-             off; those of a daemon are not among them."
-                .into(),
-        ),
-        Err(why) => run.notes.push(format!("System calls: not counted, {why}.")),
+    if let Err(why) = live.count_calls() {
+        run.notes.push(format!("System calls: not counted, {why}."));
     }
 }
 
@@ -300,7 +302,8 @@ fn state_in_words(asked: &Measure) -> String {
          the mount's page cache to the source's. \"Again\": the same work was done just before, on \
          the same mount.{cold} Each run is a process of its own, whose start is not in the time; \
          but that of cp is, and that of the sh which writes a line to .copy: they are programs that \
-         this process starts. Memory is sampled in a run of its own."
+         this process starts. Memory is sampled in a run of its own, \
+         each millisecond: what ends sooner shows none."
     )
 }
 

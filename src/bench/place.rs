@@ -259,15 +259,23 @@ impl Place {
         )))
     }
 
-    /// The process whose memory is the mount's.
-    pub(super) fn server(&self) -> Option<u32> {
-        let mounted = self.mounted.as_ref()?;
-        if self.is_corfs() {
-            let config = self.told("config").ok()?;
+    /// The process whose memory is the mount's; none where nothing is mounted.
+    pub(super) fn server(&self) -> Result<Option<u32>, String> {
+        let Some(mounted) = &self.mounted else {
+            return Ok(None);
+        };
+        let server = if self.is_corfs() {
+            let config = self.told("config").map_err(Trouble::words)?;
             let pid = |line: &str| line.strip_prefix("server_pid=")?.parse().ok();
-            return config.lines().find_map(pid);
-        }
-        last_of_line(mounted.child.id())
+            config.lines().find_map(pid)
+        } else if child::has_ended(&mounted.child).unwrap_or(true) {
+            // It is in the background, or there is none.
+            None
+        } else {
+            last_of_line(mounted.child.id())
+        };
+        let unknown = "the process that serves it is not known";
+        server.map(Some).ok_or_else(|| unknown.into())
     }
 
     /// Unmounts and mounts anew: what the kernel and the daemon remembered is gone.

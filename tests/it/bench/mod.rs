@@ -264,7 +264,7 @@ fn nothing_else_is_mounted_before_a_cold_work() {
     assert_eq!(shown, [true, false, false, false]);
 }
 
-/// Its device number is the source's own.
+/// Its device number is the source's own, and it has no process.
 #[test]
 fn a_bind_mount_is_a_peer_too() {
     if !require(&[Need::Root]) {
@@ -272,10 +272,14 @@ fn a_bind_mount_is_a_peer_too() {
     }
     let bench = Bench::new();
     let (_, run) = bench.measure(
-        "meta --files=3 --rounds=1 --warmup=0 --no-look --no-corfs --only=stat \
+        "meta --files=3 --rounds=1 --warmup=0 --no-corfs --only=stat \
          --peer=bind=mount\t--bind\t{SRC}\t{MNT}",
     );
-    assert_eq!(samples(named(&run, "stat, fresh mount", "bind")), 1);
+    let bind = named(&run, "stat, fresh mount", "bind");
+    assert_eq!(samples(bind), 1);
+    assert_eq!(bind["memory"], Value::Null);
+    let notes = run["notes"].to_string();
+    assert!(notes.contains("Memory of bind: not sampled"), "{notes}");
 }
 
 /// It keeps what it has listed once: what is made for it must be there before, or be mounted anew.
