@@ -838,6 +838,35 @@ mod tests {
         assert_eq!(ready_memory(2 * MIB as u64 + 1, &stop), 0);
     }
 
+    /// Though the work was killed and does not end: it may wait for the disk.
+    #[test]
+    fn a_mount_is_not_left_out_for_who_was_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Stage::new(folder.path()).unwrap();
+        let stop = Stop::default();
+        let kind = Kind::Peer("sleep 1000".into());
+        let subject = Subject {
+            name: "peer".into(),
+            kind: kind.clone(),
+        };
+        let mut place = Place::new(subject, &home, 1, PATIENCE, &stop).unwrap();
+        let mut sleep = Command::new("sleep");
+        place.mounted = Some(Mounted {
+            point: place.point.clone(),
+            child: sleep.arg("1000").process_group(0).spawn().unwrap(),
+            kind,
+            up: false,
+            hung: false,
+            device: (0, 0),
+            stop: stop.clone(),
+        });
+        stop.ask();
+        let work = Command::new("true").spawn().unwrap();
+        place.doubt(&Trouble::Stuck("stopped".into(), work));
+        place.is_there().unwrap();
+        assert!(place.mounted.is_some());
+    }
+
     #[test]
     fn a_stage_goes_with_what_is_in_it() {
         let folder = tempfile::tempdir().unwrap();
