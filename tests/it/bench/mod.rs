@@ -664,6 +664,21 @@ fn a_peer_that_hangs_is_given_up_and_the_others_go_on() {
     hung.bench.is_clean();
 }
 
+/// It is mounted anew before each work, which takes longer than a work may.
+#[test]
+fn what_prepares_a_work_is_not_in_its_limit() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let bench = Bench::new();
+    let mut command = bench.command(
+        "meta --files=2 --rounds=1 --warmup=0 --no-look --no-corfs --limit=5 \
+         --peer=slow=sleep\t6;mount\t--bind\t{SRC}\t{MNT}",
+    );
+    let (_, run) = bench.complete(command.arg("--only=readdir, fresh"));
+    assert_eq!(samples(named(&run, "readdir, fresh mount", "slow")), 1);
+}
+
 /// As under nohup, when the terminal goes.
 #[test]
 fn a_hangup_that_is_ignored_ends_nothing() {
