@@ -16,6 +16,9 @@ use crate::copy::resolve::{file_type, same_file};
 use crate::sys::creds::acting_uid;
 use crate::sys::{Errno, Fail, OrFail, Result};
 
+/// How many numbers that others are faster to take are tried.
+const TRIES: usize = 100;
+
 /// A backup that was made, until it is known whether the copy is.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -116,17 +119,17 @@ pub(super) fn make(
     backup: &Backup,
     source: &Stat,
 ) -> Result<Option<Made>> {
-    loop {
+    for _ in 0..TRIES {
         let Some(kept) = name_of(directory, name, backup)? else {
             return Ok(None);
         };
-        let is_number = number_of(kept.as_bytes(), name.as_bytes()).is_some();
         let second = match may_unlink(directory, name) {
             Ok(true) => link(directory, name),
             Ok(false) => Ok(None),
             Err(fail) => Err(fail),
         };
-        match second.and_then(|second| keep(directory, name, kept, second, source)) {
+        let is_number = is_number(&kept, name, backup);
+        match second.and_then(|second| keep(directory, name, (kept, is_number), second, source)) {
             Ok(made) => return Ok(Some(made)),
             Err(fail) if fail.errno == Errno::NOENT => return Ok(None),
             // Somebody has taken that number.
@@ -134,23 +137,29 @@ pub(super) fn make(
             Err(fail) => return Err(fail),
         }
     }
+    Err(Fail::new(Errno::EXIST, "renameat").because("others take each number that is free"))
+}
+
+/// Whether that name of a backup is by number, and not by a suffix that looks like one.
+fn is_number(kept: &OsStr, name: &OsStr, backup: &Backup) -> bool {
+    !matches!(backup, Backup::Simple(_)) && number_of(kept.as_bytes(), name.as_bytes()).is_some()
 }
 
 /// By a second name that the file has already, or by its only one.
 fn keep(
     directory: BorrowedFd<'_>,
     name: &OsStr,
-    kept: OsString,
+    (kept, is_number): (OsString, bool),
     second: Option<OsString>,
     source: &Stat,
 ) -> Result<Made> {
     let from = second.as_deref().unwrap_or(name);
-    let moved = match number_of(kept.as_bytes(), name.as_bytes()) {
-        // A number is one backup's for ever.
-        Some(_) => move_to_free(directory, from, &kept)
+    // A number is one backup's for ever.
+    let moved = match is_number {
+        true => move_to_free(directory, from, &kept)
             .or_fail("renameat")
             .map(|()| None),
-        None => move_to(directory, from, &kept, second.is_some(), source),
+        false => move_to(directory, from, &kept, second.is_some(), source),
     };
     if let Some(second) = &second
         && !matches!(&moved, Ok(Some(former)) if former == second)
@@ -209,10 +218,10 @@ pub(super) fn name_of(
     Ok(match backup {
         Backup::None => None,
         Backup::Simple(suffix) => Some(with_suffix(name, suffix)),
-        Backup::Numbered => Some(numbered(name, highest(directory, name)? + 1)),
+        Backup::Numbered => Some(numbered(name, highest(directory, name)?)?),
         Backup::Existing(suffix) => Some(match highest(directory, name)? {
             0 => with_suffix(name, suffix),
-            most => numbered(name, most + 1),
+            most => numbered(name, most)?,
         }),
     })
 }
@@ -259,8 +268,11 @@ fn with_suffix(name: &OsStr, suffix: &OsStr) -> OsString {
     kept
 }
 
-fn numbered(name: &OsStr, number: u64) -> OsString {
-    with_suffix(name, OsStr::new(&format!(".~{number}~")))
+/// With the number after that one.
+fn numbered(name: &OsStr, most: u64) -> Result<OsString> {
+    let none = || Fail::new(Errno::OVERFLOW, "copy").because("no number is left for a backup");
+    let number = most.checked_add(1).ok_or_else(none)?;
+    Ok(with_suffix(name, OsStr::new(&format!(".~{number}~"))))
 }
 
 /// The highest number of a numbered backup of `name`; 0 without any.
@@ -303,7 +315,8 @@ mod tests {
             return make(directory, name, backup, source);
         }
         let kept = name_of(directory, name, backup)?.unwrap();
-        keep(directory, name, kept, None, source).map(Some)
+        let is_number = is_number(&kept, name, backup);
+        keep(directory, name, (kept, is_number), None, source).map(Some)
     }
 
     #[test]
@@ -459,11 +472,32 @@ mod tests {
             fs::write(file("f.~1~"), "another's").unwrap();
             let (directory, name) = (directory.as_fd(), OsStr::new("f"));
             let second = links.then(|| link(directory, name).unwrap().unwrap());
-            let kept = keep(directory, name, "f.~1~".into(), second, &own);
+            let kept = keep(directory, name, ("f.~1~".into(), true), second, &own);
             assert_eq!(kept.unwrap_err().errno, Errno::EXIST);
             assert_eq!(fs::read(file("f.~1~")).unwrap(), b"another's");
             assert_eq!(fs::read(file("f")).unwrap(), b"old");
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        }
+    }
+
+    #[test]
+    fn a_suffix_that_looks_like_a_number_is_none_and_numbers_end() {
+        for links in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = |name: &str| folder.path().join(name);
+            let directory = fs::File::open(folder.path()).unwrap();
+            let own = fstat(&directory).unwrap();
+            fs::write(file("f"), "old").unwrap();
+            fs::write(file("f.~1~"), "older").unwrap();
+            let backup = Backup::Simple(".~1~".into());
+            let backed_up = made(&directory, &backup, &own, links).unwrap().unwrap();
+            backed_up.settle(directory.as_fd());
+            assert_eq!(fs::read(file("f.~1~")).unwrap(), b"old");
+            fs::write(file(&format!("f.~{}~", u64::MAX)), "").unwrap();
+            fs::write(file("f"), "new").unwrap();
+            let refused = make(directory.as_fd(), "f".as_ref(), &Backup::Numbered, &own);
+            assert_eq!(refused.unwrap_err().errno, Errno::OVERFLOW);
+            assert_eq!(fs::read(file("f")).unwrap(), b"new");
         }
     }
 
