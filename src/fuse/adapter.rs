@@ -677,6 +677,7 @@ impl Filesystem for Adapter {
             let open = || shared.mirror.opendir(ino.0, flags.0);
             match (shared.asked(Op::Opendir, open), slot.take()) {
                 (Ok(opened), Some(reply)) => {
+                    before_answer();
                     reply.opened(FileHandle(opened.handle), dir_flags(&opened));
                 }
                 (Err(errno), Some(reply)) => reply.error(errno),

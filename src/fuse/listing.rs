@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
+use super::beside::before_answer;
 use super::convert::{self, entry_attr};
 use super::oplog::take_noted;
 use super::serve::Slot;
@@ -66,7 +67,10 @@ impl Shared {
         });
         take_noted().tell();
         match read {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                before_answer();
+                reply.ok();
+            }
             Err(errno) => reply.error(errno),
         }
     }
@@ -94,7 +98,10 @@ impl Shared {
         });
         take_noted().tell();
         match read {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                before_answer();
+                reply.ok();
+            }
             Err(errno) => reply.error(errno),
         }
     }

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
@@ -78,12 +78,22 @@ impl Ahead {
     }
 }
 
+/// Where a listing is read.
+#[derive(Debug)]
+enum Origin {
+    Source(Arc<OwnedFd>),
+    /// In the source, which is opened with these flags once it is needed: the kernel has the listing,
+    /// and may never ask. To open a directory takes longer than all else about such a request.
+    SourceLater(OFlags, OnceLock<Arc<OwnedFd>>),
+    /// In the names that were seen.
+    Seen,
+}
+
 /// One open of a directory.
 #[derive(Debug)]
 pub(super) struct OpenDir {
     inode: Arc<Inode>,
-    /// None for one that is read from the names that were seen.
-    fd: Option<Arc<OwnedFd>>,
+    origin: Origin,
     /// The directory's version when it was opened, if its listing is to be remembered.
     version: Option<Vec<u8>>,
     /// Held while the directory is read: readers of one stream share its position anyway.
@@ -105,9 +115,22 @@ struct Stream {
 
 impl OpenDir {
     /// What is open in the source.
+    fn opened(&self) -> Option<&Arc<OwnedFd>> {
+        match &self.origin {
+            Origin::Source(fd) => Some(fd),
+            Origin::SourceLater(_, fd) => fd.get(),
+            Origin::Seen => None,
+        }
+    }
+
+    /// As [`Self::opened`], for who has opened it.
     fn fd(&self) -> Result<&Arc<OwnedFd>> {
         let none = || Fail::new(Errno::IO, "find the open directory in the source");
-        self.fd.as_ref().ok_or_else(none)
+        self.opened().ok_or_else(none)
+    }
+
+    fn is_of_seen(&self) -> bool {
+        matches!(self.origin, Origin::Seen)
     }
 }
 
@@ -153,18 +176,49 @@ impl Mirror {
         if self.options.noatime || asked & libc::O_NOATIME != 0 {
             flags |= OFlags::NOATIME;
         }
-        let fd = Arc::new(self.reopen(&inode, flags, flags - OFlags::NOATIME)?);
-        self.table.lend(&inode, &fd);
         // Before the stream is read: what is read later is not older than what is remembered.
         let cache = self.keeps_listings(id);
-        let keep_cache = cache && keep_cache(&inode, &rustix::fs::fstat(&fd).or_fail("fstat")?);
+        let keep_cache = cache && self.is_as_listed(&inode)?;
+        if keep_cache && self.memory.is_none() {
+            inode.opens.fetch_add(1, Ordering::Relaxed);
+            let origin = Origin::SourceLater(flags, OnceLock::new());
+            let handle = self.enter_dir(inode, origin, None);
+            return Ok(OpenedDir {
+                handle,
+                cache,
+                keep_cache,
+            });
+        }
+        let fd = Arc::new(self.reopen(&inode, flags, flags - OFlags::NOATIME)?);
+        self.table.lend(&inode, &fd);
         let version = self.version_to_remember(&inode, &fd);
-        let handle = self.enter_dir(inode, Some(fd), version);
+        let handle = self.enter_dir(inode, Origin::Source(fd), version);
         Ok(OpenedDir {
             handle,
             cache,
             keep_cache,
         })
+    }
+
+    /// Whether a directory is as it was when the kernel last could begin to keep its listing. Who may
+    /// not read it any more has been told by a change of it.
+    fn is_as_listed(&self, inode: &Inode) -> Result<bool> {
+        let stat = rustix::fs::fstat(&*self.table.fd(inode)?).or_fail("fstat")?;
+        Ok(keep_cache(inode, &stat))
+    }
+
+    /// What is open in the source, from now on.
+    fn open_now<'a>(&self, dir: &'a OpenDir) -> Result<&'a Arc<OwnedFd>> {
+        if let Origin::SourceLater(flags, later) = &dir.origin
+            && later.get().is_none()
+        {
+            let fd = Arc::new(self.reopen(&dir.inode, *flags, *flags - OFlags::NOATIME)?);
+            // Two may come at once; who is second closes its own.
+            if later.set(Arc::clone(&fd)).is_ok() {
+                dir.inode.lend(&fd);
+            }
+        }
+        dir.fd()
     }
 
     /// The version of a directory whose listing is news.
@@ -178,15 +232,10 @@ impl Mirror {
             .then_some(version)
     }
 
-    fn enter_dir(
-        &self,
-        inode: Arc<Inode>,
-        fd: Option<Arc<OwnedFd>>,
-        version: Option<Vec<u8>>,
-    ) -> u64 {
+    fn enter_dir(&self, inode: Arc<Inode>, origin: Origin, version: Option<Vec<u8>>) -> u64 {
         let dir = OpenDir {
             inode,
-            fd,
+            origin,
             version,
             stream: Mutex::default(),
         };
@@ -200,7 +249,7 @@ impl Mirror {
         self.list_apart(inode.id, b"", 1)?;
         inode.opens.fetch_add(1, Ordering::Relaxed);
         Ok(OpenedDir {
-            handle: self.enter_dir(inode, None, None),
+            handle: self.enter_dir(inode, Origin::Seen, None),
             cache: false,
             keep_cache: false,
         })
@@ -244,8 +293,7 @@ impl Mirror {
                 let attr = self.dot(&dir, entry)?;
                 return Ok(Step::of(emit(entry, Some(&attr))));
             }
-            match self.found_in_listing(&dir.inode, dir.fd.as_deref().map(AsFd::as_fd), &entry.name)
-            {
+            match self.found_in_listing(&dir.inode, dir.opened().map(AsFd::as_fd), &entry.name) {
                 Ok(attr) => {
                     let full = emit(entry, Some(&attr));
                     if full {
@@ -290,7 +338,7 @@ impl Mirror {
 
     /// The attributes of `.`, and of `..` for want of better.
     fn dot(&self, dir: &OpenDir, entry: &Entry) -> Result<Attr> {
-        if self.is_apart() || dir.fd.is_none() {
+        if self.is_apart() || dir.is_of_seen() {
             let attr = self.getattr(dir.inode.id, None)?;
             return Ok(Attr {
                 id: entry.ino,
@@ -331,11 +379,7 @@ impl Mirror {
             ahead.attr = self.dot(dir, &ahead.entry).ok();
             return ahead;
         }
-        match self.found_in_listing(
-            &dir.inode,
-            dir.fd.as_deref().map(AsFd::as_fd),
-            &ahead.entry.name,
-        ) {
+        match self.found_in_listing(&dir.inode, dir.opened().map(AsFd::as_fd), &ahead.entry.name) {
             Ok(attr) => (ahead.attr, ahead.counted) = (Some(attr), true),
             Err(fail) => ahead.vanished = fail.errno == Errno::NOENT,
         }
@@ -373,11 +417,11 @@ impl Mirror {
         if stream.at == offset && offset != 0 {
             return Ok(());
         }
-        if dir.fd.is_none() {
+        if dir.is_of_seen() {
             return self.go_to_seen(dir, stream, offset);
         }
         self.outage.check("lseek")?;
-        rustix::fs::seek(dir.fd()?, SeekFrom::Start(offset)).or_fail("lseek")?;
+        rustix::fs::seek(self.open_now(dir)?, SeekFrom::Start(offset)).or_fail("lseek")?;
         stream.ahead.clear();
         stream.at = offset;
         // Whoever begins at the start may see all of it.
@@ -417,7 +461,7 @@ impl Mirror {
     }
 
     fn fill(&self, dir: &OpenDir, stream: &mut Stream) -> Result<()> {
-        if dir.fd.is_none() {
+        if dir.is_of_seen() {
             return self.fill_seen(dir, stream);
         }
         self.outage.check("getdents64")?;
@@ -517,7 +561,7 @@ impl Mirror {
     /// Those of fsync(2).
     pub fn fsyncdir(&self, handle: u64, data_only: bool) -> Result<()> {
         let dir = self.open_dir(handle)?;
-        let fd = dir.fd()?;
+        let fd = self.open_now(&dir)?;
         if data_only {
             return rustix::fs::fdatasync(fd).or_fail("fdatasync");
         }
@@ -529,7 +573,7 @@ impl Mirror {
         let Some(dir) = self.dirs.write().remove(&handle) else {
             return;
         };
-        match &dir.fd {
+        match dir.opened() {
             Some(fd) => {
                 self.give_back(&dir.inode, fd, self.nameless(fd));
             }

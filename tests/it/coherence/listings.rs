@@ -74,6 +74,32 @@ fn a_watched_directory_is_listed_from_what_is_kept_and_never_stale() {
 }
 
 #[test]
+fn one_that_was_opened_with_its_listing_kept_is_read_and_synced_as_any_other() {
+    if !require(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let source = source();
+    let mount = Way::Watch.start(source.path());
+    let (behind, on) = (source.path().join("dir"), mount.path().join("dir"));
+    settled(&behind);
+    let before = names(&on);
+    assert_eq!(names(&on), before);
+    let opened = fs::File::open(&on).expect("open the directory");
+    let mut stream = rustix::fs::Dir::read_from(&opened).expect("a stream of it");
+    opened.sync_all().expect("fsync");
+    opened.sync_data().expect("fdatasync");
+    let mut count = || {
+        stream.rewind();
+        stream.by_ref().filter(|e| e.is_ok()).count()
+    };
+    assert_eq!(count(), before.len() + 2);
+    fs::write(behind.join("new"), b"x").expect("create");
+    comes_true("created behind", PATIENCE, || count() == before.len() + 3);
+    fs::remove_dir_all(&behind).expect("remove it behind");
+    comes_true("removed behind", PATIENCE, || !on.exists());
+}
+
+#[test]
 fn so_is_one_that_inotify_watches() {
     if !require(&[Need::UserFuse, Need::Root]) {
         return;
