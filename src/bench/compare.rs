@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::outcome::Run;
-use super::place::{MOUNT, STAGE};
 use super::plot::number;
+use super::stage::{MOUNT, STAGE};
 use super::statistics::{median, unpaired};
 use super::table::{scale, shown};
 

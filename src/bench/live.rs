@@ -9,9 +9,11 @@ use std::time::Duration;
 use super::child::{self, Trouble, Wait};
 use super::conduct::Runner;
 use super::outcome::{Memory, Sample};
-use super::place::{self, Place, Stage, below};
+use super::pages::{self, below};
+use super::place::Place;
 use super::probe::{Chore, Probe};
 use super::progress::Stop;
+use super::stage::Stage;
 
 /// How often memory is looked at.
 const LOOK: Duration = Duration::from_millis(1);
@@ -138,7 +140,7 @@ impl Live {
         };
         mounted.map_err(Trouble::Failed)?;
         self.ready_pages(task)?;
-        place::ready_memory(task.fills, &self.stop);
+        pages::ready_memory(task.fills, &self.stop);
         match self.stop.asked() {
             true => Err(Trouble::stopped()),
             false => Ok(folder),
@@ -148,7 +150,7 @@ impl Live {
     /// Has the pages of what the task reads where its state wants them.
     fn ready_pages(&self, task: &Task) -> Result<(), Trouble> {
         let place = &self.places[task.place];
-        place::write_out(place.source());
+        pages::write_out(place.source());
         // A new mount holds no pages, and who goes through it to drop them has it know all names.
         if !place.is_plain() && !task.is_mounted_anew() && !task.reads.is_empty() {
             let all = task.reads.iter().map(|name| place.root().join(name));
@@ -318,9 +320,9 @@ fn rest_beside(places: &mut [Place], at: usize) -> Result<(), String> {
 /// Has the pages of one file in the page cache, or not.
 fn ready(task: &Task, path: &Path, stop: &Stop) {
     match task.state {
-        State::Cold => place::drop_pages(path),
+        State::Cold => pages::drop_pages(path),
         // What can't be read is told of by the work itself.
-        _ => drop(place::warm(path, stop)),
+        _ => drop(pages::warm(path, stop)),
     }
 }
 
@@ -413,6 +415,7 @@ fn resident(pid: u32) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::stage::{Kind, Subject};
 
     #[test]
     fn the_total_of_straces_report_is_found() {
@@ -427,9 +430,9 @@ mod tests {
     fn with_stuck(limit: Duration, stop: &Stop) -> (tempfile::TempDir, Live) {
         let folder = tempfile::tempdir().unwrap();
         let home = Stage::new(folder.path()).unwrap();
-        let subject = place::Subject {
+        let subject = Subject {
             name: "native".into(),
-            kind: place::Kind::Native,
+            kind: Kind::Native,
         };
         let place = Place::new(subject, &home, 0, limit, stop).unwrap();
         let mut live = Live::new(home, vec![place], Vec::new(), limit, stop);

@@ -1,9 +1,10 @@
 //! The laboratory: `corfs bench` measures any directory, mount or peer, `corfs replay` plays an
 //! operation log back.
 //!
-//! `experiments` plan works, `conduct` has everyone do them in rounds, `live` does them for real, a
-//! process each (`probe`), which `child` waits for; `outcome` is what was found, `statistics` what it means, `answers` what
-//! it says in words, `table`, `page`, `plot` and `compare` how it looks.
+//! `experiments` plan works, `conduct` has everyone do them in rounds, `live` does them for real, in the
+//! `place`s of a `stage`, a process each (`probe`), which `child` waits for; `outcome` is what was found,
+//! `statistics` what it means, `answers` what it says in words, `table`, `page`, `plot` and `compare`
+//! how it looks.
 
 mod answers;
 mod child;
@@ -12,13 +13,16 @@ mod conduct;
 mod experiments;
 mod live;
 mod machine;
+mod mounted;
 mod outcome;
 mod page;
+mod pages;
 mod place;
 mod plot;
 mod probe;
 mod progress;
 pub mod replay;
+mod stage;
 mod statistics;
 mod table;
 
@@ -28,8 +32,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::sys::process;
 use live::Live;
 use outcome::{Run, VERSION};
-use place::{Place, Stage};
+use place::Place;
 use progress::{Progress, Stop};
+use stage::Stage;
 
 pub use progress::Files;
 
@@ -170,7 +175,7 @@ pub fn run(request: &Request) -> Result<String, Failure> {
 
 fn measure(asked: &Measure) -> Result<String, Failure> {
     process::raise_descriptor_limit();
-    if asked.cold && !place::drop_caches() {
+    if asked.cold && !pages::drop_caches() {
         return Err(Failure(
             "--cold takes root: the kernel is to drop its caches".into(),
         ));

@@ -1,124 +1,26 @@
 //! Where a work is done: a directory, a corfs mount, a peer's mount; each cleaned up when it goes.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use rustix::fs::{Advice, CWD, Mode, OFlags};
-use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::Failure;
 use super::child::{self, Trouble, Wait};
+use super::mounted::{HURRY, Mounted, PATIENCE};
+use super::pages::size;
 use super::probe::{Chore, Probe};
 use super::progress::Stop;
+use super::stage::{Kind, Stage, Subject, has_mounts, make_dir};
 use crate::copy::language::quote;
 use crate::observe::text;
-use crate::sys::mountinfo::{self, Mount};
-
-/// How long a mount may take to come and to answer, and its daemon to go.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// How long its daemon may take to go when somebody wants us to stop, or does not answer.
-const HURRY: Duration = Duration::from_secs(10);
-/// How much is read or touched before one looks whether somebody wants us to stop.
-const MIB: usize = 1 << 20;
-/// How the names of the folders of a bench and of its mountpoints begin.
-pub(super) const STAGE: &str = "corfs-bench-";
-pub(super) const MOUNT: &str = "/mnt-";
 
 /// What stands in the options of a mount for a folder that is its cache.
 pub(super) const CACHE: &str = "{CACHE}";
-
-/// One who is measured.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Subject {
-    pub(super) name: String,
-    pub(super) kind: Kind,
-}
-
-/// How one gets to what it serves.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// The directory itself.
-    Native,
-    /// A corfs mount of it, with these words for `-o`, and `{CACHE}` filled in.
-    Corfs(String),
-    /// What this shell command mounts of it, with `{SRC}` and `{MNT}` filled in.
-    Peer(String),
-    /// Another directory altogether, which gets a source of its own.
-    Elsewhere(PathBuf),
-}
-
-/// A folder of ours in the directory to be measured, with the source and the mountpoints; removed
-/// with everything in it when it goes.
-#[derive(Debug)]
-pub(super) struct Stage {
-    folder: PathBuf,
-}
-
-impl Stage {
-    pub(super) fn new(directory: &Path) -> Result<Self, Failure> {
-        let directory = directory
-            .canonicalize()
-            .map_err(|e| Failure(format!("{}: {e}", directory.display())))?;
-        if directory.to_str().is_none() {
-            return Err(Failure(format!(
-                "--dir {}: the name is not UTF-8, as those in the file of a run must be; measure in \
-                 another folder",
-                directory.display()
-            )));
-        }
-        let pid = std::process::id();
-        for number in 0.. {
-            let folder = directory.join(format!("{STAGE}{pid}-{number}"));
-            match fs::create_dir(&folder) {
-                Ok(()) => {
-                    let stage = Self { folder };
-                    make_dir(&stage.source())?;
-                    return Ok(stage);
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(Failure(format!("make {}: {error}", folder.display()))),
-            }
-        }
-        Err(Failure("no name is left".into()))
-    }
-
-    /// What is measured natively, and mirrored.
-    pub(super) fn source(&self) -> PathBuf {
-        self.folder.join("source")
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        // To remove what is still mounted would be to empty it, and it may show others' files.
-        let gone = match has_mounts(&self.folder) {
-            Ok(false) => fs::remove_dir_all(&self.folder),
-            Ok(true) => Err(io::Error::other("something is still mounted in it")),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = gone {
-            eprintln!("corfs: {} is left: {error}", self.folder.display());
-        }
-    }
-}
-
-/// Whether something is mounted at or below a folder of ours. Its device number would not tell: a
-/// bind mount shows that of what it binds.
-fn has_mounts(folder: &Path) -> io::Result<bool> {
-    let mounts = mountinfo::read()?;
-    Ok(mounts.iter().any(|m| m.mountpoint.starts_with(folder)))
-}
-
-fn make_dir(path: &Path) -> Result<(), Failure> {
-    fs::create_dir(path).map_err(|e| Failure(format!("make {}: {e}", path.display())))
-}
 
 /// One who is measured, at work.
 #[derive(Debug)]
@@ -137,20 +39,6 @@ pub(super) struct Place {
     passed: f64,
 }
 
-#[derive(Debug)]
-struct Mounted {
-    point: PathBuf,
-    child: Child,
-    kind: Kind,
-    /// The mount was seen.
-    up: bool,
-    /// It does not answer.
-    hung: bool,
-    /// The device of what is mounted: a mount that shows the same is not that of a peer alone.
-    device: (u32, u32),
-    stop: Stop,
-}
-
 impl Place {
     /// `number` is no other place's. Nothing is mounted yet: some file systems never look again at
     /// what they have listed once, so that files are to be there before.
@@ -166,7 +54,7 @@ impl Place {
             _ => None,
         };
         let source = stage.as_ref().unwrap_or(home).source();
-        let point = home.folder.join(format!("mnt-{number}"));
+        let point = home.mountpoint(number);
         let place = Self {
             subject,
             source,
@@ -520,15 +408,6 @@ fn passed(metrics: &str) -> (f64, String) {
     (opens, state.map_or("unknown".into(), |s| label(s, "state")))
 }
 
-/// The number of a FUSE mount's connection, which the kernel calls after a device of no disk. That of
-/// `fuseblk` is a disk's, and its minor alone another's connection.
-fn connection(mount: &Mount) -> Option<u32> {
-    let kind = mount.kind.as_bytes();
-    let is_fuse = kind == b"fuse" || kind.starts_with(b"fuse.");
-    let (major, minor) = mount.device;
-    (is_fuse && major == 0).then_some(minor)
-}
-
 /// The child of the child, and so on: where a shell has started the daemon.
 fn last_of_line(mut pid: u32) -> Option<u32> {
     loop {
@@ -560,184 +439,6 @@ fn shell_word(path: &Path) -> String {
 fn option_value(path: &Path) -> String {
     let text = path.to_string_lossy();
     text.replace('\\', "\\\\").replace(',', "\\,")
-}
-
-impl Mounted {
-    /// Whether it still runs, so that its number is no other process's.
-    fn runs(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
-    /// With all that it has started and that is not in a group of its own.
-    fn kill(&mut self) {
-        if self.runs() {
-            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
-        }
-    }
-
-    /// The number of its connection, if it is a FUSE mount, and not one that only shows the file
-    /// system of the source, which is not ours to end.
-    fn connection(&self) -> Option<u32> {
-        let mounts = mountinfo::read().unwrap_or_default();
-        let ours = mounts.iter().find(|mount| mount.mountpoint == self.point)?;
-        (ours.device != self.device)
-            .then(|| connection(ours))
-            .flatten()
-    }
-
-    fn ends_within(&mut self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        while self.runs() {
-            if Instant::now() > deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let (pid, runs) = (Pid::from_child(&self.child), self.runs());
-        let patience = if self.stop.asked() { HURRY } else { PATIENCE };
-        match (&self.kind, self.up) {
-            _ if self.hung => self.kill(),
-            (Kind::Corfs(_), _) if runs => {
-                // It unmounts by itself, lazily if it must.
-                let _ = kill_process(pid, Signal::TERM);
-            }
-            (_, true) => within(patience, Chore::Unmount(self.point.clone())),
-            (_, false) if runs => {
-                // Nothing else tells it that it is not waited for any more.
-                let _ = kill_process_group(pid, Signal::TERM);
-            }
-            (_, false) => {}
-        }
-        if !self.ends_within(patience) {
-            self.kill();
-            self.ends_within(HURRY);
-        }
-        // What was killed has unmounted nothing, and a daemon in the background may still hang.
-        if matches!(has_mounts(&self.point), Ok(true)) {
-            let point = self.point.clone();
-            within(
-                HURRY,
-                match self.connection() {
-                    Some(connection) => Chore::End { point, connection },
-                    None => Chore::Unmount(point),
-                },
-            );
-        }
-    }
-}
-
-/// Has it done by a process that is not waited for longer than that.
-fn within(patience: Duration, chore: Chore) {
-    // That somebody wants us to stop is why it is done.
-    let wait = Wait::within(patience, &Stop::default());
-    let _ = child::ask(&Probe::Chore(chore), &wait);
-}
-
-/// Has the kernel answer, with errors, in the place of a FUSE daemon that does not, and unmounts.
-pub(super) fn end(point: &Path, connection: u32) {
-    let name = format!("/sys/fs/fuse/connections/{connection}/abort");
-    let file = fs::OpenOptions::new().write(true).open(name);
-    let told = file.and_then(|mut file| file.write_all(b"1"));
-    // Where that file system is not mounted root has another way.
-    let forced = UnmountFlags::FORCE | UnmountFlags::DETACH;
-    if told.is_err() && rustix::mount::unmount(point, forced).is_ok() {
-        return;
-    }
-    unmount(point);
-}
-
-/// Unmounts, lazily, as root or by the setuid helper.
-pub(super) fn unmount(point: &Path) {
-    if rustix::mount::unmount(point, UnmountFlags::empty()).is_ok()
-        || rustix::mount::unmount(point, UnmountFlags::DETACH).is_ok()
-    {
-        return;
-    }
-    let _ = Command::new("fusermount3")
-        .args(["-uzq", "--"])
-        .arg(point)
-        .status();
-}
-
-/// Every file at or below a path.
-pub(super) fn below(path: &Path, with: &mut dyn FnMut(&Path)) {
-    let Ok(stat) = fs::symlink_metadata(path) else {
-        return;
-    };
-    if !stat.is_dir() {
-        return with(path);
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        below(&entry.path(), with);
-    }
-}
-
-/// The bytes of all files at and below a path.
-fn size(path: &Path) -> u64 {
-    let mut bytes = 0;
-    below(path, &mut |path| {
-        bytes += fs::symlink_metadata(path).map_or(0, |stat| stat.len());
-    });
-    bytes
-}
-
-/// Reads a file, so that its pages are in the page cache, until somebody wants us to stop; returns
-/// how many bytes it has read.
-pub(super) fn warm(path: &Path, stop: &Stop) -> io::Result<u64> {
-    let file = fs::File::open(path)?;
-    let mut all = 0;
-    while !stop.asked() {
-        match io::copy(&mut (&file).take(MIB as u64), &mut io::sink())? {
-            0 => break,
-            read => all += read,
-        }
-    }
-    Ok(all)
-}
-
-/// Has the kernel drop what it caches of one file, as far as nobody maps it or has written to it.
-pub(super) fn drop_pages(path: &Path) {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    if let Ok(file) = rustix::fs::openat(CWD, path, flags, Mode::empty()) {
-        let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
-    }
-}
-
-/// Has the file system of a directory write out what is dirty.
-pub(super) fn write_out(directory: &Path) {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    if let Ok(directory) = rustix::fs::openat(CWD, directory, flags, Mode::empty()) {
-        let _ = rustix::fs::syncfs(&directory);
-    }
-}
-
-/// Has the kernel drop all caches; whether it may be asked to.
-pub(super) fn drop_caches() -> bool {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
-}
-
-/// Takes as much memory as a run will need, and gives it back: a virtual machine returns idle
-/// memory to its host, and whoever comes first would fetch it again. Ends early when somebody wants
-/// us to stop; returns how many bytes it took.
-pub(super) fn ready_memory(bytes: u64, stop: &Stop) -> usize {
-    let bytes = bytes.min(super::machine::meminfo("MemAvailable") / 2);
-    let mut memory = vec![0u8; bytes as usize];
-    let mut taken = 0;
-    for block in memory.chunks_mut(MIB).take_while(|_| !stop.asked()) {
-        for page in block.chunks_mut(4096) {
-            page[0] = 1;
-        }
-        taken += block.len();
-    }
-    std::hint::black_box(&memory);
-    taken
 }
 
 #[cfg(test)]
@@ -795,49 +496,6 @@ mod tests {
         assert_eq!(passed(""), (0.0, "unknown".into()));
     }
 
-    #[test]
-    fn only_a_mount_without_a_disk_names_its_connection() {
-        let of = |kind: &str, device| {
-            connection(&Mount {
-                id: 1,
-                device,
-                root: "/".into(),
-                mountpoint: "/mnt".into(),
-                kind: kind.into(),
-                source: "x".into(),
-                options: "".into(),
-            })
-        };
-        assert_eq!(of("fuse", (0, 57)), Some(57));
-        assert_eq!(of("fuse.bindfs", (0, 57)), Some(57));
-        assert_eq!(of("fuseblk", (8, 1)), None);
-        assert_eq!(of("fuse", (8, 1)), None);
-        assert_eq!(of("fusectl", (0, 31)), None);
-    }
-
-    #[test]
-    fn a_name_that_no_run_can_hold_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"odd\xff"));
-        fs::create_dir(&odd).unwrap();
-        let refused = Stage::new(&odd).unwrap_err().0;
-        assert!(refused.contains("not UTF-8"), "{refused}");
-        assert_eq!(fs::read_dir(&odd).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn who_wants_us_to_stop_waits_neither_for_files_nor_for_memory() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
-        fs::write(&file, vec![1; 2 * MIB + 1]).unwrap();
-        let stop = Stop::default();
-        assert_eq!(warm(&file, &stop).unwrap(), 2 * MIB as u64 + 1);
-        assert_eq!(ready_memory(2 * MIB as u64 + 1, &stop), 2 * MIB + 1);
-        stop.ask();
-        assert_eq!(warm(&file, &stop).unwrap(), 0);
-        assert_eq!(ready_memory(2 * MIB as u64 + 1, &stop), 0);
-    }
-
     /// Though the work was killed and does not end: it may wait for the disk.
     #[test]
     fn a_mount_is_not_left_out_for_who_was_stopped() {
@@ -865,17 +523,5 @@ mod tests {
         place.doubt(&Trouble::Stuck("stopped".into(), work));
         place.is_there().unwrap();
         assert!(place.mounted.is_some());
-    }
-
-    #[test]
-    fn a_stage_goes_with_what_is_in_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let stage = Stage::new(folder.path()).unwrap();
-        let second = Stage::new(folder.path()).unwrap();
-        assert_ne!(stage.source(), second.source());
-        fs::write(stage.source().join("file"), "x").unwrap();
-        drop((stage, second));
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        assert!(Stage::new(Path::new("/nonexistent")).is_err());
     }
 }

@@ -5,6 +5,7 @@ mod metrics;
 pub mod names;
 mod op;
 pub mod oplog;
+mod series;
 pub mod text;
 
 pub use metrics::Metrics;

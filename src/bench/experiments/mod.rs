@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 
 use super::live::{State, Task};
 use super::outcome::{About, Series, Sweep, Unit};
-use super::place::{Kind, Place, Subject};
+use super::place::Place;
 use super::probe::Probe;
 use super::progress::Stop;
+use super::stage::{Kind, Subject};
 use super::{Experiment, Failure, Measure};
 
 /// How the name of a work begins that finds caches cold, where the same is done with warm ones too.

@@ -3,8 +3,8 @@
 use super::{Entry, Planner, shown};
 use crate::bench::live::State;
 use crate::bench::outcome::{Sweep, Unit};
-use crate::bench::place::{Kind, Subject};
 use crate::bench::probe::{Pattern, Probe};
+use crate::bench::stage::{Kind, Subject};
 use crate::bench::{Failure, Measure};
 
 const PAGE: u64 = 4096;

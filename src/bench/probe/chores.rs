@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::place::{below, drop_caches, drop_pages, end, unmount, warm};
+use crate::bench::mounted::{end, unmount};
+use crate::bench::pages::{below, drop_caches, drop_pages, warm};
 use crate::bench::progress::Stop;
 
 /// One of them.

@@ -11,6 +11,7 @@ mod job;
 mod links;
 mod nursery;
 mod pool;
+mod put;
 mod times;
 mod unsynced;
 mod walk;
