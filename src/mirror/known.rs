@@ -12,6 +12,8 @@ use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::inode::{Inode, NodeId};
 
 /// How many shards; with a million inodes one has some four thousand.
@@ -47,7 +49,7 @@ impl Eq for ById {}
 /// All inodes by id.
 #[derive(Debug)]
 pub(super) struct Known {
-    shards: Box<[HashSet<ById>]>,
+    shards: Box<[HashSet<ById, RandomState>]>,
     count: usize,
     /// The shard to be walked next.
     hand: usize,
@@ -56,7 +58,7 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new() -> Self {
         Self {
-            shards: (0..SHARDS).map(|_| HashSet::new()).collect(),
+            shards: (0..SHARDS).map(|_| HashSet::default()).collect(),
             count: 0,
             hand: 0,
         }

@@ -38,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::StatVfs;
 
@@ -85,8 +86,8 @@ pub struct Mirror {
     metrics: Arc<Metrics>,
     windows: Arc<WindowCache>,
     proc: ProcFd,
-    files: RwLock<HashMap<u64, Arc<file::OpenFile>>>,
-    dirs: RwLock<HashMap<u64, Arc<dir::OpenDir>>>,
+    files: RwLock<HashMap<u64, Arc<file::OpenFile>, RandomState>>,
+    dirs: RwLock<HashMap<u64, Arc<dir::OpenDir>, RandomState>>,
     next_handle: AtomicU64,
     /// Inodes forgotten by the time of the last tick, and of the last trim.
     forgotten_at_tick: AtomicU64,

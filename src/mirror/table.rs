@@ -16,6 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use foldhash::fast::RandomState;
 use parking_lot::{Condvar, Mutex, RwLock};
 use rustix::fs::{AtFlags, FileType, Stat, Statx, StatxFlags};
 
@@ -69,7 +70,7 @@ pub struct InodeTable {
 pub(super) struct State {
     pub(super) known: Known,
     /// The inodes whose id does not follow from their key.
-    aliases: HashMap<Key, Arc<Inode>>,
+    aliases: HashMap<Key, Arc<Inode>, RandomState>,
     /// The mounts inside the source, by device and mount: their numbers, from 1.
     pub(super) sites: HashMap<(u64, u64), u32>,
     /// Who prunes waits for the table to hold more than so many.
@@ -134,7 +135,7 @@ impl InodeTable {
         Ok(Self {
             state: Mutex::new(State {
                 known,
-                aliases: HashMap::from([(key, root.clone())]),
+                aliases: HashMap::from_iter([(key, root.clone())]),
                 sites: HashMap::new(),
                 wake_above: usize::MAX,
                 ending: false,
