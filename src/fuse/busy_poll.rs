@@ -32,8 +32,9 @@ use crate::observe::Op;
 const FAST: u64 = 4;
 /// A pause counts as at most so many windows: after one, requests need not prove themselves anew.
 const LONGEST_PAUSE: u64 = 4 * FAST;
-/// While waiting awake was in vain lately, it is tried again after so many requests.
-const TRY_AFTER: u64 = 8;
+/// While waiting awake is not worth it, one looks after so many requests whether it would be: to look
+/// is a system call, and takes a lock that all loops want. No client's requests go round in sevens.
+const TRY_AFTER: u64 = 7;
 /// It is worth it while so many of a thousand times there was a request.
 const CAUGHT: u64 = 500;
 /// Requests that take longer than this many nanoseconds, on the mean, are for all loops.
@@ -196,12 +197,14 @@ impl BusyPoll {
 
     /// It is worth a try.
     fn may_be_worth_it(&self) -> bool {
-        self.pause.get() < FAST * self.window
-            && self.is_work_for_one()
-            && self
-                .untried
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(TRY_AFTER)
+        self.pause.get() < FAST * self.window && self.is_work_for_one()
+    }
+
+    /// It is time to look whether it may be.
+    fn is_due(&self) -> bool {
+        self.untried
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(TRY_AFTER)
     }
 
     /// A loop is done with the request that came at `began`. It returns when that loop is to read.
@@ -244,6 +247,10 @@ impl BusyPoll {
     }
 
     fn wait(&self, device: &OwnedFd, now: u64, awaited: bool) {
+        let me = self.me();
+        if !self.is_worth_it() && !self.is_due() {
+            return self.step_down(me);
+        }
         let more = is_ready(device);
         if beside::has_given_way() {
             if more {
@@ -254,7 +261,6 @@ impl BusyPoll {
             // What nobody waits for is followed by the next at once.
             self.backlog.add(if more { 1000 } else { 0 });
         }
-        let me = self.me();
         if !self.is_worth_it() {
             if !more && self.may_be_worth_it() && self.lead(me) {
                 self.look_out(device, now + self.window);
@@ -294,6 +300,9 @@ impl BusyPoll {
     }
 
     fn step_down(&self, me: u64) {
+        if self.leader.load(Ordering::Relaxed) != me {
+            return;
+        }
         let order = Ordering::AcqRel;
         // If another leads, it goes on.
         let _ = self
@@ -496,6 +505,23 @@ mod tests {
             serve(&busy_poll);
         }
         assert_eq!(busy_poll.caught.get(), before);
+    }
+
+    /// Also where every second request is one that nobody waits for, and others than those are not
+    /// looked at.
+    #[test]
+    fn after_a_crowd_has_gone_it_is_soon_tried_for_the_last() {
+        for pattern in [&[true][..], &[true, false]] {
+            let (busy_poll, _requests) = stand(1, false);
+            busy_poll.backlog.0.store(1000, Ordering::Relaxed);
+            let tried = pattern.iter().cycle().take(100).position(|awaited| {
+                busy_poll.pause.0.store(0, Ordering::Relaxed);
+                busy_poll.caught.0.store(400, Ordering::Relaxed);
+                busy_poll.went(busy_poll.came(*awaited), *awaited);
+                busy_poll.caught.get() != 400
+            });
+            assert!(tried.is_some_and(|requests| requests > 10), "{tried:?}");
+        }
     }
 
     #[test]
