@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, FileType, OFlags, RawDir, SeekFrom};
 use super::Mirror;
 use super::attr::Attr;
 use super::file::keep_cache;
-use super::inode::{Inode, Key, NodeId};
+use super::inode::{Inode, Key, NodeId, Version};
 use super::remember::{LISTING, version_of};
 use crate::cache::Named;
 use crate::sys::{Errno, Fail, OrFail, Result};
@@ -178,19 +178,19 @@ impl Mirror {
         }
         // Before the stream is read: what is read later is not older than what is remembered.
         let cache = self.keeps_listings(id);
-        let keep_cache = cache && self.is_as_listed(&inode)?;
-        if keep_cache && self.memory.is_none() {
+        if cache && self.opens_later(&inode) {
             inode.opens.fetch_add(1, Ordering::Relaxed);
             let origin = Origin::SourceLater(flags, OnceLock::new());
             let handle = self.enter_dir(inode, origin, None);
             return Ok(OpenedDir {
                 handle,
                 cache,
-                keep_cache,
+                keep_cache: true,
             });
         }
         let fd = Arc::new(self.reopen(&inode, flags, flags - OFlags::NOATIME)?);
         self.table.lend(&inode, &fd);
+        let keep_cache = cache && keep_cache(&inode, &rustix::fs::fstat(&fd).or_fail("fstat")?);
         let version = self.version_to_remember(&inode, &fd);
         let handle = self.enter_dir(inode, Origin::Source(fd), version);
         Ok(OpenedDir {
@@ -200,11 +200,14 @@ impl Mirror {
         })
     }
 
-    /// Whether a directory is as it was when the kernel last could begin to keep its listing. Who may
-    /// not read it any more has been told by a change of it.
-    fn is_as_listed(&self, inode: &Inode) -> Result<bool> {
-        let stat = rustix::fs::fstat(&*self.table.fd(inode)?).or_fail("fstat")?;
-        Ok(keep_cache(inode, &stat))
+    /// Whether the kernel has the listing, and nobody can be refused later what he was allowed now: an
+    /// ordinary user's own open is what tells whether he may read it, and keeps that right. Names that
+    /// are to be remembered are read again.
+    fn opens_later(&self, inode: &Inode) -> bool {
+        let stat = || rustix::fs::fstat(&*self.table.fd(inode).ok()?).ok();
+        self.privileged
+            && self.memory.is_none()
+            && stat().is_some_and(|stat| inode.has_cached(Version::of(&stat).digest()))
     }
 
     /// What is open in the source, from now on.

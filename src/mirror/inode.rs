@@ -365,6 +365,13 @@ impl Inode {
         parked && !state.is_lent()
     }
 
+    /// Whether the kernel's cached pages are of that version.
+    pub(super) fn has_cached(&self, version: Digest) -> bool {
+        let state = self.state.lock();
+        let opened = state.opened.as_ref();
+        opened.is_some_and(|opened| opened.cached == Some(version))
+    }
+
     /// Remembers what the kernel's cached pages are of; returns what they were of.
     pub(super) fn now_caches(&self, version: Option<Digest>) -> Option<Digest> {
         let mut state = self.state.lock();

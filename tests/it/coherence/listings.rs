@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::support::{Need, Scratch, USER, require, set_owner};
@@ -99,20 +101,49 @@ fn one_that_was_opened_with_its_listing_kept_is_read_and_synced_as_any_other() {
     comes_true("removed behind", PATIENCE, || !on.exists());
 }
 
+/// A mount of an ordinary user's, who owns its folders.
+fn of_user(source: &Scratch) -> Mount {
+    for path in [source.path(), &source.path().join("dir")] {
+        set_owner(path, USER, USER);
+    }
+    let mount = Way::Inotify.mount(source.path()).as_user(USER, USER);
+    mount.opt("allow_other").start()
+}
+
+#[test]
+fn one_that_the_mounts_owner_may_not_read_any_more_is_refused_each_time() {
+    if !require(&[Need::UserFuse, Need::Root]) {
+        return;
+    }
+    let source = source();
+    let mount = of_user(&source);
+    let (behind, on) = (source.path().join("dir"), mount.path().join("dir"));
+    settled(&behind);
+    let before = names(&on);
+    assert_eq!(names(&on), before);
+    let opened = fs::File::open(&on).expect("open the directory");
+    fs::set_permissions(&behind, fs::Permissions::from_mode(0o300)).expect("chmod");
+    let refused = || fs::read_dir(&on).is_err_and(|e| e.kind() == ErrorKind::PermissionDenied);
+    comes_true("it is refused", PATIENCE, refused);
+    std::thread::sleep(Duration::from_secs(3));
+    for _ in 0..3 {
+        assert!(refused());
+    }
+    // Who has it open keeps that.
+    opened.sync_all().expect("fsync");
+    fs::set_permissions(&behind, fs::Permissions::from_mode(0o700)).expect("chmod");
+    comes_true("it is shown again", PATIENCE, || {
+        fs::read_dir(&on).is_ok() && names(&on) == before
+    });
+}
+
 #[test]
 fn so_is_one_that_inotify_watches() {
     if !require(&[Need::UserFuse, Need::Root]) {
         return;
     }
     let source = source();
-    for path in [source.path(), &source.path().join("dir")] {
-        set_owner(path, USER, USER);
-    }
-    let mount = Way::Inotify
-        .mount(source.path())
-        .as_user(USER, USER)
-        .opt("allow_other")
-        .start();
+    let mount = of_user(&source);
     assert_eq!(watched_by(&mount), "inotify");
     kept_and_never_stale(Way::Inotify, source.path(), &mount);
 }
