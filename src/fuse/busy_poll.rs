@@ -32,15 +32,19 @@ use crate::observe::Op;
 const FAST: u64 = 4;
 /// A pause counts as at most so many windows: after one, requests need not prove themselves anew.
 const LONGEST_PAUSE: u64 = 4 * FAST;
-/// While waiting awake is not worth it, one looks after so many requests whether it would be: to look
-/// is a system call, and takes a lock that all loops want. No client's requests go round in sevens.
-const TRY_AFTER: u64 = 7;
+/// While waiting awake was in vain lately, it is tried again after so many requests.
+const TRY_AFTER: u64 = 8;
 /// It is worth it while so many of a thousand times there was a request.
 const CAUGHT: u64 = 500;
 /// Requests that take longer than this many nanoseconds, on the mean, are for all loops.
 const EASY: u64 = 500_000;
 /// So many of a thousand requests may have waited when a loop was done with the last.
 const BACKLOG: u64 = 500;
+/// Where so many have waited, only after so many requests does one look whether it is still so: to look
+/// is a system call, and takes a lock that all loops want. After bursts, as of forgotten inodes, one is
+/// to see soon that they have passed.
+const CROWD: u64 = 750;
+const LOOK_AFTER: u64 = 4;
 /// So many of a thousand requests may be such that nobody waits for, for the loop to go to its client's
 /// processor. The client goes on while they are served, on another processor; on one they wait until
 /// it sleeps, and it then waits for them too. Of opendir and releasedir by turns (find(1)) half are.
@@ -108,6 +112,8 @@ pub(super) struct BusyPoll {
     caught: Mean,
     /// Requests since it was last tried.
     untried: AtomicU64,
+    /// After how many requests one looks whether a crowd has gone.
+    look_in: AtomicU64,
     /// The last request to forget that was counted.
     forgetting: AtomicU64,
     /// On which processor the one who leads does.
@@ -134,6 +140,7 @@ impl BusyPoll {
             unawaited: Mean::new(0),
             caught: Mean::new(0),
             untried: AtomicU64::new(0),
+            look_in: AtomicU64::new(0),
             forgetting: AtomicU64::new(0),
             beside: Beside::new(window > 0 && loops > 1 && beside::is_possible()),
         }
@@ -197,14 +204,29 @@ impl BusyPoll {
 
     /// It is worth a try.
     fn may_be_worth_it(&self) -> bool {
-        self.pause.get() < FAST * self.window && self.is_work_for_one()
+        self.pause.get() < FAST * self.window
+            && self.is_work_for_one()
+            && self
+                .untried
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(TRY_AFTER)
     }
 
-    /// It is time to look whether it may be.
-    fn is_due(&self) -> bool {
-        self.untried
-            .fetch_add(1, Ordering::Relaxed)
-            .is_multiple_of(TRY_AFTER)
+    /// In a crowd it is not yet time to look whether it has gone. What nobody waits for does not tell,
+    /// and all of a client's fourth requests may be such.
+    fn is_left(&self, awaited: bool) -> bool {
+        if self.backlog.get() < CROWD {
+            return false;
+        }
+        let left = self.look_in.load(Ordering::Relaxed);
+        let due = left == 0 && awaited;
+        let next = if due {
+            LOOK_AFTER - 1
+        } else {
+            left.saturating_sub(1)
+        };
+        self.look_in.store(next, Ordering::Relaxed);
+        !due
     }
 
     /// A loop is done with the request that came at `began`. It returns when that loop is to read.
@@ -248,7 +270,7 @@ impl BusyPoll {
 
     fn wait(&self, device: &OwnedFd, now: u64, awaited: bool) {
         let me = self.me();
-        if !self.is_worth_it() && !self.is_due() {
+        if self.is_left(awaited) {
             return self.step_down(me);
         }
         let more = is_ready(device);
@@ -511,7 +533,7 @@ mod tests {
     /// looked at.
     #[test]
     fn after_a_crowd_has_gone_it_is_soon_tried_for_the_last() {
-        for pattern in [&[true][..], &[true, false]] {
+        for pattern in [&[true][..], &[true, false], &[false, true]] {
             let (busy_poll, _requests) = stand(1, false);
             busy_poll.backlog.0.store(1000, Ordering::Relaxed);
             let tried = pattern.iter().cycle().take(100).position(|awaited| {

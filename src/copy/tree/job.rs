@@ -18,7 +18,7 @@ use super::unsynced::Unsynced;
 use super::{Names, times};
 use crate::copy::engine::small::{self, Small};
 use crate::copy::engine::{self, Order, Prepared};
-use crate::copy::leftovers::{self};
+use crate::copy::leftovers;
 use crate::copy::resolve::{Newcomer, Source, Target, file_type, same_file};
 use crate::copy::{attributes, options::Backup};
 use crate::sys::{Errno, Fail, OrFail, Result};
