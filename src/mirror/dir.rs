@@ -207,7 +207,9 @@ impl Mirror {
         let stat = || rustix::fs::fstat(&*self.table.fd(inode).ok()?).ok();
         self.privileged
             && self.memory.is_none()
-            && stat().is_some_and(|stat| inode.has_cached(Version::of(&stat).digest()))
+            && inode.cached().is_some_and(|cached| {
+                stat().is_some_and(|stat| Version::of(&stat).digest() == cached)
+            })
     }
 
     /// What is open in the source, from now on.

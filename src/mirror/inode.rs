@@ -365,11 +365,10 @@ impl Inode {
         parked && !state.is_lent()
     }
 
-    /// Whether the kernel's cached pages are of that version.
-    pub(super) fn has_cached(&self, version: Digest) -> bool {
+    /// What the kernel's cached pages are of, if it may have any.
+    pub(super) fn cached(&self) -> Option<Digest> {
         let state = self.state.lock();
-        let opened = state.opened.as_ref();
-        opened.is_some_and(|opened| opened.cached == Some(version))
+        state.opened.as_ref()?.cached
     }
 
     /// Remembers what the kernel's cached pages are of; returns what they were of.
